@@ -1,0 +1,348 @@
+//! The set of operations a model is made of, on buffers that the backend owns.
+//!
+//! Invariant: the CPU backend defines what every operation means; another backend is right when it agrees with
+//! it within the bound its storage type allows.
+//!
+//! An operation checks its shapes, enqueues its work and returns; only `read_*` waits. Names that end in
+//! `_backward` take the gradient of the output and produce the gradients of the inputs. What is written is said by
+//! the memory contract in each doc comment: `=` overwrites, `+=` accumulates.
+//!
+//! Every row of an output depends only on its own inputs, in an order of additions that does not depend on how
+//! many other rows the step holds: a request's text is the same whatever the batch.
+
+use std::fmt::Debug;
+
+use crate::dims::{Documents, HeadDims, SequenceSpan};
+use crate::error::Result;
+use crate::weight::HostWeight;
+
+/// Gate activation of the feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateActivation {
+    /// `x * sigmoid(x)`: Llama, Mistral, Qwen.
+    Silu,
+    /// The tanh approximation of GELU: Gemma.
+    GeluTanh,
+}
+
+/// How a row is normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNormSpec {
+    /// Width of a row: `C`, or `D` for per-head norms.
+    pub width: usize,
+    /// Added to the mean square before the root.
+    pub epsilon: f32,
+    /// 1 where the stored weight means `1 + w` (Gemma), else 0.
+    pub weight_offset: f32,
+}
+
+/// How attention scores are made and which keys a query may see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Heads.
+    pub heads: HeadDims,
+    /// Factor on `q·k`, usually `1/sqrt(D)`.
+    pub scale: f32,
+    /// A query at position `t` sees keys in `(t - window, t]`; `None` sees `[0, t]`.
+    pub window: Option<usize>,
+}
+
+/// Dropout on a LoRA input: element `i` of the input is kept iff its counter-based random number says so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping, in `[0, 1)`; what is kept is scaled by `1 / (1 - rate)`.
+    pub rate: f32,
+    /// Key of the random stream: distinct for each (run seed, optimizer step, micro-batch, layer, linear).
+    pub key: u64,
+}
+
+/// One LoRA pair inside the flat parameter buffer: `A [R, K]` at `a_offset`, `B [N, R]` at `b_offset`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraSlot {
+    /// First element of `A`.
+    pub a_offset: usize,
+    /// First element of `B`.
+    pub b_offset: usize,
+    /// Rank `R`.
+    pub rank: usize,
+    /// Input features `K`.
+    pub n_in: usize,
+    /// Output features `N`.
+    pub n_out: usize,
+    /// `alpha / R`.
+    pub scale: f32,
+}
+
+/// AdamW's settings for one step (Loshchilov & Hutter 2019, as `torch.optim.AdamW`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamwSpec {
+    /// Learning rate of this step.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Number of this step, from 1: bias correction.
+    pub step: u32,
+    /// Factor on the gradients before use: clipping and averaging in one.
+    pub gradient_scale: f32,
+}
+
+/// What a label of the cross-entropy means when no loss is taken at that row.
+pub const NO_LABEL: u32 = u32::MAX;
+
+/// The operations.
+pub trait Backend: Debug + Send + Sync + Sized + 'static {
+    /// Activations in the backend's storage type: f32 on the CPU, bf16 on CUDA.
+    type Act: Debug + Send + Sync;
+    /// 32-bit floats: adapters, gradients, optimizer state, norms' weights, losses, row statistics, logits.
+    type F32: Debug + Send + Sync;
+    /// 32-bit unsigned integers: token ids, positions, labels.
+    type U32: Debug + Send + Sync;
+    /// A frozen matrix `[N, K]` in whatever packed form the backend reads fastest.
+    type Weight: Debug + Send + Sync;
+    /// One layer's paged keys and values.
+    type KvCache: Debug + Send + Sync;
+
+    // ---- memory ----
+
+    /// `len` zeros.
+    fn alloc_act(&self, len: usize) -> Result<Self::Act>;
+    /// `len` zeros.
+    fn alloc_f32(&self, len: usize) -> Result<Self::F32>;
+    /// A copy of `values`.
+    fn upload_f32(&self, values: &[f32]) -> Result<Self::F32>;
+    /// A copy of `values`.
+    fn upload_u32(&self, values: &[u32]) -> Result<Self::U32>;
+    /// Overwrites `target[offset..offset + values.len()]`.
+    fn write_f32(&self, target: &mut Self::F32, offset: usize, values: &[f32]) -> Result<()>;
+    /// `target[..] = 0`.
+    fn zero_f32(&self, target: &mut Self::F32) -> Result<()>;
+    /// `target[..len] = source[..len]`.
+    fn copy_act(&self, target: &mut Self::Act, source: &Self::Act, len: usize) -> Result<()>;
+    /// Waits, then copies `source[offset..offset + out.len()]`.
+    fn read_f32(&self, source: &Self::F32, offset: usize, out: &mut [f32]) -> Result<()>;
+    /// Waits, then converts `source[offset..offset + out.len()]`.
+    fn read_act(&self, source: &Self::Act, offset: usize, out: &mut [f32]) -> Result<()>;
+    /// Takes a host matrix into the backend's own form. NF4 stays NF4; other formats keep the file's own values.
+    fn load_weight(&self, weight: HostWeight) -> Result<Self::Weight>;
+    /// A cache of `n_pages` pages of `page_len` tokens each for one layer.
+    fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<Self::KvCache>;
+
+    // ---- embedding ----
+
+    /// `out [M, C] = scale * table[ids]` with `table [V, C]`.
+    fn embed(&self, out: &mut Self::Act, ids: &Self::U32, table: &Self::Weight, scale: f32, m: usize)
+    -> Result<()>;
+
+    // ---- norm ----
+
+    /// `out [M, W] = x * rstd * (weight + weight_offset)`, `rstd [M] = 1/sqrt(mean(x²) + epsilon)`.
+    fn rms_norm(
+        &self,
+        out: &mut Self::Act,
+        rstd: &mut Self::F32,
+        x: &Self::Act,
+        weight: &Self::F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()>;
+
+    /// `dx [M, W] += ` the gradient through [`Backend::rms_norm`]; the weight is frozen and gets none.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Self::Act,
+        dy: &Self::Act,
+        x: &Self::Act,
+        rstd: &Self::F32,
+        weight: &Self::F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()>;
+
+    // ---- rotary embedding ----
+
+    /// Rotates `x [M, heads, D]` in place by `positions [M]`, pairing element `i` with `i + D/2`.
+    /// `frequencies [D/2]` are radians per position, any scaling already in them.
+    fn rope(
+        &self,
+        x: &mut Self::Act,
+        positions: &Self::U32,
+        frequencies: &Self::F32,
+        n_heads: usize,
+        head_dim: usize,
+        m: usize,
+    ) -> Result<()>;
+
+    /// Rotates back, in place: the gradient of [`Backend::rope`].
+    fn rope_backward(
+        &self,
+        dx: &mut Self::Act,
+        positions: &Self::U32,
+        frequencies: &Self::F32,
+        n_heads: usize,
+        head_dim: usize,
+        m: usize,
+    ) -> Result<()>;
+
+    // ---- matrix products ----
+
+    /// `y [M, N] = x [M, K] · Wᵀ`.
+    fn matmul(&self, y: &mut Self::Act, x: &Self::Act, weight: &Self::Weight, m: usize) -> Result<()>;
+
+    /// `dx [M, K] += dy [M, N] · W`.
+    fn matmul_backward(&self, dx: &mut Self::Act, dy: &Self::Act, weight: &Self::Weight, m: usize) -> Result<()>;
+
+    /// `logits [M, V] = x [M, C] · headᵀ`, always in f32.
+    fn logits(&self, logits: &mut Self::F32, x: &Self::Act, head: &Self::Weight, m: usize) -> Result<()>;
+
+    /// `y [M, N] += bias [N]` in every row.
+    fn add_bias(&self, y: &mut Self::Act, bias: &Self::F32, n: usize, m: usize) -> Result<()>;
+
+    /// `h [M, R] = drop(x) · Aᵀ`, then `y [M, N] += scale * h · Bᵀ`. `params` is the flat adapter buffer.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn lora(
+        &self,
+        y: &mut Self::Act,
+        h: &mut Self::F32,
+        x: &Self::Act,
+        params: &Self::F32,
+        slot: LoraSlot,
+        dropout: Option<Dropout>,
+        m: usize,
+    ) -> Result<()>;
+
+    /// With `dh = scale * dy · B`: `dB += scale * dyᵀ · h`, `dA += dhᵀ · drop(x)` inside the flat `grads`,
+    /// and `dx += drop'(dh · A)` unless `dx` is `None`.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn lora_backward(
+        &self,
+        dx: Option<&mut Self::Act>,
+        grads: &mut Self::F32,
+        dy: &Self::Act,
+        x: &Self::Act,
+        h: &Self::F32,
+        params: &Self::F32,
+        slot: LoraSlot,
+        dropout: Option<Dropout>,
+        m: usize,
+    ) -> Result<()>;
+
+    // ---- attention ----
+
+    /// Causal grouped-query attention within each document: `out [M, H, D] = softmax(scale q·k) v`.
+    /// `lse [M, H]` keeps each row's log-sum-exp for the backward.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn attention(
+        &self,
+        out: &mut Self::Act,
+        lse: &mut Self::F32,
+        q: &Self::Act,
+        k: &Self::Act,
+        v: &Self::Act,
+        documents: &Documents,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+
+    /// `dq [M, H, D] =`, `dk [M, KV, D] =`, `dv [M, KV, D] =` the gradients of [`Backend::attention`].
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn attention_backward(
+        &self,
+        dq: &mut Self::Act,
+        dk: &mut Self::Act,
+        dv: &mut Self::Act,
+        dout: &Self::Act,
+        out: &Self::Act,
+        lse: &Self::F32,
+        q: &Self::Act,
+        k: &Self::Act,
+        v: &Self::Act,
+        documents: &Documents,
+        spec: AttentionSpec,
+    ) -> Result<()>;
+
+    /// Stores the step's `k, v [M, KV, D]` at each sequence's last `n_rows` positions.
+    fn write_kv(
+        &self,
+        cache: &mut Self::KvCache,
+        k: &Self::Act,
+        v: &Self::Act,
+        sequences: &[SequenceSpan],
+    ) -> Result<()>;
+
+    /// Attention of the step's `q [M, H, D]` over the cache: row `j` of a sequence sees its first
+    /// `n_context - n_rows + j + 1` tokens (fewer with a window).
+    fn attention_paged(
+        &self,
+        out: &mut Self::Act,
+        q: &Self::Act,
+        cache: &Self::KvCache,
+        sequences: &[SequenceSpan],
+        spec: AttentionSpec,
+    ) -> Result<()>;
+
+    // ---- feed-forward ----
+
+    /// `out [M, F] = activation(gate) * up`.
+    fn gated(
+        &self,
+        out: &mut Self::Act,
+        gate: &Self::Act,
+        up: &Self::Act,
+        activation: GateActivation,
+        len: usize,
+    ) -> Result<()>;
+
+    /// `dgate =`, `dup =` the gradients of [`Backend::gated`].
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn gated_backward(
+        &self,
+        dgate: &mut Self::Act,
+        dup: &mut Self::Act,
+        dout: &Self::Act,
+        gate: &Self::Act,
+        up: &Self::Act,
+        activation: GateActivation,
+        len: usize,
+    ) -> Result<()>;
+
+    /// `y[..len] += x[..len]`: the residual stream.
+    fn add(&self, y: &mut Self::Act, x: &Self::Act, len: usize) -> Result<()>;
+
+    // ---- loss ----
+
+    /// Chunked linear cross-entropy: `losses [M] = -log softmax(x · headᵀ)[labels]`, 0 where the label is
+    /// [`NO_LABEL`]; with `dx`, also `dx [M, C] = loss_scale * d(sum of losses)/dx`. Never holds all logits.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn cross_entropy(
+        &self,
+        losses: &mut Self::F32,
+        dx: Option<&mut Self::Act>,
+        x: &Self::Act,
+        head: &Self::Weight,
+        labels: &Self::U32,
+        loss_scale: f32,
+        m: usize,
+    ) -> Result<()>;
+
+    // ---- optimizer ----
+
+    /// Sum of squares of `values[..len]`, in a fixed order. Waits.
+    fn sum_squares(&self, values: &Self::F32, len: usize) -> Result<f64>;
+
+    /// One AdamW step on the flat buffers `[len]`.
+    fn adamw(
+        &self,
+        params: &mut Self::F32,
+        grads: &Self::F32,
+        first_moment: &mut Self::F32,
+        second_moment: &mut Self::F32,
+        spec: AdamwSpec,
+        len: usize,
+    ) -> Result<()>;
+}

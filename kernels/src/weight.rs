@@ -1,0 +1,121 @@
+//! A frozen matrix as it comes from a model file, before a backend takes it in.
+//!
+//! Invariant: `data` holds exactly `n * k` elements in `format`, checked when the value is made.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::nf4::Nf4Matrix;
+
+/// How a row's elements are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// 4 bytes an element.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// GGUF blocks of 32: f16 scale, 32 i8.
+    Q8_0,
+    /// GGUF blocks of 32: f16 scale, 16 bytes of nibbles, value `(q - 8) * d`.
+    Q4_0,
+    /// GGUF blocks of 32: f16 scale, f16 minimum, 16 bytes of nibbles, value `q * d + m`.
+    Q4_1,
+    /// GGUF super-blocks of 256, 4 bits.
+    Q4K,
+    /// GGUF super-blocks of 256, 6 bits.
+    Q6K,
+}
+
+impl Format {
+    /// Elements in a block.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q4K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q4K => 144,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Bytes of `n_elements`, or `None` when they do not fill whole blocks or overflow.
+    pub const fn bytes_for(self, n_elements: usize) -> Option<usize> {
+        if !n_elements.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (n_elements / self.block_len()).checked_mul(self.block_bytes())
+    }
+}
+
+/// Bytes that several tensors may share: a mapped file or memory of our own.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Values of a frozen matrix `[N, K]`, row-major.
+#[derive(Clone)]
+pub enum HostWeight {
+    /// The file's own bytes.
+    Blocks {
+        /// Output features.
+        n: usize,
+        /// Input features; a multiple of the format's block length.
+        k: usize,
+        /// How the bytes are to be read.
+        format: Format,
+        /// Holds the matrix at `offset..offset + format.bytes_for(n * k)`.
+        bytes: SharedBytes,
+        /// First byte of the matrix.
+        offset: usize,
+    },
+    /// Quantized to NF4.
+    Nf4(Nf4Matrix),
+}
+
+impl std::fmt::Debug for HostWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (n, k) = self.shape();
+        match self {
+            Self::Blocks { format, .. } => write!(f, "HostWeight[{n}, {k}] {format:?}"),
+            Self::Nf4(_) => write!(f, "HostWeight[{n}, {k}] NF4"),
+        }
+    }
+}
+
+impl HostWeight {
+    /// A matrix over part of `bytes`. Fails when the part is out of bounds or rows do not fill whole blocks.
+    pub fn blocks(n: usize, k: usize, format: Format, bytes: SharedBytes, offset: usize) -> Result<Self> {
+        let len = (*bytes).as_ref().len();
+        let row = format.bytes_for(k).ok_or(Error::RowNotBlocks { k, format })?;
+        let end = row.checked_mul(n).and_then(|size| size.checked_add(offset));
+        if end.is_none_or(|end| end > len) {
+            return Err(Error::WeightBytes { n, k, format, offset, available: len });
+        }
+        Ok(Self::Blocks { n, k, format, bytes, offset })
+    }
+
+    /// A matrix of 32-bit floats.
+    pub fn from_f32(n: usize, k: usize, values: &[f32]) -> Result<Self> {
+        let bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
+        Self::blocks(n, k, Format::F32, Arc::new(bytes), 0)
+    }
+
+    /// `(N, K)`.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Blocks { n, k, .. } => (*n, *k),
+            Self::Nf4(matrix) => matrix.shape(),
+        }
+    }
+}
