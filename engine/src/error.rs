@@ -1,0 +1,169 @@
+//! What can go wrong in the engine.
+//!
+//! Invariant: a message names what failed, what was expected and what to do; the inner error is the source.
+
+use std::path::PathBuf;
+
+/// A failed engine operation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be opened or read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file cannot be mapped into memory.
+    #[error("cannot map {} into memory", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: llamaduo_kernels::Error,
+    },
+    /// A path holds no model.
+    #[error(
+        "no model at {}: {found}; expected a .gguf file, or a directory with config.json and model.safetensors \
+         (or its shards and index), or with exactly one .gguf file",
+        path.display()
+    )]
+    NoModel {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// A JSON file is not JSON, or not of the shape it should have.
+    #[error("{} is not the JSON it should be; fetch the file again", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where parsing stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A model's description lacks something or contradicts itself.
+    #[error("{}: `{field}` must be {expected}, found {found}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key as the file spells it.
+        field: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A model of a family that the engine does not know.
+    #[error("{}: model type `{model_type}` is not supported; supported are {supported}", path.display())]
+    UnsupportedModel {
+        /// The file.
+        path: PathBuf,
+        /// What the file calls itself.
+        model_type: String,
+        /// Names of what is supported.
+        supported: String,
+    },
+    /// A GGUF or safetensors file breaks its own format.
+    #[error("{} is damaged or truncated: {found}; fetch the file again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, with the expected and the found.
+        found: String,
+    },
+    /// The files of a model hold no tensor of that name.
+    #[error("{}: tensor `{tensor}` is missing; the file is not a whole checkpoint of this model", path.display())]
+    TensorMissing {
+        /// The file, or the directory of several.
+        path: PathBuf,
+        /// The name as the file would spell it.
+        tensor: String,
+    },
+    /// A tensor has another shape than the model's description demands.
+    #[error("{}: tensor `{tensor}` must be {expected:?}, found {found:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The name as the file spells it.
+        tensor: String,
+        /// Shape by the model's description, outermost first.
+        expected: Vec<usize>,
+        /// Shape in the file, outermost first.
+        found: Vec<usize>,
+    },
+    /// A tensor is stored in a way that cannot be read.
+    #[error("{}: tensor `{tensor}` is stored as {found}; readable are {supported}", path.display())]
+    TensorFormat {
+        /// The file.
+        path: PathBuf,
+        /// The name as the file spells it.
+        tensor: String,
+        /// How it is stored.
+        found: String,
+        /// How it could be stored.
+        supported: &'static str,
+    },
+    /// A tokenizer cannot be built from what the model's files hold.
+    #[error("{}: cannot build the tokenizer: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// Text cannot be turned into tokens.
+    #[error("cannot tokenize {n_bytes} bytes of text")]
+    Encode {
+        /// Length of the text.
+        n_bytes: usize,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The model has no tokenizer.
+    #[error("{} has no tokenizer: expected tokenizer.json beside the weights, or a vocabulary in the GGUF", path.display())]
+    NoTokenizer {
+        /// The model.
+        path: PathBuf,
+    },
+    /// The model has no chat template.
+    #[error(
+        "{} has no chat template: expected chat_template.jinja, `chat_template` in tokenizer_config.json or in the \
+         GGUF; name a built-in one instead ({known})",
+        path.display()
+    )]
+    NoChatTemplate {
+        /// The model.
+        path: PathBuf,
+        /// Names of the built-in templates.
+        known: String,
+    },
+    /// A chat template does not compile.
+    #[error("the chat template {origin} cannot be read: {reason}")]
+    TemplateSyntax {
+        /// Where it came from.
+        origin: String,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// A chat template refuses the messages or does not end.
+    #[error("the chat template {origin} cannot render these messages: {reason}")]
+    TemplateRender {
+        /// Where it came from.
+        origin: String,
+        /// What it said.
+        reason: String,
+    },
+    /// A kernel refused its operands.
+    #[error("a kernel operation failed")]
+    Kernel(#[from] llamaduo_kernels::Error),
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, Error>;
