@@ -1,0 +1,141 @@
+//! The name of every tensor of a model, and how the two kinds of files spell it.
+//!
+//! Invariant: one name, one shape: [`TensorName::shape`] is what a file is held to.
+
+use crate::config::ModelConfig;
+
+/// A tensor of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorName {
+    /// `[V, C]`.
+    Embedding,
+    /// `[C]`, before the head.
+    FinalNorm,
+    /// `[V, C]`.
+    Head,
+    /// A tensor of the block with this number, from 0.
+    Layer(usize, LayerTensor),
+}
+
+/// A tensor of one transformer block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerTensor {
+    /// `[C]`, before attention.
+    AttentionNorm,
+    /// `[H * D, C]`.
+    Query,
+    /// `[KV * D, C]`.
+    Key,
+    /// `[KV * D, C]`.
+    Value,
+    /// `[C, H * D]`.
+    Output,
+    /// `[H * D]`.
+    QueryBias,
+    /// `[KV * D]`.
+    KeyBias,
+    /// `[KV * D]`.
+    ValueBias,
+    /// `[D]`, over each query head.
+    QueryNorm,
+    /// `[D]`, over each key head.
+    KeyNorm,
+    /// `[C]`, before the feed-forward block.
+    FeedForwardNorm,
+    /// `[F, C]`.
+    Gate,
+    /// `[F, C]`.
+    Up,
+    /// `[C, F]`.
+    Down,
+}
+
+impl TensorName {
+    /// As checkpoints of transformers spell it.
+    pub fn hugging_face(self) -> String {
+        match self {
+            Self::Embedding => "model.embed_tokens.weight".to_owned(),
+            Self::FinalNorm => "model.norm.weight".to_owned(),
+            Self::Head => "lm_head.weight".to_owned(),
+            Self::Layer(layer, tensor) => format!("model.layers.{layer}.{}.{}", tensor.module(), tensor.kind()),
+        }
+    }
+
+    /// As GGUF files spell it.
+    pub fn gguf(self) -> String {
+        match self {
+            Self::Embedding => "token_embd.weight".to_owned(),
+            Self::FinalNorm => "output_norm.weight".to_owned(),
+            Self::Head => "output.weight".to_owned(),
+            Self::Layer(layer, tensor) => format!("blk.{layer}.{}.{}", tensor.gguf_module(), tensor.kind()),
+        }
+    }
+
+    /// Shape in a model of this description, outermost first.
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+        match self {
+            Self::Embedding | Self::Head => vec![config.vocab_size, config.hidden],
+            Self::FinalNorm => vec![config.hidden],
+            Self::Layer(_, tensor) => tensor.shape(config),
+        }
+    }
+}
+
+impl LayerTensor {
+    /// Shape in a model of this description, outermost first.
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+        let (hidden, ffn, heads) = (config.hidden, config.ffn, config.heads);
+        let (queries, keys) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
+        match self {
+            Self::AttentionNorm | Self::FeedForwardNorm => vec![hidden],
+            Self::Query => vec![queries, hidden],
+            Self::Key | Self::Value => vec![keys, hidden],
+            Self::Output => vec![hidden, queries],
+            Self::QueryBias => vec![queries],
+            Self::KeyBias | Self::ValueBias => vec![keys],
+            Self::QueryNorm | Self::KeyNorm => vec![heads.head_dim],
+            Self::Gate | Self::Up => vec![ffn, hidden],
+            Self::Down => vec![hidden, ffn],
+        }
+    }
+
+    /// The module within a block as transformers and PEFT spell it.
+    pub const fn module(self) -> &'static str {
+        match self {
+            Self::AttentionNorm => "input_layernorm",
+            Self::Query | Self::QueryBias => "self_attn.q_proj",
+            Self::Key | Self::KeyBias => "self_attn.k_proj",
+            Self::Value | Self::ValueBias => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::QueryNorm => "self_attn.q_norm",
+            Self::KeyNorm => "self_attn.k_norm",
+            Self::FeedForwardNorm => "post_attention_layernorm",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    const fn gguf_module(self) -> &'static str {
+        match self {
+            Self::AttentionNorm => "attn_norm",
+            Self::Query | Self::QueryBias => "attn_q",
+            Self::Key | Self::KeyBias => "attn_k",
+            Self::Value | Self::ValueBias => "attn_v",
+            Self::Output => "attn_output",
+            Self::QueryNorm => "attn_q_norm",
+            Self::KeyNorm => "attn_k_norm",
+            Self::FeedForwardNorm => "ffn_norm",
+            Self::Gate => "ffn_gate",
+            Self::Up => "ffn_up",
+            Self::Down => "ffn_down",
+        }
+    }
+
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::QueryBias | Self::KeyBias | Self::ValueBias => "bias",
+            _ => "weight",
+        }
+    }
+}
