@@ -136,8 +136,14 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     // ---- embedding ----
 
     /// `out [M, C] = scale * table[ids]` with `table [V, C]`.
-    fn embed(&self, out: &mut Self::Act, ids: &Self::U32, table: &Self::Weight, scale: f32, m: usize)
-    -> Result<()>;
+    fn embed(
+        &self,
+        out: &mut Self::Act,
+        ids: &Self::U32,
+        table: &Self::Weight,
+        scale: f32,
+        m: usize,
+    ) -> Result<()>;
 
     // ---- norm ----
 
@@ -196,7 +202,13 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn matmul(&self, y: &mut Self::Act, x: &Self::Act, weight: &Self::Weight, m: usize) -> Result<()>;
 
     /// `dx [M, K] += dy [M, N] · W`.
-    fn matmul_backward(&self, dx: &mut Self::Act, dy: &Self::Act, weight: &Self::Weight, m: usize) -> Result<()>;
+    fn matmul_backward(
+        &self,
+        dx: &mut Self::Act,
+        dy: &Self::Act,
+        weight: &Self::Weight,
+        m: usize,
+    ) -> Result<()>;
 
     /// `logits [M, V] = x [M, C] · headᵀ`, always in f32.
     fn logits(&self, logits: &mut Self::F32, x: &Self::Act, head: &Self::Weight, m: usize) -> Result<()>;

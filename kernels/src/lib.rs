@@ -1,1 +1,25 @@
-//! placeholder
+//! Math on buffers: every operation of a Llama-family transformer with a frozen base and LoRA adapters, forward and
+//! backward.
+//!
+//! Invariant: the CPU backend is the specification. Each element of a result is one fixed chain of 32-bit operations,
+//! whatever the number of rows, threads or the instruction set, so results are equal bit for bit.
+
+pub mod backend;
+pub mod cpu;
+pub mod dims;
+mod error;
+#[cfg(test)]
+mod golden;
+mod map_file;
+pub mod nf4;
+pub mod random;
+mod weight;
+
+pub use backend::{
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LoraSlot, NO_LABEL, RmsNormSpec,
+};
+pub use dims::{Documents, HeadDims, SequenceSpan};
+pub use error::{Error, Result};
+pub use map_file::map_file;
+pub use nf4::{DoubleQuant, Nf4Matrix, Nf4Scales};
+pub use weight::{Format, HostWeight, SharedBytes};

@@ -100,9 +100,21 @@ impl HostWeight {
         let row = format.bytes_for(k).ok_or(Error::RowNotBlocks { k, format })?;
         let end = row.checked_mul(n).and_then(|size| size.checked_add(offset));
         if end.is_none_or(|end| end > len) {
-            return Err(Error::WeightBytes { n, k, format, offset, available: len });
+            return Err(Error::WeightBytes {
+                n,
+                k,
+                format,
+                offset,
+                available: len,
+            });
         }
-        Ok(Self::Blocks { n, k, format, bytes, offset })
+        Ok(Self::Blocks {
+            n,
+            k,
+            format,
+            bytes,
+            offset,
+        })
     }
 
     /// A matrix of 32-bit floats.
