@@ -1,0 +1,239 @@
+//! Whether the local model may take over.
+//!
+//! Invariant: the outcome names its rule, every number it looked at and, in one sentence, why it passed or not;
+//! a number that is missing never passes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::score::{Judged, Metric, Statistic, ratio};
+
+/// A rule to pass by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum GateRule {
+    /// The lower bound of local/service must reach `floor` on similarity and on precision, for each of
+    /// `statistics`, both graded on the same test prompts.
+    Relative {
+        /// The least share of the service LLM's own number, 0 to 1 and beyond.
+        floor: f64,
+        /// Which numbers are compared.
+        statistics: Vec<Statistic>,
+    },
+    /// The paper's: the local model's own numbers must reach fixed thresholds.
+    Absolute {
+        /// Least mean score, 1 to 100.
+        mean: f64,
+        /// Least coverage, 0 to 1.
+        coverage: f64,
+    },
+}
+
+impl Default for GateRule {
+    /// 0.9 of the service LLM, on mean and coverage: it asks for what the service itself can reach, which the
+    /// paper's fixed 90 of 100 does not.
+    fn default() -> Self {
+        Self::Relative {
+            floor: 0.9,
+            statistics: vec![Statistic::Mean, Statistic::Coverage],
+        }
+    }
+}
+
+impl GateRule {
+    /// The paper's thresholds: a mean of 90 of 100; and a coverage of 0.9, for which it names no number.
+    pub fn paper() -> Self {
+        Self::Absolute {
+            mean: 90.0,
+            coverage: 0.9,
+        }
+    }
+
+    /// The rule in words. `coverage_score` is the ζ that coverage is counted at.
+    pub fn describe(&self, coverage_score: f64) -> String {
+        match self {
+            Self::Relative { floor, statistics } => {
+                let names: Vec<&str> = statistics.iter().map(|statistic| statistic.name()).collect();
+                format!(
+                    "lower 95 % bound of local/service ≥ {floor} on similarity and precision ({}, coverage score \
+                     {coverage_score})",
+                    names.join(" and ")
+                )
+            }
+            Self::Absolute { mean, coverage } => format!(
+                "mean ≥ {mean} and coverage ≥ {coverage} on similarity and precision (coverage score {coverage_score})"
+            ),
+        }
+    }
+}
+
+/// What a rule said of a cycle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateOutcome {
+    /// The rule, in words.
+    pub rule: String,
+    /// Each number it looked at.
+    pub checks: Vec<GateCheck>,
+    /// Whether all of them sufficed.
+    pub passed: bool,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
+/// One comparison of a rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateCheck {
+    /// What is compared.
+    pub metric: Metric,
+    /// Which number of it.
+    pub statistic: Statistic,
+    /// The estimate: local/service, or the local model's own number.
+    pub estimate: Option<f64>,
+    /// The number held against `needed`: the lower bound for the relative rule, the estimate for the absolute.
+    pub value: Option<f64>,
+    /// The least it may be.
+    pub needed: f64,
+    /// Whether it is.
+    pub passed: bool,
+}
+
+/// Share of a subject's answers that may stay without any readable grading. Beyond it the means describe only
+/// the answers that the judge could cope with, and a gate on them would favour a model that confuses the judge.
+pub const UNGRADED_SHARE_MAX: f64 = 0.05;
+
+/// Holds `local` against `rule`. `service` is the service LLM's own fresh answers to the same prompts, graded by
+/// the same judge.
+pub fn evaluate(rule: &GateRule, local: &Judged, service: &Judged) -> GateOutcome {
+    let checks: Vec<GateCheck> = match rule {
+        GateRule::Relative { floor, statistics } => each(statistics, |metric, statistic| {
+            let ratio = ratio(local, service, metric, statistic);
+            check(
+                metric,
+                statistic,
+                ratio.value,
+                ratio.interval.map(|interval| interval.low),
+                *floor,
+            )
+        }),
+        GateRule::Absolute { mean, coverage } => {
+            let scores = local.scores();
+            each(&[Statistic::Mean, Statistic::Coverage], |metric, statistic| {
+                let score = match metric {
+                    Metric::Similarity => scores.similarity,
+                    Metric::Precision => scores.precision,
+                };
+                let (value, needed) = match statistic {
+                    Statistic::Mean => (score.mean, *mean),
+                    Statistic::Coverage => (score.coverage, *coverage),
+                };
+                check(metric, statistic, value, value, needed)
+            })
+        }
+    };
+    let complaint = ungraded("local model", local).or_else(|| match rule {
+        GateRule::Relative { .. } => ungraded("service LLM", service),
+        GateRule::Absolute { .. } => None,
+    });
+    let passed = complaint.is_none() && !checks.is_empty() && checks.iter().all(|check| check.passed);
+    let reason = complaint.unwrap_or_else(|| explain(rule, &checks));
+    GateOutcome {
+        rule: rule.describe(local.coverage_score()),
+        checks,
+        passed,
+        reason,
+    }
+}
+
+fn each(statistics: &[Statistic], check: impl Fn(Metric, Statistic) -> GateCheck) -> Vec<GateCheck> {
+    let check = &check;
+    statistics
+        .iter()
+        .flat_map(|&statistic| Metric::ALL.map(|metric| check(metric, statistic)))
+        .collect()
+}
+
+fn check(
+    metric: Metric,
+    statistic: Statistic,
+    estimate: Option<f64>,
+    value: Option<f64>,
+    needed: f64,
+) -> GateCheck {
+    let passed = value.is_some_and(|value| value >= needed);
+    GateCheck {
+        metric,
+        statistic,
+        estimate,
+        value,
+        needed,
+        passed,
+    }
+}
+
+fn ungraded(subject: &str, judged: &Judged) -> Option<String> {
+    let scores = judged.scores();
+    let share = scores.ungraded_responses as f64 / scores.responses.max(1) as f64;
+    (share > UNGRADED_SHARE_MAX).then(|| {
+        format!(
+            "not passed: {} of {} answers of the {subject} have no grading that could be read, so their scores cannot \
+             be trusted",
+            scores.ungraded_responses, scores.responses
+        )
+    })
+}
+
+fn explain(rule: &GateRule, checks: &[GateCheck]) -> String {
+    let lacking = |check: &&GateCheck| check.value.is_none();
+    if checks.is_empty() {
+        return "not passed: the rule compares nothing".to_owned();
+    }
+    if let Some(check) = checks.iter().find(lacking) {
+        return format!(
+            "not passed: {} of {} cannot be compared; it needs graded answers of both models to at least two prompts",
+            check.statistic.name(),
+            check.metric.name()
+        );
+    }
+    // The check with the least room decides what the sentence speaks of.
+    let room =
+        |check: &GateCheck| check.value.unwrap_or(f64::NEG_INFINITY) / check.needed.max(f64::MIN_POSITIVE);
+    let Some(tightest) = checks.iter().min_by(|a, b| room(a).total_cmp(&room(b))) else {
+        return String::new();
+    };
+    let number = |value: Option<f64>| {
+        value.map_or("nothing".to_owned(), |value| {
+            decimal(tightest.statistic, rule, value)
+        })
+    };
+    let (metric, statistic) = (tightest.metric.name(), tightest.statistic.name());
+    let subject = match rule {
+        GateRule::Relative { .. } => format!(
+            "the local model reaches {} of the service LLM's {statistic} of {metric}, at least {} with 95 % confidence",
+            number(tightest.estimate),
+            number(tightest.value)
+        ),
+        GateRule::Absolute { .. } => format!("{statistic} of {metric} is {}", number(tightest.value)),
+    };
+    let needed = number(Some(tightest.needed));
+    let failing = checks.iter().filter(|check| !check.passed).count();
+    match failing {
+        0 => format!(
+            "passed: in the closest of {} comparisons {subject}; {needed} is needed",
+            checks.len()
+        ),
+        _ => format!(
+            "not passed: {subject}; {needed} is needed ({failing} of {} comparisons fall short)",
+            checks.len()
+        ),
+    }
+}
+
+/// Shares and ratios to three places, mean scores of 100 to one.
+fn decimal(statistic: Statistic, rule: &GateRule, value: f64) -> String {
+    match (rule, statistic) {
+        (GateRule::Absolute { .. }, Statistic::Mean) => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
