@@ -9,7 +9,11 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use llamaduo_kernels::{GateActivation, HeadDims};
+
+use crate::error::{Error, Result};
 
 pub use rope::{Rope, RopeScaling};
 
@@ -97,5 +101,66 @@ impl ModelConfig {
     /// Radians per position for each pair of a head, `[D/2]`, any scaling in them.
     pub fn rope_frequencies(&self) -> Vec<f32> {
         self.rope.frequencies(self.heads.head_dim)
+    }
+}
+
+/// Most layers of a model; the deepest in use have 126.
+const LAYERS_MAX: usize = 1024;
+/// Most of any other size, so that products of two stay far below the largest `usize`.
+const SIZE_MAX: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Holds the description to the invariant; `path` names it in errors.
+    fn checked(self, path: &Path) -> Result<Self> {
+        let refuse = |field: &str, expected: String, found: String| {
+            Err(Error::Config { path: path.to_owned(), field: field.to_owned(), expected, found })
+        };
+        let HeadDims { n_heads, n_kv_heads, head_dim } = self.heads;
+        for (field, size, max) in [
+            ("vocabulary size", self.vocab_size, SIZE_MAX),
+            ("hidden size", self.hidden, SIZE_MAX),
+            ("layers", self.n_layers, LAYERS_MAX),
+            ("attention heads", n_heads, SIZE_MAX),
+            ("key/value heads", n_kv_heads, SIZE_MAX),
+            ("head dimension", head_dim, SIZE_MAX),
+            ("feed-forward size", self.ffn, SIZE_MAX),
+            ("context length", self.context_len, SIZE_MAX),
+        ] {
+            if size == 0 || size > max {
+                return refuse(field, format!("from 1 to {max}"), size.to_string());
+            }
+        }
+        if !n_heads.is_multiple_of(n_kv_heads) {
+            return refuse("key/value heads", format!("a divisor of {n_heads} heads"), n_kv_heads.to_string());
+        }
+        if !head_dim.is_multiple_of(2) {
+            return refuse("head dimension", "even, for the rotation of pairs".to_owned(), head_dim.to_string());
+        }
+        if !(self.rms_norm_epsilon.is_finite() && self.rms_norm_epsilon >= 0.0) {
+            return refuse("rms norm epsilon", "finite, 0 or more".to_owned(), self.rms_norm_epsilon.to_string());
+        }
+        if let RopeScaling::Divisors(divisors) = &self.rope.scaling
+            && divisors.len() != head_dim / 2
+        {
+            return refuse("rope_freqs.weight", format!("{} long", head_dim / 2), divisors.len().to_string());
+        }
+        if self.windows.contains(&Some(0)) {
+            return refuse("sliding window", "null or positive".to_owned(), "0".to_owned());
+        }
+        if !self.rope_frequencies().iter().all(|frequency| frequency.is_finite() && *frequency > 0.0) {
+            return refuse("rope parameters", "such that all frequencies are positive".to_owned(), {
+                format!("{:?}", self.rope)
+            });
+        }
+        Ok(self)
+    }
+}
+
+/// The error for a model of another family.
+fn unsupported(path: &Path, model_type: &str) -> Error {
+    Error::UnsupportedModel {
+        path: path.to_owned(),
+        model_type: model_type.to_owned(),
+        supported: Family::ALL.map(Family::name).join(", "),
     }
 }

@@ -17,15 +17,6 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A file cannot be mapped into memory.
-    #[error("cannot map {} into memory", path.display())]
-    Map {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: llamaduo_kernels::Error,
-    },
     /// A path holds no model.
     #[error(
         "no model at {}: {found}; expected a .gguf file, or a directory with config.json and model.safetensors \
@@ -126,6 +117,15 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Tokens cannot be turned into text.
+    #[error("cannot turn {n_tokens} tokens into text")]
+    Decode {
+        /// How many.
+        n_tokens: usize,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The model has no tokenizer.
     #[error("{} has no tokenizer: expected tokenizer.json beside the weights, or a vocabulary in the GGUF", path.display())]
     NoTokenizer {
@@ -160,9 +160,90 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
-    /// A kernel refused its operands.
-    #[error("a kernel operation failed")]
+    /// A kernel refused its operands, or a file could not be mapped.
+    #[error(transparent)]
     Kernel(#[from] llamaduo_kernels::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}; check the directory and the free space", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A training setting has a value without a meaning.
+    #[error("`{field}` must be {expected}, found {found}")]
+    TrainConfig {
+        /// The setting.
+        field: &'static str,
+        /// Values that have a meaning.
+        expected: String,
+        /// The value.
+        found: String,
+    },
+    /// No row predicts a token.
+    #[error("no row has a token to learn or to measure; expected at least one conversation of two tokens")]
+    NothingToLearn,
+    /// A row does not fit into the model's context.
+    #[error("row {row} has {n_tokens} tokens, the model's context holds {context_len}; shorten or leave it out")]
+    RowTooLong {
+        /// From 0.
+        row: usize,
+        /// Its length.
+        n_tokens: usize,
+        /// What fits.
+        context_len: usize,
+    },
+    /// Training left the numbers.
+    #[error(
+        "step {step}: loss {loss}, gradient norm {grad_norm}, expected finite numbers; the last checkpoint is still \
+         good, go on from it with a lower learning rate"
+    )]
+    Diverged {
+        /// From 1.
+        step: u32,
+        /// Its loss.
+        loss: f64,
+        /// Norm of its gradients.
+        grad_norm: f64,
+    },
+    /// Bytes are no checkpoint that can be read.
+    #[error("the checkpoint cannot be read: {reason}; go on from an earlier one or start anew")]
+    Checkpoint {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A checkpoint belongs to another run.
+    #[error("the checkpoint is of a run with another {what}; resume with the same one or start anew")]
+    CheckpointOfOtherRun {
+        /// What differs.
+        what: &'static str,
+    },
+    /// An adapter does not fit the model or the settings.
+    #[error("the adapter does not fit: expected {expected}, found {found}")]
+    AdapterMismatch {
+        /// What would fit.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// An adapter is of a kind that the engine cannot run.
+    #[error("the adapter uses {what}, which is not supported; supported is plain LoRA on the blocks' linears")]
+    AdapterKind {
+        /// What it uses.
+        what: String,
+    },
+    /// A generation setting has a value without a meaning.
+    #[error("`{field}` must be {expected}, found {found}")]
+    GenerateOptions {
+        /// The setting.
+        field: &'static str,
+        /// Values that have a meaning.
+        expected: &'static str,
+        /// The value.
+        found: String,
+    },
 }
 
 /// Shorthand.

@@ -2,36 +2,144 @@
 //!
 //! Invariant: no token is ever added that the text does not spell; who wants a BOS writes it (templates do).
 
+mod gguf;
+mod hugging_face;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+pub(crate) use hugging_face::TokenizerConfig;
+pub use stream::StreamDecoder;
+
 /// A model's tokenizer.
-#[derive(Debug)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    unknown: Option<u32>,
+    pad: Option<u32>,
+    adds_bos: bool,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .finish()
+    }
+}
 
 impl Tokenizer {
     /// Tokens of `text`, none added; the text of a special token becomes that token.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>>;
-    /// Text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD.
-    pub fn decode(&self, ids: &[u32]) -> Result<String>;
-    /// First token of a sequence, where the model has one.
-    pub fn bos(&self) -> Option<u32>;
-    /// Whether plain text is to begin with BOS (chat templates write their own).
-    pub fn adds_bos(&self) -> bool;
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoded = guarded(|| self.inner.encode_fast(text, false));
+        let encoded = encoded.map_err(|source| Error::Encode { n_bytes: text.len(), source })?;
+        Ok(encoded.get_ids().to_vec())
+    }
+
+    /// Text of `ids`, special tokens and unknown ids left out; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        guarded(|| self.inner.decode(ids, true)).map_err(|source| Error::Decode { n_tokens: ids.len(), source })
+    }
+
+    /// First token of a sequence, where the tokenizer has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Whether plain text is to begin with BOS; chat templates write their own.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos && self.bos.is_some()
+    }
+
     /// Tokens that end a response.
-    pub fn eos(&self) -> &[u32];
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
     /// Padding token.
-    pub fn pad(&self) -> Option<u32>;
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
     /// The token with exactly this text.
-    pub fn token_id(&self, token: &str) -> Option<u32>;
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary spells it.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether a token adds anything to a decoded text: special and unknown ones do not.
+    fn has_text(&self, id: u32) -> bool {
+        self.token_text(id).is_some_and(|text| !self.inner.get_added_vocabulary().is_special_token(&text))
+    }
+
     /// One more than the largest id.
-    pub fn vocab_size(&self) -> usize;
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The special tokens under the names that chat templates know them by.
+    pub(crate) fn special_texts(&self) -> Vec<(&'static str, String)> {
+        [
+            ("bos_token", self.bos),
+            ("eos_token", self.eos.first().copied()),
+            ("unk_token", self.unknown),
+            ("pad_token", self.pad),
+        ]
+        .into_iter()
+        .filter_map(|(name, id)| Some((name, self.token_text(id?)?)))
+        .collect()
+    }
+
+    /// The end tokens of the model's description and of the tokenizer become one list in both, the tokenizer's own
+    /// first; what the tokenizer lacks otherwise it takes from the description.
+    pub(crate) fn agree_with(&mut self, config: &mut ModelConfig) {
+        for &id in &config.eos {
+            if !self.eos.contains(&id) {
+                self.eos.push(id);
+            }
+        }
+        config.eos.clone_from(&self.eos);
+        self.pad = self.pad.or(config.pad);
+    }
+
+    /// Builds the library's tokenizer from its JSON definition, with no special tokens known yet.
+    fn build(path: &Path, definition: &[u8]) -> Result<Self> {
+        let failed = |source| build_error(path, &source);
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(definition)).map_err(failed)?;
+        // A definition may carry the settings of some training run; texts are never cut or filled here.
+        inner.with_truncation(None).map_err(failed)?;
+        inner.with_padding(None);
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        Ok(Self { inner, bos: None, eos: Vec::new(), unknown: None, pad: None, adds_bos: false, vocab_size })
+    }
+
+    /// Whether the definition itself puts BOS before a text.
+    fn definition_adds_bos(&self, path: &Path) -> Result<bool> {
+        let empty = guarded(|| self.inner.encode_fast("", true)).map_err(|source| build_error(path, &source))?;
+        Ok(self.bos.is_some() && empty.get_ids().first().copied() == self.bos)
+    }
 }
 
-/// Turns tokens into text as they come, never half a character.
-#[derive(Debug, Default)]
-pub struct StreamDecoder {}
+fn build_error(path: &Path, source: &tokenizers::Error) -> Error {
+    Error::Tokenizer { path: path.to_owned(), reason: source.to_string() }
+}
 
-impl StreamDecoder {
-    /// Takes one token and gives the text it completes, which may be empty.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String>;
-    /// Gives what is left.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String>;
+/// Runs the tokenizers library, which indexes by what a definition says and so may panic on a malformed one.
+fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err("the definition contradicts itself; fetch the file again".into()))
 }
