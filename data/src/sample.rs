@@ -276,6 +276,14 @@ impl Sample {
         (first.role == Role::System).then_some(first.content.as_str())
     }
 
+    /// The whole prompt as one text, its standing instructions first: what a judge is shown.
+    pub fn prompt_text(&self) -> String {
+        match self.system() {
+            Some(system) => format!("{system}\n\n{}", self.instruction()),
+            None => self.instruction(),
+        }
+    }
+
     /// What is asked, as one text: the prompt without its system turn, which rows of one task share and which
     /// would make all of them look alike. A single user turn stands as it is; more are labelled by role.
     pub fn instruction(&self) -> String {
