@@ -5,15 +5,33 @@
 pub mod chat_template;
 pub mod config;
 pub mod error;
+pub mod eval;
 pub mod files;
+pub mod generate;
 pub mod gguf;
+pub mod local_model;
+pub mod lora;
+mod model;
+#[cfg(test)]
+mod parity;
+pub mod peft;
 pub mod safetensors;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 pub use chat_template::{ChatTemplate, Message, Role, encode_chat};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
+pub use eval::{EvalLoss, evaluate, logits};
 pub use files::ModelFiles;
+pub use generate::{
+    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
+};
+pub use local_model::{BaseQuant, LoadOptions, LocalModel};
+pub use lora::{Adapter, LinearName, LoraConfig, LoraTargets};
 pub use tokenizer::Tokenizer;
+pub use train::{
+    Checkpoint, Conversation, LossOn, Schedule, StepLog, TrainConfig, TrainEvent, TrainOutcome, Trained, train,
+};
 pub use weights::{LayerTensor, TensorName, Weights};

@@ -5,12 +5,12 @@
 //!
 //! `y = x·Wᵀ + (alpha/R)·(drop(x)·Aᵀ)·Bᵀ` with `A [R, K]`, `B [N, R]` (Hu et al. 2021).
 
-use llamaduo_kernels::LoraSlot;
+use llamaduo_kernels::{LoraSlot, random};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::random;
+use crate::weights::LayerTensor;
 
 /// A linear layer of a transformer block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,8 +40,15 @@ pub enum LinearName {
 
 impl LinearName {
     /// All of them, in the order a block uses them.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 7] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     /// The module's name in transformers, as PEFT's `target_modules` spells it.
     pub const fn module(self) -> &'static str {
@@ -56,14 +63,6 @@ impl LinearName {
         }
     }
 
-    /// The submodule of a layer that holds it.
-    pub const fn parent(self) -> &'static str {
-        match self {
-            Self::Query | Self::Key | Self::Value | Self::Output => "self_attn",
-            Self::Gate | Self::Up | Self::Down => "mlp",
-        }
-    }
-
     /// `(K, N)`: its input and output features.
     pub const fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let queries = config.heads.n_heads * config.heads.head_dim;
@@ -74,6 +73,19 @@ impl LinearName {
             Self::Output => (queries, config.hidden),
             Self::Gate | Self::Up => (config.hidden, config.ffn),
             Self::Down => (config.ffn, config.hidden),
+        }
+    }
+
+    /// Its weight in a base checkpoint.
+    pub(crate) const fn tensor(self) -> LayerTensor {
+        match self {
+            Self::Query => LayerTensor::Query,
+            Self::Key => LayerTensor::Key,
+            Self::Value => LayerTensor::Value,
+            Self::Output => LayerTensor::Output,
+            Self::Gate => LayerTensor::Gate,
+            Self::Up => LayerTensor::Up,
+            Self::Down => LayerTensor::Down,
         }
     }
 
@@ -124,7 +136,12 @@ pub struct LoraConfig {
 impl Default for LoraConfig {
     /// The paper's smallest rank on all linears.
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.05, targets: LoraTargets::AllLinear }
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.05,
+            targets: LoraTargets::AllLinear,
+        }
     }
 }
 
@@ -135,7 +152,11 @@ impl LoraConfig {
     /// Checks ranges; the error names the field.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field: &'static str, expected: &str, found: String| {
-            Err(Error::TrainConfig { field, expected: expected.to_owned(), found })
+            Err(Error::TrainConfig {
+                field,
+                expected: expected.to_owned(),
+                found,
+            })
         };
         if self.rank == 0 || self.rank > RANK_MAX {
             return refuse("lora.rank", "between 1 and 1024", self.rank.to_string());
@@ -173,13 +194,23 @@ impl LoraLayout {
                 let (n_in, n_out) = name.shape(config);
                 let b_offset = len + lora.rank * n_in;
                 let scale = lora.alpha / lora.rank as f32;
-                slots[name.index()] =
-                    Some(LoraSlot { a_offset: len, b_offset, rank: lora.rank, n_in, n_out, scale });
+                slots[name.index()] = Some(LoraSlot {
+                    a_offset: len,
+                    b_offset,
+                    rank: lora.rank,
+                    n_in,
+                    n_out,
+                    scale,
+                });
                 len = b_offset + n_out * lora.rank;
             }
             layers.push(slots);
         }
-        Self { layers, len, rank: lora.rank }
+        Self {
+            layers,
+            len,
+            rank: lora.rank,
+        }
     }
 
     /// The pair of a linear, where it has one.
@@ -230,10 +261,14 @@ impl Adapter {
             let key = random::key(&[seed, INIT_STREAM, layer as u64, name.index() as u64]);
             let bound = 1.0 / (slot.n_in as f64).sqrt();
             for (i, value) in params[slot.a_offset..slot.b_offset].iter_mut().enumerate() {
-                *value = ((random::uniform(key, i as u64) * 2.0 - 1.0) * bound) as f32;
+                *value = (f64::from(random::uniform(key, i as u64)).mul_add(2.0, -1.0) * bound) as f32;
             }
         }
-        Ok(Self { config: config.clone(), layout, params })
+        Ok(Self {
+            config: config.clone(),
+            layout,
+            params,
+        })
     }
 
     /// An adapter of given parameters, which must fill the layout.
@@ -246,7 +281,11 @@ impl Adapter {
                 found: params.len().to_string(),
             });
         }
-        Ok(Self { config, layout, params })
+        Ok(Self {
+            config,
+            layout,
+            params,
+        })
     }
 
     /// Size and place.

@@ -1,0 +1,108 @@
+//! The mean next-token loss of a model over conversations.
+//!
+//! Invariant: independent of how rows are grouped: each is its own document, and sums are over tokens.
+
+use llamaduo_kernels::Backend;
+
+use crate::error::{Error, Result};
+use crate::local_model::LocalModel;
+use crate::lora::Adapter;
+use crate::model::{ActivationPlan, Activations, AdapterOnDevice, Keep};
+use crate::train::{Conversation, LossOn, Row, encode_row, micro_batches};
+
+/// Tokens of a pass: enough for the matrix products to run at full speed.
+const PASS_TOKENS: usize = 512;
+
+/// How well rows are predicted.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct EvalLoss {
+    /// Mean over all predicted tokens of all rows, in nats.
+    pub loss: f64,
+    /// How many were predicted.
+    pub tokens: u64,
+}
+
+/// The loss over whole chat-templated conversations.
+///
+/// Fails on a row that is longer than the context, and when no row has two tokens.
+pub fn evaluate<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    rows: &[Conversation],
+) -> Result<EvalLoss> {
+    let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
+    let encode = |row: &Conversation| {
+        encode_row(
+            tokenizer,
+            template,
+            &row.messages,
+            LossOn::WholeSequence,
+            usize::MAX,
+        )
+    };
+    let rows: Vec<Row> = rows.iter().map(encode).collect::<Result<_>>()?;
+    evaluate_rows(model, adapter, &rows)
+}
+
+/// The logits after each token of `ids [T]`, `[T, V]`.
+///
+/// Fails on more tokens than the context holds, and on ids beyond the vocabulary.
+pub fn logits<B: Backend>(model: &LocalModel<B>, adapter: Option<&Adapter>, ids: &[u32]) -> Result<Vec<f32>> {
+    let model = model.inner();
+    let (n_tokens, context_len) = (ids.len(), model.config.context_len);
+    if n_tokens > context_len {
+        return Err(Error::RowTooLong {
+            row: 0,
+            n_tokens,
+            context_len,
+        });
+    }
+    let adapter = adapter
+        .map(|adapter| AdapterOnDevice::upload(model, adapter))
+        .transpose()?;
+    model.logits(ids, adapter.as_ref())
+}
+
+/// [`evaluate`] on rows that are already tokens.
+pub(crate) fn evaluate_rows<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    rows: &[Row],
+) -> Result<EvalLoss> {
+    let context_len = model.config().context_len;
+    if let Some((row, n_tokens)) = rows
+        .iter()
+        .map(|row| row.ids.len())
+        .enumerate()
+        .find(|&(_, n_tokens)| n_tokens > context_len)
+    {
+        return Err(Error::RowTooLong {
+            row,
+            n_tokens,
+            context_len,
+        });
+    }
+    let model = model.inner();
+    let batches = micro_batches(rows.iter().filter(|row| row.n_labels() > 0), PASS_TOKENS);
+    let tokens: u64 = batches.iter().map(|batch| batch.n_labels() as u64).sum();
+    if tokens == 0 {
+        return Err(Error::NothingToLearn);
+    }
+    let adapter = adapter
+        .map(|adapter| AdapterOnDevice::upload(model, adapter))
+        .transpose()?;
+    let plan = ActivationPlan {
+        m_max: batches.iter().map(|batch| batch.ids.len()).max().unwrap_or(0),
+        lora_rank: adapter.as_ref().map_or(0, |adapter| adapter.layout.rank()),
+        keep: Keep::Nothing,
+    };
+    let mut activations = Activations::new(&model.backend, &model.config, plan)?;
+    let mut sum = 0.0;
+    for batch in &batches {
+        sum += model.loss(batch, &mut activations, adapter.as_ref(), None, None)?;
+    }
+    Ok(EvalLoss {
+        loss: sum / tokens as f64,
+        tokens,
+    })
+}

@@ -1,0 +1,269 @@
+//! Responses to prompts: continuous batching over a paged key/value cache.
+//!
+//! Invariant: a response is a function of (model, adapter, prompt, its options, its request id and number `k`), not of
+//! what else is in the batch.
+
+mod batcher;
+mod pages;
+mod response;
+mod sampler;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+
+use llamaduo_kernels::Backend;
+use serde::{Deserialize, Serialize};
+
+pub use sampler::Sampling;
+
+use batcher::Batcher;
+
+use crate::chat_template::{Message, encode_chat};
+use crate::error::{Error, Result};
+use crate::local_model::LocalModel;
+use crate::lora::Adapter;
+use crate::model::AdapterOnDevice;
+
+/// How one request's responses are made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateOptions {
+    /// Most tokens of a response, at least 1.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// A response ends before any of these; besides the model's own end-of-turn tokens.
+    pub stop: Vec<String>,
+    /// Decides the random numbers, with the request's id and the response's number.
+    pub seed: u64,
+}
+
+impl Default for GenerateOptions {
+    /// The paper's.
+    fn default() -> Self {
+        Self {
+            max_tokens: 1024,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A prompt that is to be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// Names the request in events and completions, and its random stream.
+    pub id: u64,
+    /// Ends with what is to be answered.
+    pub messages: Vec<Message>,
+    /// Responses to this prompt; they share its pages in the cache.
+    pub n: usize,
+    /// How they are made.
+    pub options: GenerateOptions,
+}
+
+/// How much is done at once; no text depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchOptions {
+    /// Most responses that grow together.
+    pub max_batch: usize,
+    /// Most bytes of keys and values; one response is run even if it alone needs more.
+    pub cache_bytes_max: usize,
+}
+
+impl Default for BatchOptions {
+    fn default() -> Self {
+        // 32 rows keep the matrix products busy; half a GiB holds some 11,000 tokens of a 135M model.
+        Self {
+            max_batch: 32,
+            cache_bytes_max: 512 << 20,
+        }
+    }
+}
+
+/// Why a response ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finish {
+    /// The model ended its turn, or a stop string came.
+    Stop,
+    /// `max_tokens` are made.
+    Length,
+    /// Never begun: prompt and `max_tokens` together do not fit into the context.
+    Refused {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Asked for.
+        max_tokens: usize,
+        /// What fits.
+        context_len: usize,
+    },
+}
+
+impl std::fmt::Display for Finish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stop => f.write_str("stop"),
+            Self::Length => f.write_str("length"),
+            Self::Refused {
+                prompt_tokens,
+                max_tokens,
+                context_len,
+            } => write!(
+                f,
+                "refused: a prompt of {prompt_tokens} tokens and up to {max_tokens} new ones do not fit into the \
+                 context of {context_len}; shorten the prompt or lower max_tokens"
+            ),
+        }
+    }
+}
+
+/// A finished response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Id of its request.
+    pub request: u64,
+    /// Its number among the request's responses, from 0.
+    pub k: usize,
+    /// Without special tokens and stop strings.
+    pub text: String,
+    /// How many tokens were made, the one that ended it not counted.
+    pub tokens: usize,
+    /// Those tokens.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// What generation tells while it goes on.
+#[derive(Debug)]
+pub enum GenerateEvent<'a> {
+    /// A response grew.
+    Text {
+        /// Id of its request.
+        request: u64,
+        /// Its number.
+        k: usize,
+        /// What is new; whole characters.
+        text: &'a str,
+    },
+    /// A response ended.
+    Completed(&'a Completion),
+}
+
+/// A prompt as tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct PromptIds {
+    pub(crate) id: u64,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) n: usize,
+    pub(crate) options: GenerateOptions,
+}
+
+/// Answers all requests, `n` times each; completions come in the order of (request, k).
+///
+/// A request that cannot fit into the context is refused by its completion's [`Finish`] and harms no other. When
+/// `observe` breaks off, what is complete by then is returned. Fails on options without a meaning.
+pub fn generate<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    requests: &[GenerateRequest],
+    batch: &BatchOptions,
+    observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
+) -> Result<Vec<Completion>> {
+    let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
+    let mut prompts = Vec::with_capacity(requests.len());
+    for request in requests {
+        prompts.push(PromptIds {
+            id: request.id,
+            ids: encode_chat(tokenizer, template, &request.messages, true)?,
+            n: request.n,
+            options: request.options.clone(),
+        });
+    }
+    let mut stop_tokens = model.config().eos.clone();
+    stop_tokens.extend_from_slice(tokenizer.eos());
+    stop_tokens.extend(END_OF_TURN.iter().filter_map(|text| tokenizer.token_id(text)));
+    generate_ids(model, adapter, &prompts, &stop_tokens, batch, observe)
+}
+
+/// Tokens with which the chat templates of the supported families end a turn; some models list only their end of text.
+const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>"];
+
+/// [`generate`] on prompts that are already tokens.
+pub(crate) fn generate_ids<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    prompts: &[PromptIds],
+    stop_tokens: &[u32],
+    batch: &BatchOptions,
+    observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
+) -> Result<Vec<Completion>> {
+    let at_least_one = |field, value: usize| match value {
+        0 => Err(Error::GenerateOptions {
+            field,
+            expected: "at least 1",
+            found: "0".to_owned(),
+        }),
+        _ => Ok(()),
+    };
+    at_least_one("max_batch", batch.max_batch)?;
+    let context_len = model.config().context_len;
+    let mut completions = Vec::new();
+    let mut accepted = Vec::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        at_least_one("max_tokens", prompt.options.max_tokens)?;
+        at_least_one("tokens of the prompt", prompt.ids.len())?;
+        prompt.options.sampling.validate()?;
+        let (prompt_tokens, max_tokens) = (prompt.ids.len(), prompt.options.max_tokens);
+        if prompt_tokens.saturating_add(max_tokens) <= context_len {
+            accepted.push((index, prompt));
+            continue;
+        }
+        let finish = Finish::Refused {
+            prompt_tokens,
+            max_tokens,
+            context_len,
+        };
+        for k in 0..prompt.n {
+            let completion = Completion {
+                request: prompt.id,
+                k,
+                text: String::new(),
+                tokens: 0,
+                ids: vec![],
+                finish: finish.clone(),
+            };
+            completions.push((index, completion));
+        }
+    }
+    let mut flow = ControlFlow::Continue(());
+    for (_, refused) in &completions {
+        if flow.is_continue() {
+            flow = observe(GenerateEvent::Completed(refused));
+        }
+    }
+    if flow.is_continue() && accepted.iter().any(|(_, prompt)| prompt.n > 0) {
+        let adapter = adapter
+            .map(|adapter| AdapterOnDevice::upload(model.inner(), adapter))
+            .transpose()?;
+        let tokenizer = model.tokenizer().ok();
+        let batcher = Batcher::new(
+            model.inner(),
+            adapter.as_ref(),
+            tokenizer,
+            &accepted,
+            stop_tokens,
+            batch,
+        )?;
+        batcher.run(&mut completions, observe)?;
+    }
+    completions.sort_by_key(|(index, completion)| (*index, completion.k));
+    Ok(completions
+        .into_iter()
+        .map(|(_, completion)| completion)
+        .collect())
+}

@@ -1,0 +1,339 @@
+//! Which responses grow in each step, and where their keys and values lie.
+//!
+//! Invariant: a response is only begun when pages for its longest form are held, so nothing begun ever has to wait or
+//! be thrown away.
+//!
+//! The pages that a prompt fills whole are written once and shared by all its responses; the rest of the prompt, less
+//! than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
+//! decoded row, so logits are only ever made for rows that are sampled from.
+
+use std::collections::VecDeque;
+use std::ops::{ControlFlow, Range};
+
+use llamaduo_kernels::{Backend, SequenceSpan, random};
+
+use super::pages::Pages;
+use super::response::Response;
+use super::{BatchOptions, Completion, GenerateEvent, PromptIds};
+use crate::error::Result;
+use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Model};
+use crate::tokenizer::Tokenizer;
+
+/// Tokens of a page: small, since the part of a prompt beyond its last whole page is run for every response.
+const PAGE_LEN: usize = 16;
+/// Rows of a prefill step: enough for the matrix products to run at full speed.
+const PREFILL_ROWS: usize = 256;
+/// Sets sampling apart from the other random streams of the same seed.
+const SAMPLING_STREAM: u64 = 5;
+
+/// All responses of one call.
+#[derive(Debug)]
+pub(crate) struct Batcher<'a, B: Backend> {
+    decoder: CachedDecoder<'a, B>,
+    tokenizer: Option<&'a Tokenizer>,
+    stop_tokens: &'a [u32],
+    max_batch: usize,
+    pages: Pages,
+    prompts: Vec<Prompt<'a>>,
+    waiting: VecDeque<(usize, usize)>,
+    active: Vec<Sequence>,
+    logits: Vec<f32>,
+    vocab_size: usize,
+}
+
+/// A prompt and the pages its responses share.
+#[derive(Debug)]
+struct Prompt<'a> {
+    index: usize,
+    request: &'a PromptIds,
+    shared: Vec<u32>,
+    n_unfinished: usize,
+}
+
+/// A response with its part of the cache.
+#[derive(Debug)]
+struct Sequence {
+    prompt: usize,
+    k: usize,
+    /// All its pages, the shared ones first.
+    pages: Vec<u32>,
+    response: Response,
+    key: u64,
+}
+
+/// Tokens that are to be written into the cache.
+struct Prefill<'a> {
+    ids: &'a [u32],
+    range: Range<usize>,
+    pages: Vec<u32>,
+}
+
+impl Prompt<'_> {
+    /// Tokens in pages that the prompt fills whole, its last token left out.
+    fn shared_len(&self) -> usize {
+        (self.request.ids.len() - 1) / PAGE_LEN * PAGE_LEN
+    }
+
+    fn n_shared_pages(&self) -> usize {
+        self.shared_len() / PAGE_LEN
+    }
+
+    /// Pages of one response beside the shared ones: its last token is never written.
+    fn n_own_pages(&self) -> usize {
+        let n_tokens = self.request.ids.len() + self.request.options.max_tokens - 1;
+        (n_tokens - self.shared_len()).div_ceil(PAGE_LEN)
+    }
+}
+
+impl<'a, B: Backend> Batcher<'a, B> {
+    /// Prepares to answer `requests`, each with its place among the caller's.
+    pub(crate) fn new(
+        model: &'a Model<B>,
+        adapter: Option<&'a AdapterOnDevice<B>>,
+        tokenizer: Option<&'a Tokenizer>,
+        requests: &[(usize, &'a PromptIds)],
+        stop_tokens: &'a [u32],
+        batch: &BatchOptions,
+    ) -> Result<Self> {
+        let prompts: Vec<Prompt<'a>> = requests
+            .iter()
+            .map(|&(index, request)| Prompt {
+                index,
+                request,
+                shared: Vec::new(),
+                n_unfinished: request.n,
+            })
+            .collect();
+        let waiting: VecDeque<(usize, usize)> = prompts
+            .iter()
+            .enumerate()
+            .flat_map(|(prompt, of)| (0..of.request.n).map(move |k| (prompt, k)))
+            .collect();
+        let heads = model.config.heads;
+        let page_bytes =
+            model.config.n_layers * 2 * heads.n_kv_heads * heads.head_dim * PAGE_LEN * size_of::<f32>();
+        let max_batch = batch.max_batch.min(waiting.len());
+        let n_pages = n_pages(&prompts, max_batch, batch.cache_bytes_max / page_bytes.max(1));
+        let plan = CachePlan {
+            n_pages,
+            page_len: PAGE_LEN,
+            prefill_rows_max: PREFILL_ROWS,
+            decode_rows_max: max_batch,
+        };
+        Ok(Self {
+            decoder: CachedDecoder::new(model, adapter, plan)?,
+            tokenizer,
+            stop_tokens,
+            max_batch,
+            pages: Pages::new(n_pages),
+            prompts,
+            waiting,
+            active: Vec::new(),
+            logits: Vec::new(),
+            vocab_size: model.config.vocab_size,
+        })
+    }
+
+    /// Runs until every response is complete or `observe` breaks off.
+    pub(crate) fn run(
+        mut self,
+        completions: &mut Vec<(usize, Completion)>,
+        observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        while !(self.waiting.is_empty() && self.active.is_empty()) {
+            let prefills = self.admit();
+            self.prefill(&prefills)?;
+            if self.decode(observe)?.is_break() || self.retire(completions, observe).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins waiting responses, in their order, while there is room; gives what must be written for them.
+    fn admit(&mut self) -> Vec<Prefill<'a>> {
+        let mut prefills = Vec::new();
+        while self.active.len() < self.max_batch
+            && let Some(&(index, k)) = self.waiting.front()
+        {
+            let prompt = &mut self.prompts[index];
+            let ids = &prompt.request.ids[..];
+            let n_shared = if prompt.shared.is_empty() {
+                prompt.n_shared_pages()
+            } else {
+                0
+            };
+            if n_shared + prompt.n_own_pages() > self.pages.n_free() {
+                break;
+            }
+            if n_shared > 0
+                && let Some(shared) = self.pages.allocate(n_shared)
+            {
+                prefills.push(Prefill {
+                    ids,
+                    range: 0..prompt.shared_len(),
+                    pages: shared.clone(),
+                });
+                prompt.shared = shared;
+            }
+            let Some(own) = self.pages.allocate(prompt.n_own_pages()) else {
+                break;
+            };
+            self.pages.retain(&prompt.shared);
+            let pages: Vec<u32> = prompt.shared.iter().copied().chain(own).collect();
+            let tail = prompt.shared_len()..ids.len() - 1;
+            if !tail.is_empty() {
+                prefills.push(Prefill {
+                    ids,
+                    range: tail,
+                    pages: pages.clone(),
+                });
+            }
+            let PromptIds { id, options, .. } = prompt.request;
+            let key = random::key(&[options.seed, SAMPLING_STREAM, *id, k as u64]);
+            self.active.push(Sequence {
+                prompt: index,
+                k,
+                pages,
+                response: Response::new(),
+                key,
+            });
+            self.waiting.pop_front();
+        }
+        prefills
+    }
+
+    /// Writes prompts into the cache, in steps of bounded size.
+    fn prefill(&mut self, prefills: &[Prefill<'_>]) -> Result<()> {
+        let (mut ids, mut spans) = (Vec::new(), Vec::new());
+        for Prefill {
+            ids: prompt,
+            range,
+            pages,
+        } in prefills
+        {
+            let mut start = range.start;
+            while start < range.end {
+                let n_rows = (range.end - start).min(PREFILL_ROWS - ids.len());
+                let (first_row, n_context) = (ids.len(), start + n_rows);
+                ids.extend_from_slice(&prompt[start..n_context]);
+                spans.push(SequenceSpan {
+                    first_row,
+                    n_rows,
+                    n_context,
+                    pages: pages.clone(),
+                });
+                start = n_context;
+                if ids.len() == PREFILL_ROWS {
+                    self.decoder.prefill(&ids, &spans)?;
+                    ids.clear();
+                    spans.clear();
+                }
+            }
+        }
+        if !ids.is_empty() {
+            self.decoder.prefill(&ids, &spans)?;
+        }
+        Ok(())
+    }
+
+    /// One more token for every active response.
+    fn decode(
+        &mut self,
+        observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let (mut ids, mut spans) = (Vec::new(), Vec::new());
+        for (row, sequence) in self.active.iter().enumerate() {
+            let said = sequence.response.ids();
+            let prompt = &self.prompts[sequence.prompt].request.ids;
+            ids.extend(said.last().or(prompt.last()));
+            spans.push(SequenceSpan {
+                first_row: row,
+                n_rows: 1,
+                n_context: prompt.len() + said.len(),
+                pages: sequence.pages.clone(),
+            });
+        }
+        self.decoder.decode(&ids, &spans, &mut self.logits)?;
+        for (sequence, logits) in self
+            .active
+            .iter_mut()
+            .zip(self.logits.chunks_mut(self.vocab_size))
+        {
+            let request = self.prompts[sequence.prompt].request;
+            let said = sequence.response.ids();
+            let position = said.len() as u64;
+            let seen = request.ids.iter().chain(said).copied();
+            let id = request
+                .options
+                .sampling
+                .choose(logits, seen, uniform(sequence.key, position));
+            let text = sequence
+                .response
+                .push(id, self.tokenizer, self.stop_tokens, &request.options)?;
+            if !text.is_empty() {
+                let event = GenerateEvent::Text {
+                    request: request.id,
+                    k: sequence.k,
+                    text,
+                };
+                if observe(event).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes finished responses out of the batch.
+    fn retire(
+        &mut self,
+        completions: &mut Vec<(usize, Completion)>,
+        observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let finished = self
+            .active
+            .extract_if(.., |sequence| sequence.response.is_finished());
+        for sequence in finished {
+            self.pages.release(&sequence.pages);
+            let prompt = &mut self.prompts[sequence.prompt];
+            prompt.n_unfinished -= 1;
+            if prompt.n_unfinished == 0 {
+                self.pages.release(&prompt.shared);
+            }
+            let completion = sequence.response.complete(prompt.request.id, sequence.k);
+            let flow = observe(GenerateEvent::Completed(&completion));
+            completions.push((prompt.index, completion));
+            flow?;
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Pages that let `max_batch` responses grow to their longest, but at most `n_max`, and enough for any one response.
+fn n_pages(prompts: &[Prompt<'_>], max_batch: usize, n_max: usize) -> usize {
+    let mut sizes: Vec<usize> = prompts
+        .iter()
+        .flat_map(|prompt| {
+            let with_prompt = prompt.n_shared_pages() + prompt.n_own_pages();
+            std::iter::repeat_n(with_prompt, prompt.request.n)
+        })
+        .collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let largest = sizes.first().copied().unwrap_or(0);
+    sizes
+        .iter()
+        .take(max_batch)
+        .sum::<usize>()
+        .min(n_max)
+        .max(largest)
+}
+
+/// The `position`-th number of a stream, in `[0, 1)`, of 53 bits.
+fn uniform(key: u64, position: u64) -> f64 {
+    let (high, low) = (
+        random::word(key, 2 * position),
+        random::word(key, 2 * position + 1),
+    );
+    ((u64::from(high) << 21) | u64::from(low >> 11)) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,192 @@
+//! A text does not depend on its batch; pages are shared; what does not fit is refused alone.
+
+use super::*;
+use crate::local_model::BaseQuant;
+use crate::parity::open;
+
+const OPTIONS: GenerateOptions = GenerateOptions {
+    max_tokens: 20,
+    sampling: Sampling::GREEDY,
+    stop: Vec::new(),
+    seed: 3,
+};
+
+fn prompt(id: u64, len: usize, n: usize, temperature: f32) -> PromptIds {
+    let ids = (0..len as u64)
+        .map(|token| 3 + llamaduo_kernels::random::word(id, token) % 300)
+        .collect();
+    let sampling = Sampling {
+        temperature,
+        ..Sampling::GREEDY
+    };
+    PromptIds {
+        id,
+        ids,
+        n,
+        options: GenerateOptions {
+            sampling,
+            max_tokens: 10 + len % 7,
+            ..OPTIONS
+        },
+    }
+}
+
+fn run(model: &LocalModel, prompts: &[PromptIds], batch: BatchOptions) -> Vec<Completion> {
+    generate_ids(model, None, prompts, &[2], &batch, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap()
+}
+
+fn prompts() -> Vec<PromptIds> {
+    [1, 2, 16, 17, 33, 40, 70, 300]
+        .iter()
+        .zip(0..)
+        .map(|(&len, id)| prompt(id, len, 3, 1.0))
+        .collect()
+}
+
+#[test]
+fn a_text_does_not_depend_on_what_else_is_in_the_batch() {
+    let model = open("llama_tied", BaseQuant::Nf4 { double: true });
+    let prompts = prompts();
+    let together = run(&model, &prompts, BatchOptions::default());
+    assert_eq!(together.len(), 24);
+    let tight = BatchOptions {
+        max_batch: 5,
+        cache_bytes_max: 0,
+    };
+    assert_eq!(run(&model, &prompts, tight), together);
+    let alone: Vec<Completion> = prompts
+        .iter()
+        .flat_map(|prompt| {
+            run(
+                &model,
+                std::slice::from_ref(prompt),
+                BatchOptions {
+                    max_batch: 1,
+                    ..tight
+                },
+            )
+        })
+        .collect();
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn the_responses_of_one_prompt_share_its_pages_and_differ_in_their_text() {
+    let model = open("llama_tied", BaseQuant::None);
+    let shared = run(&model, &[prompt(6, 70, 4, 1.0)], BatchOptions::default());
+    let texts: std::collections::BTreeSet<_> = shared.iter().map(|completion| &completion.ids).collect();
+    assert_eq!(texts.len(), 4);
+    let single = run(&model, &[prompt(6, 70, 1, 1.0)], BatchOptions::default());
+    assert_eq!(single[0], shared[0]);
+    let greedy = run(&model, &[prompt(6, 70, 4, 0.0)], BatchOptions::default());
+    assert!(greedy.iter().all(|completion| completion.ids == greedy[0].ids));
+}
+
+#[test]
+fn a_request_beyond_the_context_is_refused_and_harms_no_other() {
+    let model = open("llama_tied", BaseQuant::None);
+    let context_len = model.config().context_len;
+    let fits = prompt(1, context_len - 16, 1, 0.0);
+    let fits = PromptIds {
+        options: GenerateOptions {
+            max_tokens: 16,
+            ..OPTIONS
+        },
+        ..fits
+    };
+    let too_long = PromptIds {
+        id: 2,
+        ids: [fits.ids.clone(), vec![5]].concat(),
+        n: 2,
+        ..fits.clone()
+    };
+    let completions = run(&model, &[too_long, fits], BatchOptions::default());
+    let refused = Finish::Refused {
+        prompt_tokens: context_len - 15,
+        max_tokens: 16,
+        context_len,
+    };
+    assert_eq!(
+        completions
+            .iter()
+            .map(|completion| completion.request)
+            .collect::<Vec<_>>(),
+        [2, 2, 1]
+    );
+    assert_eq!(completions[0].finish, refused);
+    assert!(refused.to_string().contains("shorten the prompt"));
+    assert!(completions[2].tokens > 0);
+}
+
+#[test]
+fn a_stop_token_ends_a_response_and_is_no_part_of_it() {
+    let model = open("llama_tied", BaseQuant::None);
+    let request = PromptIds {
+        options: OPTIONS,
+        ..prompt(5, 40, 1, 0.0)
+    };
+    let free = run(&model, std::slice::from_ref(&request), BatchOptions::default()).remove(0);
+    assert_eq!((free.finish, free.tokens), (Finish::Length, 20));
+    let stop = free.ids[5];
+    let first = free.ids.iter().position(|&id| id == stop).unwrap();
+    let stopped = generate_ids(
+        &model,
+        None,
+        &[request],
+        &[stop],
+        &BatchOptions::default(),
+        &mut |_| ControlFlow::Continue(()),
+    );
+    let stopped = stopped.unwrap().remove(0);
+    assert_eq!(
+        (stopped.finish, &stopped.ids[..]),
+        (Finish::Stop, &free.ids[..first])
+    );
+}
+
+#[test]
+fn breaking_off_returns_what_is_complete() {
+    let model = open("llama_tied", BaseQuant::None);
+    let mut n_complete = 0;
+    let batch = BatchOptions {
+        max_batch: 2,
+        ..BatchOptions::default()
+    };
+    let completions = generate_ids(&model, None, &prompts(), &[], &batch, &mut |event| {
+        n_complete += usize::from(matches!(event, GenerateEvent::Completed(_)));
+        if n_complete == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    assert_eq!(completions.unwrap().len(), 3);
+}
+
+#[test]
+fn options_without_a_meaning_are_refused() {
+    let model = open("llama_tied", BaseQuant::None);
+    let none = PromptIds {
+        options: GenerateOptions {
+            max_tokens: 0,
+            ..OPTIONS
+        },
+        ..prompt(1, 3, 1, 0.0)
+    };
+    let empty = prompt(1, 0, 1, 0.0);
+    for (prompt, max_batch) in [(none, 1), (empty, 1), (prompt(1, 3, 1, 0.0), 0)] {
+        let batch = BatchOptions {
+            max_batch,
+            ..BatchOptions::default()
+        };
+        let outcome = generate_ids(&model, None, &[prompt], &[], &batch, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(outcome, Err(Error::GenerateOptions { .. })));
+    }
+    let nothing = run(&model, &[prompt(1, 3, 0, 0.0)], BatchOptions::default());
+    assert!(nothing.is_empty());
+}

@@ -1,0 +1,117 @@
+//! A base model that is ready to be trained, measured and asked.
+//!
+//! Invariant: its weights never change; one `LocalModel` serves any number of adapters.
+
+use llamaduo_kernels::cpu::Cpu;
+use llamaduo_kernels::{Backend, DoubleQuant, HostWeight, Nf4Matrix};
+use serde::{Deserialize, Serialize};
+
+use crate::chat_template::ChatTemplate;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::files::ModelFiles;
+use crate::model::Model;
+use crate::tokenizer::Tokenizer;
+
+/// How the linears of the blocks are held. Embeddings, norms and head always keep the file's own values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BaseQuant {
+    /// Quantized to NF4 while loading; with `double`, the blocks' scales are quantized too.
+    Nf4 {
+        /// Half a bit less for each weight.
+        double: bool,
+    },
+    /// The file's own values.
+    None,
+}
+
+impl Default for BaseQuant {
+    fn default() -> Self {
+        Self::Nf4 { double: true }
+    }
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How the linears of the blocks are held.
+    pub quant: BaseQuant,
+    /// Compute threads; `None` for one on each core.
+    pub threads: Option<usize>,
+}
+
+/// Base weights with their description, tokenizer and chat template.
+#[derive(Debug)]
+pub struct LocalModel<B: Backend = Cpu> {
+    model: Model<B>,
+    files: ModelFiles,
+    identity: String,
+}
+
+impl LocalModel<Cpu> {
+    /// Loads a model onto the CPU, layer by layer.
+    pub fn open(files: ModelFiles, options: &LoadOptions) -> Result<Self> {
+        Self::with_backend(Cpu::new(options.threads)?, files, options.quant)
+    }
+}
+
+impl<B: Backend> LocalModel<B> {
+    /// Loads a model onto a backend, layer by layer.
+    pub fn with_backend(backend: B, files: ModelFiles, quant: BaseQuant) -> Result<Self> {
+        let model = Model::load(backend, &files.config, &files.weights, |weight| {
+            prepare(weight, quant)
+        })?;
+        let identity = match quant {
+            BaseQuant::Nf4 { double: true } => format!("{}-nf4-double", files.identity),
+            BaseQuant::Nf4 { double: false } => format!("{}-nf4", files.identity),
+            BaseQuant::None => files.identity.clone(),
+        };
+        Ok(Self {
+            model,
+            files,
+            identity,
+        })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// The tokenizer, or an error that says where one was expected.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.files.tokenizer()
+    }
+
+    /// The chat template, or an error that says where one was expected.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.files.chat_template()
+    }
+
+    /// Names the weights as they are held: checkpoint and quantization.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    pub(crate) fn inner(&self) -> &Model<B> {
+        &self.model
+    }
+}
+
+fn prepare(weight: HostWeight, quant: BaseQuant) -> Result<HostWeight> {
+    let BaseQuant::Nf4 { double } = quant else {
+        return Ok(weight);
+    };
+    if matches!(weight, HostWeight::Nf4(_)) {
+        return Ok(weight);
+    }
+    let (n, k) = weight.shape();
+    let double_quant = if double { DoubleQuant::Yes } else { DoubleQuant::No };
+    Ok(HostWeight::Nf4(Nf4Matrix::quantize(
+        n,
+        k,
+        &weight.to_f32(),
+        double_quant,
+    )?))
+}

@@ -1,0 +1,49 @@
+//! The one transformer all families share, on any backend.
+//!
+//! Invariant: base weights never change; what changes is in the adapter's flat buffer or in activations.
+//!
+//! There is no tape: each block's forward and backward stand side by side in its own file, and a step's memory is
+//! planned once ([`Activations`]) and reused.
+
+mod activations;
+mod attention_block;
+mod cached;
+mod decoder;
+mod feed_forward;
+mod linear;
+
+pub(crate) use activations::{ActivationPlan, Activations, Keep};
+pub(crate) use cached::{CachePlan, CachedDecoder};
+pub(crate) use decoder::{MicroBatch, Model};
+pub(crate) use linear::{AdapterOnDevice, DropoutStream};
+
+use llamaduo_kernels::{Backend, Documents, SequenceSpan};
+
+use crate::config::ModelConfig;
+
+/// What the blocks of one pass share.
+#[derive(Debug)]
+pub(crate) struct Pass<'a, B: Backend> {
+    pub(crate) backend: &'a B,
+    pub(crate) config: &'a ModelConfig,
+    /// `[D/2]`.
+    pub(crate) rope_frequencies: &'a B::F32,
+    /// Of each row within its own sequence, `[M]`.
+    pub(crate) positions: &'a B::U32,
+    pub(crate) adapter: Option<&'a AdapterOnDevice<B>>,
+    pub(crate) dropout: Option<DropoutStream>,
+    /// Rows, `M`.
+    pub(crate) m: usize,
+}
+
+/// Where the keys and values of a pass are.
+#[derive(Debug)]
+pub(crate) enum Context<'a, B: Backend> {
+    /// Whole documents, all in this pass.
+    Packed(&'a Documents),
+    /// Pages that outlive the pass.
+    Paged {
+        cache: &'a mut B::KvCache,
+        sequences: &'a [SequenceSpan],
+    },
+}

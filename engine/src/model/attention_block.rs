@@ -1,0 +1,213 @@
+//! The attention block: `out = x + o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)`.
+//!
+//! Invariant: the packed and the paged form give a row the same keys in the same order; only where they lie differs.
+
+use llamaduo_kernels::{AttentionSpec, Backend, Documents, RmsNormSpec};
+
+use super::activations::{AttentionActivations, Gradients, Scratch, UnnormedHeads};
+use super::feed_forward::norm_spec;
+use super::linear::Linear;
+use super::{Context, Pass};
+use crate::error::Result;
+
+/// One layer's attention block.
+#[derive(Debug)]
+pub(crate) struct AttentionBlock<B: Backend> {
+    pub(crate) norm: B::F32,
+    pub(crate) query: Linear<B>,
+    pub(crate) key: Linear<B>,
+    pub(crate) value: Linear<B>,
+    pub(crate) output: Linear<B>,
+    /// Norms over each head of queries and keys; only some families.
+    pub(crate) head_norms: Option<HeadNorms<B>>,
+    pub(crate) spec: AttentionSpec,
+}
+
+/// Weights `[D]` of the norms over query heads and key heads.
+#[derive(Debug)]
+pub(crate) struct HeadNorms<B: Backend> {
+    pub(crate) query: B::F32,
+    pub(crate) key: B::F32,
+}
+
+impl<B: Backend> AttentionBlock<B> {
+    /// `out [M, C] =` the block's output for the stream `x [M, C]`.
+    pub(crate) fn forward(
+        &self,
+        pass: &Pass<'_, B>,
+        context: &mut Context<'_, B>,
+        kept: &mut AttentionActivations<B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Act,
+        x: &B::Act,
+    ) -> Result<()> {
+        let backend = pass.backend;
+        backend.rms_norm(
+            &mut scratch.normed,
+            &mut scratch.rstd,
+            x,
+            &self.norm,
+            norm_spec(pass),
+            pass.m,
+        )?;
+        self.project(pass, kept, scratch)?;
+        match context {
+            Context::Packed(documents) => {
+                let (mixed, lse) = (&mut kept.mixed, &mut kept.lse);
+                backend.attention(mixed, lse, &kept.q, &kept.k, &kept.v, documents, self.spec)?;
+            }
+            Context::Paged { cache, sequences } => {
+                backend.write_kv(cache, &kept.k, &kept.v, sequences)?;
+                backend.attention_paged(&mut kept.mixed, &kept.q, cache, sequences, self.spec)?;
+            }
+        }
+        self.output.forward(pass, out, &mut kept.h[3], &kept.mixed)?;
+        backend.add(out, x, pass.m * pass.config.hidden)?;
+        Ok(())
+    }
+
+    /// Queries, keys and values of `scratch.normed`, normed per head where the family does so, rotated.
+    fn project(
+        &self,
+        pass: &Pass<'_, B>,
+        kept: &mut AttentionActivations<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let heads = self.spec.heads;
+        let [h_query, h_key, h_value, _] = &mut kept.h;
+        self.value.forward(pass, &mut kept.v, h_value, &scratch.normed)?;
+        match (&self.head_norms, &mut kept.unnormed) {
+            (Some(norms), Some(unnormed)) => {
+                self.query
+                    .forward(pass, &mut unnormed.q, h_query, &scratch.normed)?;
+                self.key.forward(pass, &mut unnormed.k, h_key, &scratch.normed)?;
+                let UnnormedHeads { q, k, q_rstd, k_rstd } = unnormed;
+                let spec = head_norm_spec(pass);
+                let (n_q, n_k) = (pass.m * heads.n_heads, pass.m * heads.n_kv_heads);
+                pass.backend
+                    .rms_norm(&mut kept.q, q_rstd, q, &norms.query, spec, n_q)?;
+                pass.backend
+                    .rms_norm(&mut kept.k, k_rstd, k, &norms.key, spec, n_k)?;
+            }
+            _ => {
+                self.query.forward(pass, &mut kept.q, h_query, &scratch.normed)?;
+                self.key.forward(pass, &mut kept.k, h_key, &scratch.normed)?;
+            }
+        }
+        let (positions, frequencies, d) = (pass.positions, pass.rope_frequencies, heads.head_dim);
+        pass.backend
+            .rope(&mut kept.q, positions, frequencies, heads.n_heads, d, pass.m)?;
+        pass.backend
+            .rope(&mut kept.k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
+        Ok(())
+    }
+
+    /// `gradients.stream`: from the gradient of `out` to that of `x`, in place. In the first layer nobody reads the
+    /// gradient of `x`, so it is left as it is.
+    #[expect(clippy::too_many_arguments, reason = "one borrow per part of the arena")]
+    pub(crate) fn backward(
+        &self,
+        pass: &Pass<'_, B>,
+        documents: &Documents,
+        kept: &AttentionActivations<B>,
+        scratch: &mut Scratch<B>,
+        gradients: &mut Gradients<B>,
+        grads: &mut B::F32,
+        x: &B::Act,
+    ) -> Result<()> {
+        let backend = pass.backend;
+        let heads = self.spec.heads;
+        let Gradients {
+            stream,
+            normed,
+            q,
+            k,
+            v,
+            mixed,
+            zeros,
+            ..
+        } = gradients;
+        let [h_query, h_key, h_value, h_output] = &kept.h;
+        backend.copy_act(mixed, zeros, pass.m * heads.n_heads * heads.head_dim)?;
+        self.output
+            .backward(pass, Some(mixed), grads, stream, &kept.mixed, h_output)?;
+        backend.attention_backward(
+            q,
+            k,
+            v,
+            mixed,
+            &kept.mixed,
+            &kept.lse,
+            &kept.q,
+            &kept.k,
+            &kept.v,
+            documents,
+            self.spec,
+        )?;
+        let (positions, frequencies, d) = (pass.positions, pass.rope_frequencies, heads.head_dim);
+        backend.rope_backward(q, positions, frequencies, heads.n_heads, d, pass.m)?;
+        backend.rope_backward(k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
+        if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {
+            norms.backward(pass, unnormed, (q, k), mixed, zeros)?;
+        }
+
+        let spec = norm_spec(pass);
+        backend.rms_norm(
+            &mut scratch.normed,
+            &mut scratch.rstd,
+            x,
+            &self.norm,
+            spec,
+            pass.m,
+        )?;
+        let is_first = self.query.layer == 0;
+        backend.copy_act(normed, zeros, pass.m * pass.config.hidden)?;
+        let mut dx = |linear: &Linear<B>, dy: &B::Act, h: &B::F32| {
+            let target = if is_first { None } else { Some(&mut *normed) };
+            linear.backward(pass, target, grads, dy, &scratch.normed, h)
+        };
+        dx(&self.query, q, h_query)?;
+        dx(&self.key, k, h_key)?;
+        dx(&self.value, v, h_value)?;
+        if !is_first {
+            backend.rms_norm_backward(stream, normed, x, &scratch.rstd, &self.norm, spec, pass.m)?;
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> HeadNorms<B> {
+    /// Takes `dq [M, H, D]` and `dk [M, KV, D]` back through the norms, in place, by way of `spare [M, H, D]`.
+    fn backward(
+        &self,
+        pass: &Pass<'_, B>,
+        unnormed: &UnnormedHeads<B>,
+        (dq, dk): (&mut B::Act, &mut B::Act),
+        spare: &mut B::Act,
+        zeros: &B::Act,
+    ) -> Result<()> {
+        let heads = pass.config.heads;
+        let UnnormedHeads { q, k, q_rstd, k_rstd } = unnormed;
+        let sides = [
+            (dq, q, q_rstd, &self.query, pass.m * heads.n_heads),
+            (dk, k, k_rstd, &self.key, pass.m * heads.n_kv_heads),
+        ];
+        for (dy, x, rstd, weight, m) in sides {
+            let len = m * heads.head_dim;
+            pass.backend.copy_act(spare, zeros, len)?;
+            pass.backend
+                .rms_norm_backward(spare, dy, x, rstd, weight, head_norm_spec(pass), m)?;
+            pass.backend.copy_act(dy, spare, len)?;
+        }
+        Ok(())
+    }
+}
+
+/// The norm over one head.
+fn head_norm_spec<B: Backend>(pass: &Pass<'_, B>) -> RmsNormSpec {
+    RmsNormSpec {
+        width: pass.config.heads.head_dim,
+        epsilon: pass.config.rms_norm_epsilon,
+        weight_offset: pass.config.norm_weight_offset,
+    }
+}

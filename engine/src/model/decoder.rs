@@ -1,0 +1,336 @@
+//! The whole stack: embedding, blocks, final norm, head; its passes over packed documents.
+//!
+//! Invariant: gradients of a step are a function of its micro-batches alone, whatever was kept and what made again.
+
+use llamaduo_kernels::{AttentionSpec, Backend, Documents, HostWeight, RmsNormSpec};
+
+use super::activations::{ActivationPlan, Activations, Keep, LayerActivations, Scratch};
+use super::attention_block::{AttentionBlock, HeadNorms};
+use super::feed_forward::FeedForwardBlock;
+use super::linear::{AdapterOnDevice, DropoutStream, Linear};
+use super::{Context, Pass};
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::lora::LinearName;
+use crate::weights::{LayerTensor, TensorName, Weights};
+
+/// A base model in a backend's memory.
+#[derive(Debug)]
+pub(crate) struct Model<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) config: ModelConfig,
+    embedding: B::Weight,
+    /// `None` where the head is the embedding.
+    head: Option<B::Weight>,
+    layers: Vec<Layer<B>>,
+    final_norm: B::F32,
+    rope_frequencies: B::F32,
+}
+
+#[derive(Debug)]
+struct Layer<B: Backend> {
+    attention: AttentionBlock<B>,
+    feed_forward: FeedForwardBlock<B>,
+}
+
+/// Rows of one forward and backward.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MicroBatch {
+    /// `[M]`.
+    pub(crate) ids: Vec<u32>,
+    /// `[M]`: the token after each, or `NO_LABEL`.
+    pub(crate) labels: Vec<u32>,
+    pub(crate) documents: Documents,
+}
+
+impl<B: Backend> Model<B> {
+    /// Takes in a model's tensors one at a time; `prepare` turns each linear of the blocks into what is kept of it.
+    pub(crate) fn load(
+        backend: B,
+        config: &ModelConfig,
+        weights: &Weights,
+        mut prepare: impl FnMut(HostWeight) -> Result<HostWeight>,
+    ) -> Result<Self> {
+        let embedding = backend.load_weight(weights.matrix(TensorName::Embedding)?)?;
+        let head = match config.tied_head {
+            true => None,
+            false => Some(backend.load_weight(weights.matrix(TensorName::Head)?)?),
+        };
+        let layers = (0..config.n_layers)
+            .map(|layer| Layer::load(&backend, config, weights, layer, &mut prepare))
+            .collect::<Result<_>>()?;
+        let final_norm = backend.upload_f32(&weights.vector(TensorName::FinalNorm)?)?;
+        let rope_frequencies = backend.upload_f32(&config.rope_frequencies())?;
+        Ok(Self {
+            backend,
+            config: config.clone(),
+            embedding,
+            head,
+            layers,
+            final_norm,
+            rope_frequencies,
+        })
+    }
+
+    pub(crate) fn head(&self) -> &B::Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    pub(crate) fn pass<'a>(
+        &'a self,
+        positions: &'a B::U32,
+        adapter: Option<&'a AdapterOnDevice<B>>,
+        dropout: Option<DropoutStream>,
+        m: usize,
+    ) -> Pass<'a, B> {
+        Pass {
+            backend: &self.backend,
+            config: &self.config,
+            rope_frequencies: &self.rope_frequencies,
+            positions,
+            adapter,
+            dropout: dropout.filter(|stream| stream.rate > 0.0),
+            m,
+        }
+    }
+
+    /// Runs all blocks and the final norm; `context` says where each layer's keys are. Leaves `[M, C]` in
+    /// `activations.hidden`.
+    pub(crate) fn forward<'c>(
+        &self,
+        pass: &Pass<'_, B>,
+        ids: &B::U32,
+        activations: &mut Activations<B>,
+        mut context: impl FnMut(usize) -> Context<'c, B>,
+    ) -> Result<()> {
+        let Activations {
+            streams,
+            layers,
+            scratch,
+            hidden,
+            ..
+        } = activations;
+        let (n_streams, n_kept) = (streams.len(), layers.len());
+        self.backend.embed(
+            &mut streams[0],
+            ids,
+            &self.embedding,
+            self.config.embedding_scale,
+            pass.m,
+        )?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let kept = &mut layers[index % n_kept];
+            let (x, out) = neighbours(streams, index % n_streams, (index + 1) % n_streams);
+            layer.forward(pass, &mut context(index), kept, scratch, out, x)?;
+        }
+        let last = &streams[self.layers.len() % n_streams];
+        self.backend.rms_norm(
+            hidden,
+            &mut scratch.rstd,
+            last,
+            &self.final_norm,
+            self.final_spec(),
+            pass.m,
+        )?;
+        Ok(())
+    }
+
+    /// Logits `[T, V]` of one document.
+    pub(crate) fn logits(&self, ids: &[u32], adapter: Option<&AdapterOnDevice<B>>) -> Result<Vec<f32>> {
+        let backend = &self.backend;
+        let m = ids.len();
+        let lora_rank = adapter.map_or(0, |adapter| adapter.layout.rank());
+        let plan = ActivationPlan {
+            m_max: m,
+            lora_rank,
+            keep: Keep::Nothing,
+        };
+        let mut activations = Activations::new(backend, &self.config, plan)?;
+        let documents = Documents::of_lengths([m]);
+        let device_ids = backend.upload_u32(ids)?;
+        let positions = backend.upload_u32(&documents.positions())?;
+        let pass = self.pass(&positions, adapter, None, m);
+        self.forward(&pass, &device_ids, &mut activations, |_| {
+            Context::Packed(&documents)
+        })?;
+        let mut logits = backend.alloc_f32(m * self.config.vocab_size)?;
+        backend.logits(&mut logits, &activations.hidden, self.head(), m)?;
+        let mut values = vec![0.0; m * self.config.vocab_size];
+        backend.read_f32(&logits, 0, &mut values)?;
+        Ok(values)
+    }
+
+    /// Losses of a micro-batch's rows, summed. With `grads`, also adds the adapter's gradients of
+    /// `loss_scale * sum` to them.
+    pub(crate) fn loss(
+        &self,
+        batch: &MicroBatch,
+        activations: &mut Activations<B>,
+        adapter: Option<&AdapterOnDevice<B>>,
+        dropout: Option<DropoutStream>,
+        grads: Option<(&mut B::F32, f32)>,
+    ) -> Result<f64> {
+        let backend = &self.backend;
+        let m = batch.ids.len();
+        let ids = backend.upload_u32(&batch.ids)?;
+        let labels = backend.upload_u32(&batch.labels)?;
+        let positions = backend.upload_u32(&batch.documents.positions())?;
+        let pass = self.pass(&positions, adapter, dropout, m);
+        self.forward(&pass, &ids, activations, |_| Context::Packed(&batch.documents))?;
+
+        let Activations {
+            hidden,
+            losses,
+            gradients,
+            ..
+        } = &mut *activations;
+        match (grads, gradients) {
+            (Some((grads, loss_scale)), Some(gradients)) => {
+                let dx = Some(&mut gradients.normed);
+                backend.cross_entropy(losses, dx, hidden, self.head(), &labels, loss_scale, m)?;
+                self.backward(&pass, &batch.documents, activations, grads)?;
+            }
+            _ => backend.cross_entropy(losses, None, hidden, self.head(), &labels, 0.0, m)?,
+        }
+        let mut row_losses = vec![0.0; m];
+        backend.read_f32(&activations.losses, 0, &mut row_losses)?;
+        Ok(row_losses.iter().map(|&loss| f64::from(loss)).sum())
+    }
+
+    /// From the gradient of the final norm's output, in `gradients.normed`, to the adapter's, `+=` in `grads`.
+    fn backward(
+        &self,
+        pass: &Pass<'_, B>,
+        documents: &Documents,
+        activations: &mut Activations<B>,
+        grads: &mut B::F32,
+    ) -> Result<()> {
+        let Activations {
+            keep,
+            streams,
+            layers,
+            scratch,
+            gradients,
+            ..
+        } = activations;
+        let (keep, n_kept) = (*keep, layers.len());
+        let Some(gradients) = gradients else { return Ok(()) };
+        let backend = &self.backend;
+        let last = &streams[self.layers.len()];
+        backend.copy_act(
+            &mut gradients.stream,
+            &gradients.zeros,
+            pass.m * self.config.hidden,
+        )?;
+        // The forward left the final norm's row statistics in the scratch.
+        let spec = self.final_spec();
+        let (stream, dy) = (&mut gradients.stream, &gradients.normed);
+        backend.rms_norm_backward(stream, dy, last, &scratch.rstd, &self.final_norm, spec, pass.m)?;
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            let kept = &mut layers[index % n_kept];
+            let (x, out) = neighbours(streams, index, index + 1);
+            if keep == Keep::Inputs {
+                layer.forward(pass, &mut Context::Packed(documents), kept, scratch, out, x)?;
+            }
+            layer
+                .feed_forward
+                .backward(pass, &kept.feed_forward, scratch, gradients, grads, &kept.middle)?;
+            layer
+                .attention
+                .backward(pass, documents, &kept.attention, scratch, gradients, grads, x)?;
+        }
+        Ok(())
+    }
+
+    fn final_spec(&self) -> RmsNormSpec {
+        RmsNormSpec {
+            width: self.config.hidden,
+            epsilon: self.config.rms_norm_epsilon,
+            weight_offset: self.config.norm_weight_offset,
+        }
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn load(
+        backend: &B,
+        config: &ModelConfig,
+        weights: &Weights,
+        layer: usize,
+        prepare: &mut impl FnMut(HostWeight) -> Result<HostWeight>,
+    ) -> Result<Self> {
+        let vector = |tensor| -> Result<B::F32> {
+            Ok(backend.upload_f32(&weights.vector(TensorName::Layer(layer, tensor))?)?)
+        };
+        let mut linear = |name: LinearName, bias: Option<LayerTensor>| -> Result<Linear<B>> {
+            let host = prepare(weights.matrix(TensorName::Layer(layer, name.tensor()))?)?;
+            let bias = bias.filter(|_| config.attention_bias).map(vector).transpose()?;
+            Ok(Linear {
+                layer,
+                name,
+                weight: backend.load_weight(host)?,
+                bias,
+                n_out: name.shape(config).1,
+            })
+        };
+        let head_norms = match config.qk_norm {
+            true => Some(HeadNorms {
+                query: vector(LayerTensor::QueryNorm)?,
+                key: vector(LayerTensor::KeyNorm)?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            attention: AttentionBlock {
+                norm: vector(LayerTensor::AttentionNorm)?,
+                query: linear(LinearName::Query, Some(LayerTensor::QueryBias))?,
+                key: linear(LinearName::Key, Some(LayerTensor::KeyBias))?,
+                value: linear(LinearName::Value, Some(LayerTensor::ValueBias))?,
+                output: linear(LinearName::Output, None)?,
+                head_norms,
+                spec: AttentionSpec {
+                    heads: config.heads,
+                    scale: config.attention_scale,
+                    window: config.windows.get(layer).copied().flatten(),
+                },
+            },
+            feed_forward: FeedForwardBlock {
+                norm: vector(LayerTensor::FeedForwardNorm)?,
+                gate: linear(LinearName::Gate, None)?,
+                up: linear(LinearName::Up, None)?,
+                down: linear(LinearName::Down, None)?,
+            },
+        })
+    }
+
+    fn forward(
+        &self,
+        pass: &Pass<'_, B>,
+        context: &mut Context<'_, B>,
+        kept: &mut LayerActivations<B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Act,
+        x: &B::Act,
+    ) -> Result<()> {
+        let LayerActivations {
+            attention,
+            middle,
+            feed_forward,
+        } = kept;
+        self.attention
+            .forward(pass, context, attention, scratch, middle, x)?;
+        self.feed_forward
+            .forward(pass, feed_forward, scratch, out, middle)
+    }
+}
+
+/// Two different elements, one to read and one to write.
+fn neighbours<T>(items: &mut [T], read: usize, write: usize) -> (&T, &mut T) {
+    if read < write {
+        let (low, high) = items.split_at_mut(write);
+        (&low[read], &mut high[0])
+    } else {
+        let (low, high) = items.split_at_mut(read);
+        (&high[0], &mut low[write])
+    }
+}

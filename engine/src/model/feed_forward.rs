@@ -1,0 +1,108 @@
+//! The feed-forward block: `out = x + down(activation(gate(n)) * up(n))` with `n = norm(x)`.
+//!
+//! Invariant: `backward` makes the norm and the gated product again, so only `gate` and `up` are kept.
+
+use llamaduo_kernels::{Backend, RmsNormSpec};
+
+use super::Pass;
+use super::activations::{FeedForwardActivations, Gradients, Scratch};
+use super::linear::Linear;
+use crate::error::Result;
+
+/// One layer's feed-forward block.
+#[derive(Debug)]
+pub(crate) struct FeedForwardBlock<B: Backend> {
+    pub(crate) norm: B::F32,
+    pub(crate) gate: Linear<B>,
+    pub(crate) up: Linear<B>,
+    pub(crate) down: Linear<B>,
+}
+
+impl<B: Backend> FeedForwardBlock<B> {
+    /// `out [M, C] =` the block's output for the stream `x [M, C]`.
+    pub(crate) fn forward(
+        &self,
+        pass: &Pass<'_, B>,
+        kept: &mut FeedForwardActivations<B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Act,
+        x: &B::Act,
+    ) -> Result<()> {
+        let [h_gate, h_up, h_down] = &mut kept.h;
+        let spec = norm_spec(pass);
+        pass.backend.rms_norm(
+            &mut scratch.normed,
+            &mut scratch.rstd,
+            x,
+            &self.norm,
+            spec,
+            pass.m,
+        )?;
+        self.gate.forward(pass, &mut kept.gate, h_gate, &scratch.normed)?;
+        self.up.forward(pass, &mut kept.up, h_up, &scratch.normed)?;
+        let (activation, len) = (pass.config.activation, pass.m * pass.config.ffn);
+        pass.backend
+            .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
+        self.down.forward(pass, out, h_down, &scratch.gated)?;
+        pass.backend.add(out, x, pass.m * pass.config.hidden)?;
+        Ok(())
+    }
+
+    /// `gradients.stream`: from the gradient of `out` to that of `x`, in place.
+    pub(crate) fn backward(
+        &self,
+        pass: &Pass<'_, B>,
+        kept: &FeedForwardActivations<B>,
+        scratch: &mut Scratch<B>,
+        gradients: &mut Gradients<B>,
+        grads: &mut B::F32,
+        x: &B::Act,
+    ) -> Result<()> {
+        let Gradients {
+            stream,
+            normed,
+            gate,
+            up,
+            gated,
+            zeros,
+            ..
+        } = gradients;
+        let [h_gate, h_up, h_down] = &kept.h;
+        let (activation, len) = (pass.config.activation, pass.m * pass.config.ffn);
+        pass.backend
+            .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
+        pass.backend.copy_act(gated, zeros, len)?;
+        self.down
+            .backward(pass, Some(gated), grads, stream, &scratch.gated, h_down)?;
+        pass.backend
+            .gated_backward(gate, up, gated, &kept.gate, &kept.up, activation, len)?;
+
+        let spec = norm_spec(pass);
+        pass.backend.rms_norm(
+            &mut scratch.normed,
+            &mut scratch.rstd,
+            x,
+            &self.norm,
+            spec,
+            pass.m,
+        )?;
+        pass.backend
+            .copy_act(normed, zeros, pass.m * pass.config.hidden)?;
+        self.gate
+            .backward(pass, Some(normed), grads, gate, &scratch.normed, h_gate)?;
+        self.up
+            .backward(pass, Some(normed), grads, up, &scratch.normed, h_up)?;
+        pass.backend
+            .rms_norm_backward(stream, normed, x, &scratch.rstd, &self.norm, spec, pass.m)?;
+        Ok(())
+    }
+}
+
+/// The norm over a row of the residual stream.
+pub(crate) fn norm_spec<B: Backend>(pass: &Pass<'_, B>) -> RmsNormSpec {
+    RmsNormSpec {
+        width: pass.config.hidden,
+        epsilon: pass.config.rms_norm_epsilon,
+        weight_offset: pass.config.norm_weight_offset,
+    }
+}

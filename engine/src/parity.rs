@@ -1,0 +1,288 @@
+//! The engine against transformers, PEFT and bitsandbytes, on the reference tensors in `tests/golden`.
+//!
+//! Invariant: a tolerance is the issue's, a few times the references' own drift between thread counts; nothing is
+//! compared with what this engine itself has made.
+
+mod smollm2;
+
+use std::path::{Path, PathBuf};
+
+use llamaduo_kernels::{NO_LABEL, SequenceSpan};
+
+use crate::eval::{evaluate_rows, logits};
+use crate::files::ModelFiles;
+use crate::generate::{BatchOptions, GenerateOptions, PromptIds, Sampling, generate_ids};
+use crate::local_model::{BaseQuant, LoadOptions, LocalModel};
+use crate::lora::{Adapter, LoraLayout};
+use crate::model::{CachePlan, CachedDecoder, Keep, MicroBatch};
+use crate::peft;
+use crate::safetensors::SafetensorsFile;
+use crate::train::{OptimizerState, Row, StepSettings, TrainConfig, Trainer, micro_batches};
+
+const FAMILIES: [&str; 3] = ["llama_tied", "llama3", "mistral"];
+/// Small models: logits, losses and trained tensors absolute, gradients relative to a tensor's largest entry.
+const TOLERANCE: f64 = 2e-5;
+
+/// The references of a family.
+pub(crate) fn golden(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(family)
+}
+
+/// The model of a family.
+pub(crate) fn golden_model(family: &str) -> ModelFiles {
+    ModelFiles::open(&golden(family)).unwrap()
+}
+
+/// The model of a family, ready to run.
+pub(crate) fn open(family: &str, quant: BaseQuant) -> LocalModel {
+    LocalModel::open(golden_model(family), &LoadOptions { quant, threads: None }).unwrap()
+}
+
+fn reference(family: &str, name: &str) -> SafetensorsFile {
+    SafetensorsFile::open(&golden(family).join(name)).unwrap()
+}
+
+fn values(file: &SafetensorsFile, name: &str) -> Vec<f32> {
+    file.f32_values(name).unwrap().1
+}
+
+/// `[B, T]` integers as rows.
+fn id_rows(file: &SafetensorsFile, name: &str) -> Vec<Vec<i64>> {
+    let (shape, values) = file.i64_values(name).unwrap();
+    values.chunks(shape[1]).map(<[i64]>::to_vec).collect()
+}
+
+fn tokens(ids: &[i64]) -> Vec<u32> {
+    ids.iter().map(|&id| u32::try_from(id).unwrap()).collect()
+}
+
+/// The batch of a family with its labels.
+fn labelled_rows(family: &str) -> Vec<Row> {
+    let file = reference(family, "reference.safetensors");
+    let labels = id_rows(&file, "labels");
+    let rows = id_rows(&file, "input_ids");
+    rows.iter()
+        .zip(&labels)
+        .map(|(ids, labels)| Row::new(tokens(ids), usize::MAX, |t| labels[t] >= 0))
+        .collect()
+}
+
+fn assert_close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f64) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let differences = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs()));
+    let worst = differences.fold(
+        0.0,
+        |worst: f64, d| if d.is_nan() { f64::INFINITY } else { worst.max(d) },
+    );
+    println!("{what}: {worst:.1e} of {tolerance:.1e}");
+    assert!(
+        worst <= tolerance,
+        "{what} differs by {worst:e}, allowed are {tolerance:e}"
+    );
+}
+
+fn check_logits(what: &str, model: &LocalModel, adapter: Option<&Adapter>, family: &str, theirs: &[f32]) {
+    let rows = id_rows(&reference(family, "reference.safetensors"), "input_ids");
+    let ours: Vec<f32> = rows
+        .iter()
+        .flat_map(|ids| logits(model, adapter, &tokens(ids)).unwrap())
+        .collect();
+    assert_close(&format!("{family} {what}"), &ours, theirs, TOLERANCE);
+}
+
+#[test]
+fn logits_and_losses_equal_transformers() {
+    for family in FAMILIES {
+        let file = reference(family, "reference.safetensors");
+        let model = open(family, BaseQuant::None);
+        check_logits("logits", &model, None, family, &values(&file, "logits"));
+        let loss = evaluate_rows(&model, None, &labelled_rows(family)).unwrap().loss as f32;
+        assert_close(
+            &format!("{family} loss"),
+            &[loss],
+            &values(&file, "loss"),
+            TOLERANCE,
+        );
+        let model = open(family, BaseQuant::Nf4 { double: false });
+        check_logits("nf4_logits", &model, None, family, &values(&file, "nf4_logits"));
+    }
+}
+
+#[test]
+fn decoding_over_pages_equals_a_pass_without_a_cache() {
+    for family in FAMILIES {
+        let file = reference(family, "reference.safetensors");
+        let model = open(family, BaseQuant::None);
+        let (prompts, follow) = (id_rows(&file, "input_ids"), id_rows(&file, "decode_ids"));
+        let plan = CachePlan {
+            n_pages: 20,
+            page_len: 8,
+            prefill_rows_max: 80,
+            decode_rows_max: 2,
+        };
+        let mut decoder = CachedDecoder::new(model.inner(), None, plan).unwrap();
+        // Pages of the two sequences alternate, so that a mistaken page shows.
+        let span = |row: usize, n_rows: usize, n_context: usize| SequenceSpan {
+            first_row: row * n_rows,
+            n_rows,
+            n_context,
+            pages: (0..10).map(|page| page * 2 + row as u32).collect(),
+        };
+        let prompt: Vec<u32> = prompts.iter().flat_map(|ids| tokens(ids)).collect();
+        decoder
+            .prefill(&prompt, &[span(0, 40, 40), span(1, 40, 40)])
+            .unwrap();
+        let (mut step, mut ours) = (Vec::new(), [Vec::new(), Vec::new()]);
+        for position in 0..16 {
+            let ids = tokens(&[follow[0][position], follow[1][position]]);
+            let spans = [span(0, 1, 41 + position), span(1, 1, 41 + position)];
+            decoder.decode(&ids, &spans, &mut step).unwrap();
+            for (ours, logits) in ours.iter_mut().zip(step.chunks(model.config().vocab_size)) {
+                ours.extend_from_slice(logits);
+            }
+        }
+        assert_close(
+            &format!("{family} decode_logits"),
+            &ours.concat(),
+            &values(&file, "decode_logits"),
+            TOLERANCE,
+        );
+    }
+}
+
+#[test]
+fn greedy_continuations_equal_transformers() {
+    for family in FAMILIES {
+        let file = reference(family, "reference.safetensors");
+        let model = open(family, BaseQuant::None);
+        let options = GenerateOptions {
+            max_tokens: 16,
+            sampling: Sampling::GREEDY,
+            ..GenerateOptions::default()
+        };
+        let prompts: Vec<PromptIds> = id_rows(&file, "input_ids")
+            .iter()
+            .zip(0..)
+            .map(|(ids, id)| PromptIds {
+                id,
+                ids: tokens(ids),
+                n: 1,
+                options: options.clone(),
+            })
+            .collect();
+        let observe = &mut |_: crate::generate::GenerateEvent<'_>| std::ops::ControlFlow::Continue(());
+        let ours = generate_ids(&model, None, &prompts, &[], &BatchOptions::default(), observe).unwrap();
+        for (ours, theirs) in ours.iter().zip(id_rows(&file, "greedy")) {
+            assert_eq!(ours.ids, tokens(&theirs[40..]), "{family}");
+        }
+    }
+}
+
+#[test]
+fn adapters_gradients_and_training_equal_peft() {
+    for family in FAMILIES {
+        for (quant, prefix) in [(BaseQuant::None, ""), (BaseQuant::Nf4 { double: false }, "nf4.")] {
+            let model = open(family, quant);
+            let file = reference(family, "adapter_reference.safetensors");
+            let adapter = peft::load(&golden(family).join("adapter"), model.config()).unwrap();
+            let name = |name: &str| format!("{prefix}{name}");
+            check_logits(
+                &name("logits"),
+                &model,
+                Some(&adapter),
+                family,
+                &values(&file, &name("logits")),
+            );
+            check_training(family, prefix, &model, &adapter, &file);
+        }
+    }
+}
+
+fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adapter, file: &SafetensorsFile) {
+    let batches = micro_batches(&labelled_rows(family), 512);
+    let state = OptimizerState::start(adapter.params().to_vec());
+    let layout = adapter.layout().clone();
+    let mut trainer = Trainer::new(model.inner(), layout, &state, 80, Keep::All).unwrap();
+
+    let loss = trainer.gradients(&batches, None).unwrap() as f32;
+    assert_close(
+        &format!("{family} {prefix}loss"),
+        &[loss],
+        &values(file, &format!("{prefix}loss")),
+        TOLERANCE,
+    );
+    let gradients = trainer.read_gradients().unwrap();
+    let largest = |values: &[f32]| values.iter().fold(0.0, |max: f32, value| max.max(value.abs()));
+    compare_tensors(
+        adapter.layout(),
+        &gradients,
+        file,
+        &format!("{prefix}grad."),
+        |theirs| TOLERANCE * f64::from(largest(theirs)),
+    );
+
+    let losses: Vec<f32> = (1..=20)
+        .map(|number| plain_step(&mut trainer, &batches, number, 1e-3))
+        .collect();
+    assert_close(
+        &format!("{family} {prefix}losses"),
+        &losses,
+        &values(file, &format!("{prefix}losses")),
+        TOLERANCE,
+    );
+    let params = trainer.params().unwrap();
+    compare_tensors(
+        adapter.layout(),
+        &params,
+        file,
+        &format!("{prefix}trained."),
+        |_| TOLERANCE,
+    );
+}
+
+/// AdamW as the references run it: no schedule, no decay, no clipping, no dropout.
+fn plain_step(
+    trainer: &mut Trainer<'_, llamaduo_kernels::cpu::Cpu>,
+    batches: &[MicroBatch],
+    number: u32,
+    learning_rate: f32,
+) -> f32 {
+    let config = TrainConfig {
+        max_grad_norm: None,
+        weight_decay: 0.0,
+        ..TrainConfig::default()
+    };
+    let settings = StepSettings {
+        number,
+        learning_rate,
+        dropout: None,
+    };
+    trainer.step(batches, &config, settings).unwrap().loss as f32
+}
+
+fn compare_tensors(
+    layout: &LoraLayout,
+    flat: &[f32],
+    file: &SafetensorsFile,
+    prefix: &str,
+    tolerance: impl Fn(&[f32]) -> f64,
+) {
+    for (name, _, range) in peft::tensors(layout) {
+        let theirs = values(file, &format!("{prefix}{name}"));
+        assert_close(
+            &format!("{prefix}{name}"),
+            &flat[range],
+            &theirs,
+            tolerance(&theirs),
+        );
+    }
+}
+
+#[test]
+fn rows_hold_the_labels_of_the_references() {
+    let rows = labelled_rows("llama3");
+    assert_eq!(rows.iter().map(Row::n_labels).sum::<usize>(), 30 + 15);
+    assert_eq!(rows[0].labels[39], NO_LABEL);
+}

@@ -1,0 +1,75 @@
+//! Conversations to rows of tokens and labels.
+//!
+//! Invariant: `labels[t]` is the token after `ids[t]`, or no label; the last token of a row never has one.
+
+use llamaduo_kernels::NO_LABEL;
+
+use super::config::LossOn;
+use crate::chat_template::{ChatTemplate, Message, Role, encode_chat};
+use crate::error::Result;
+use crate::tokenizer::Tokenizer;
+
+/// The messages of one row.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Conversation {
+    /// In the order they were said.
+    pub messages: Vec<Message>,
+}
+
+/// A row as the model sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) labels: Vec<u32>,
+}
+
+impl Row {
+    /// The first `len_max` tokens of `ids`, where `is_learnt(t)` says whether token `t` is to be predicted.
+    pub(crate) fn new(mut ids: Vec<u32>, len_max: usize, is_learnt: impl Fn(usize) -> bool) -> Self {
+        ids.truncate(len_max);
+        let labels = (1..=ids.len())
+            .map(|next| {
+                if next < ids.len() && is_learnt(next) {
+                    ids[next]
+                } else {
+                    NO_LABEL
+                }
+            })
+            .collect();
+        Self { ids, labels }
+    }
+
+    /// Tokens that are predicted.
+    pub(crate) fn n_labels(&self) -> usize {
+        self.labels.iter().filter(|&&label| label != NO_LABEL).count()
+    }
+}
+
+/// Renders and encodes one conversation.
+pub(crate) fn encode_row(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+    loss_on: LossOn,
+    len_max: usize,
+) -> Result<Row> {
+    let ids = encode_chat(tokenizer, template, messages, false)?;
+    if loss_on == LossOn::WholeSequence {
+        return Ok(Row::new(ids, len_max, |_| true));
+    }
+    let mut learnt = vec![false; ids.len()];
+    for (turn, message) in messages.iter().enumerate() {
+        if message.role == Role::Assistant {
+            let asked = encode_chat(tokenizer, template, &messages[..turn], true)?;
+            let answered = encode_chat(tokenizer, template, &messages[..=turn], false)?;
+            let start = common_prefix(&ids, &asked);
+            let end = common_prefix(&ids, &answered);
+            learnt[start.min(end)..end].fill(true);
+        }
+    }
+    Ok(Row::new(ids, len_max, |token| learnt[token]))
+}
+
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
