@@ -8,7 +8,9 @@ pub mod event;
 pub mod ids;
 pub mod manifest;
 pub mod run;
+pub mod session;
 pub mod task;
+pub mod view;
 pub mod wire;
 
 pub use llamaduo_artifacts::Digest;

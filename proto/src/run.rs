@@ -256,6 +256,23 @@ pub struct CurationSettings {
     pub response_json: bool,
 }
 
+impl Default for CurationSettings {
+    /// Where near-duplicates begin in the usual practice of instruction data (Jaccard 0.7, ROUGE-L 0.7), and stricter
+    /// against the test split.
+    fn default() -> Self {
+        Self {
+            near_duplicate_jaccard: 0.7,
+            novelty_rouge_l: 0.7,
+            contamination_rouge_l: 0.6,
+            contamination_run_words: 10,
+            prompt_words_min: 3,
+            prompt_words_max: 1_000,
+            response_words_max: 1_000,
+            response_json: false,
+        }
+    }
+}
+
 /// When the local model is good enough.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gate {

@@ -1,7 +1,11 @@
 //! The generated protobuf types, clients and servers. Nothing outside this crate's `convert` builds on their shape
 //! beyond passing them to tonic.
 
-#![expect(missing_docs, unreachable_pub, clippy::all, reason = "generated from the commented .proto files")]
+#![expect(
+    clippy::all,
+    clippy::allow_attributes,
+    reason = "generated from the commented .proto files"
+)]
 
 tonic::include_proto!("llamaduo.v1");
 
