@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::ids::{Cycle, RequestId, RunId, TaskId, WorkerId};
-use crate::run::{Budget, Cost, GateDecision, RunSpec, RunStatus, Scores, Stage, Subject};
+use crate::run::{Budget, Cost, GateDecision, RunSpec, RunStatus, Scores, ServiceLlmSpec, Stage, Subject};
 use crate::task::{Failure, Progress, TaskResult, TaskSpec, TaskStatus};
 
 /// Starts a migration.
@@ -29,6 +29,21 @@ pub struct SubmitTask {
     pub spec: TaskSpec,
     /// What may be spent.
     pub budget: Budget,
+}
+
+/// Goes on with a run that ended without passing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResumeRun {
+    /// Its id.
+    pub run: RunId,
+    /// New limits, counted from the run's start; `None` is as before.
+    pub budget: Option<Budget>,
+    /// How the teacher is reached from now on; `None` is as before.
+    pub service_llm: Option<ServiceLlmSpec>,
+    /// How the judge is reached from now on; `None` follows the teacher where that judges, else is as before.
+    pub judge_llm: Option<ServiceLlmSpec>,
+    /// Training cycles before the run gives up; `None` is as before.
+    pub cycles_max: Option<u32>,
 }
 
 /// A run as it stands.

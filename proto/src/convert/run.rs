@@ -13,7 +13,7 @@ use crate::wire;
 /// Longest name of a run, characters: one line of a terminal.
 pub(super) const RUN_NAME_CHARS_MAX: usize = 80;
 /// Most cycles: each takes minutes to hours, and the data grows with each.
-const CYCLES_MAX: u32 = 1_000;
+pub(super) const CYCLES_MAX: u32 = 1_000;
 /// Most tasks of one stage of a cycle: what one scan of the state store reads in a second.
 const TASKS_PER_STAGE_MAX: u32 = 10_000;
 /// Calls in flight when no number is named: polite to any vendor's lowest tier.

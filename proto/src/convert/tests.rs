@@ -60,6 +60,7 @@ proptest! {
         assert_survives::<session::CallLeave, wire::BeginCallResponse>(draw.call_leave());
         assert_survives::<session::EndCall, wire::EndCallRequest>(draw.end_call());
         assert_survives::<view::SubmitTask, wire::SubmitTaskRequest>(draw.submit_task());
+        assert_survives::<view::ResumeRun, wire::ResumeRunRequest>(draw.resume_run());
         assert_survives::<view::RunDetails, wire::GetRunResponse>(draw.run_details());
         assert_survives::<view::TaskView, wire::Task>(draw.task_view());
         assert_survives::<view::WorkerView, wire::Worker>(draw.worker_view());

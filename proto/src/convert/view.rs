@@ -1,15 +1,16 @@
 //! `run_service.proto`: submissions, and runs, tasks and workers as clients see them.
 
-use super::run::RUN_NAME_CHARS_MAX;
+use super::run::{CYCLES_MAX, RUN_NAME_CHARS_MAX};
 use super::{
     InvalidMessage, Result, at_least_1, digest_text, enumeration, id, list, nested, optional,
-    optional_digest, optional_id, required, text, text_for_people,
+    optional_digest, optional_id, required, text, text_for_people, unless_zero, up_to,
 };
 use crate::ids::{Cycle, RunId, TaskId};
 use crate::run::Stage;
 use crate::task::TaskSpec;
 use crate::view::{
-    CycleGate, RunDetails, RunView, StageCount, SubjectScores, SubmitRun, SubmitTask, TaskView, WorkerView,
+    CycleGate, ResumeRun, RunDetails, RunView, StageCount, SubjectScores, SubmitRun, SubmitTask, TaskView,
+    WorkerView,
 };
 use crate::wire;
 
@@ -63,6 +64,34 @@ impl From<SubmitTask> for wire::SubmitTaskRequest {
             name: submit.name,
             spec: Some(submit.spec.into()),
             budget: Some(submit.budget.into()),
+        }
+    }
+}
+
+impl TryFrom<wire::ResumeRunRequest> for ResumeRun {
+    type Error = InvalidMessage;
+    fn try_from(wire: wire::ResumeRunRequest) -> Result<Self> {
+        let cycles_max = unless_zero(wire.cycles_max);
+        Ok(Self {
+            run: id("run_id", &wire.run_id)?,
+            budget: optional("budget", wire.budget)?,
+            service_llm: optional("service_llm", wire.service_llm)?,
+            judge_llm: optional("judge_llm", wire.judge_llm)?,
+            cycles_max: cycles_max
+                .map(|cycles| up_to("cycles_max", cycles, CYCLES_MAX))
+                .transpose()?,
+        })
+    }
+}
+
+impl From<ResumeRun> for wire::ResumeRunRequest {
+    fn from(resume: ResumeRun) -> Self {
+        Self {
+            run_id: resume.run.into(),
+            budget: resume.budget.map(Into::into),
+            service_llm: resume.service_llm.map(Into::into),
+            judge_llm: resume.judge_llm.map(Into::into),
+            cycles_max: resume.cycles_max.unwrap_or_default(),
         }
     }
 }

@@ -141,6 +141,16 @@ impl Draw {
         }
     }
 
+    pub(in super::super) fn resume_run(&mut self) -> ResumeRun {
+        ResumeRun {
+            run: self.id(),
+            budget: self.maybe(Self::budget),
+            service_llm: self.maybe(Self::service_llm),
+            judge_llm: self.maybe(Self::service_llm),
+            cycles_max: self.maybe(|d| d.count(1_000)),
+        }
+    }
+
     fn run_view(&mut self) -> RunView {
         RunView {
             run: self.id(),
