@@ -1,6 +1,7 @@
 //! Messages to the text a model was tuned on, rendered as transformers renders it.
 //!
-//! Invariant: a template is untrusted: its steps, its depth and its output are bounded.
+//! Invariant: a template is untrusted: its steps, its depth and its output are bounded, and it sees nothing but the
+//! conversation, the special tokens and a clock.
 
 mod environment;
 mod json;
@@ -68,7 +69,9 @@ pub struct ChatTemplate {
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatTemplate").field("origin", &self.origin).finish()
+        f.debug_struct("ChatTemplate")
+            .field("origin", &self.origin)
+            .finish()
     }
 }
 
@@ -79,18 +82,26 @@ impl ChatTemplate {
     /// A template of our own, for models that bring none; `None` for an unknown name.
     pub fn built_in(name: &str) -> Option<Result<Self>> {
         match name {
-            "chatml" => Some(Self::compile(include_str!("chat_template/chatml.jinja"), "chatml, built in")),
+            "chatml" => Some(Self::compile(
+                include_str!("chat_template/chatml.jinja"),
+                "chatml, built in",
+            )),
             _ => None,
         }
     }
 
     /// Compiles a template; `origin` names it in errors. Fails on a syntax error.
     pub fn compile(source: &str, origin: &str) -> Result<Self> {
-        let environment = environment::with_template(NAME, source).map_err(|error| Error::TemplateSyntax {
+        let environment =
+            environment::with_template(NAME, source).map_err(|error| Error::TemplateSyntax {
+                origin: origin.to_owned(),
+                reason: environment::reason(&error),
+            })?;
+        Ok(Self {
+            environment,
             origin: origin.to_owned(),
-            reason: environment::reason(&error),
-        })?;
-        Ok(Self { environment, origin: origin.to_owned(), special: Vec::new() })
+            special: Vec::new(),
+        })
     }
 
     /// Reads `chat_template.jinja` of `directory`, else the template in its `tokenizer_config.json`, which is a text or
@@ -122,12 +133,17 @@ impl ChatTemplate {
     /// The template in a GGUF file's metadata; `None` when there is none.
     pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
         let source = file.string("tokenizer.chat_template")?;
-        source.map(|source| Self::compile(source, &format!("in {}", file.path().display()))).transpose()
+        source
+            .map(|source| Self::compile(source, &format!("in {}", file.path().display())))
+            .transpose()
     }
 
     /// Lets the template write the special tokens of `tokenizer`.
     pub fn with_special_tokens(self, tokenizer: &Tokenizer) -> Self {
-        Self { special: tokenizer.special_texts(), ..self }
+        Self {
+            special: tokenizer.special_texts(),
+            ..self
+        }
     }
 
     /// Sets the moment that a template takes for now. Without it that is when the template was compiled.
@@ -150,12 +166,21 @@ impl ChatTemplate {
             ("messages", Value::from(turns.collect::<Vec<_>>())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
-        context.extend(self.special.iter().map(|(name, text)| (*name, Value::from(text.as_str()))));
-        let failed = |reason| Error::TemplateRender { origin: self.origin.clone(), reason };
+        context.extend(
+            self.special
+                .iter()
+                .map(|(name, text)| (*name, Value::from(text.as_str()))),
+        );
+        let failed = |reason| Error::TemplateRender {
+            origin: self.origin.clone(),
+            reason,
+        };
 
         let mut output = Bounded(Vec::new());
-        let template =
-            self.environment.get_template(NAME).map_err(|error| failed(environment::reason(&error)))?;
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| failed(environment::reason(&error)))?;
         template
             .render_captured_to(context, &mut output)
             .map_err(|error| failed(environment::reason(&error)))?;
@@ -179,7 +204,9 @@ struct Bounded(Vec<u8>);
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > OUTPUT_BYTES_MAX {
-            return Err(io::Error::other(format!("more than {OUTPUT_BYTES_MAX} bytes of output")));
+            return Err(io::Error::other(format!(
+                "more than {OUTPUT_BYTES_MAX} bytes of output"
+            )));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())

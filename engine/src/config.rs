@@ -113,9 +113,18 @@ impl ModelConfig {
     /// Holds the description to the invariant; `path` names it in errors.
     fn checked(self, path: &Path) -> Result<Self> {
         let refuse = |field: &str, expected: String, found: String| {
-            Err(Error::Config { path: path.to_owned(), field: field.to_owned(), expected, found })
+            Err(Error::Config {
+                path: path.to_owned(),
+                field: field.to_owned(),
+                expected,
+                found,
+            })
         };
-        let HeadDims { n_heads, n_kv_heads, head_dim } = self.heads;
+        let HeadDims {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = self.heads;
         for (field, size, max) in [
             ("vocabulary size", self.vocab_size, SIZE_MAX),
             ("hidden size", self.hidden, SIZE_MAX),
@@ -131,26 +140,48 @@ impl ModelConfig {
             }
         }
         if !n_heads.is_multiple_of(n_kv_heads) {
-            return refuse("key/value heads", format!("a divisor of {n_heads} heads"), n_kv_heads.to_string());
+            return refuse(
+                "key/value heads",
+                format!("a divisor of {n_heads} heads"),
+                n_kv_heads.to_string(),
+            );
         }
         if !head_dim.is_multiple_of(2) {
-            return refuse("head dimension", "even, for the rotation of pairs".to_owned(), head_dim.to_string());
+            return refuse(
+                "head dimension",
+                "even, for the rotation of pairs".to_owned(),
+                head_dim.to_string(),
+            );
         }
         if !(self.rms_norm_epsilon.is_finite() && self.rms_norm_epsilon >= 0.0) {
-            return refuse("rms norm epsilon", "finite, 0 or more".to_owned(), self.rms_norm_epsilon.to_string());
+            return refuse(
+                "rms norm epsilon",
+                "finite, 0 or more".to_owned(),
+                self.rms_norm_epsilon.to_string(),
+            );
         }
         if let RopeScaling::Divisors(divisors) = &self.rope.scaling
             && divisors.len() != head_dim / 2
         {
-            return refuse("rope_freqs.weight", format!("{} long", head_dim / 2), divisors.len().to_string());
+            return refuse(
+                "rope_freqs.weight",
+                format!("{} long", head_dim / 2),
+                divisors.len().to_string(),
+            );
         }
         if self.windows.contains(&Some(0)) {
             return refuse("sliding window", "null or positive".to_owned(), "0".to_owned());
         }
-        if !self.rope_frequencies().iter().all(|frequency| frequency.is_finite() && *frequency > 0.0) {
-            return refuse("rope parameters", "such that all frequencies are positive".to_owned(), {
-                format!("{:?}", self.rope)
-            });
+        if !self
+            .rope_frequencies()
+            .iter()
+            .all(|frequency| frequency.is_finite() && *frequency > 0.0)
+        {
+            return refuse(
+                "rope parameters",
+                "such that all frequencies are positive".to_owned(),
+                { format!("{:?}", self.rope) },
+            );
         }
         Ok(self)
     }

@@ -186,7 +186,9 @@ pub enum Error {
     #[error("no row has a token to learn or to measure; expected at least one conversation of two tokens")]
     NothingToLearn,
     /// A row does not fit into the model's context.
-    #[error("row {row} has {n_tokens} tokens, the model's context holds {context_len}; shorten or leave it out")]
+    #[error(
+        "row {row} has {n_tokens} tokens, the model's context holds {context_len}; shorten or leave it out"
+    )]
     RowTooLong {
         /// From 0.
         row: usize,
@@ -229,7 +231,9 @@ pub enum Error {
         found: String,
     },
     /// An adapter is of a kind that the engine cannot run.
-    #[error("the adapter uses {what}, which is not supported; supported is plain LoRA on the blocks' linears")]
+    #[error(
+        "the adapter uses {what}, which is not supported; supported is plain LoRA on the blocks' linears"
+    )]
     AdapterKind {
         /// What it uses.
         what: String,

@@ -48,7 +48,10 @@ impl ModelFiles {
             return Self::open_directory(path);
         }
         let metadata = std::fs::metadata(path);
-        metadata.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        metadata.map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         if !is_gguf(path) {
             return Err(no_model(path, "a file of another kind"));
         }
@@ -57,7 +60,9 @@ impl ModelFiles {
 
     /// The tokenizer, or an error that says where one was expected.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { path: self.path.clone() })
+        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer {
+            path: self.path.clone(),
+        })
     }
 
     /// The chat template, or an error that says where one was expected and which are built in.
@@ -80,17 +85,25 @@ impl ModelFiles {
             return Self::assemble(directory, config, weights, identity, None);
         }
         let mut found = Vec::new();
-        let entries = std::fs::read_dir(directory)
-            .map_err(|source| Error::Read { path: directory.to_owned(), source })?;
+        let entries = std::fs::read_dir(directory).map_err(|source| Error::Read {
+            path: directory.to_owned(),
+            source,
+        })?;
         for entry in entries {
-            let entry = entry.map_err(|source| Error::Read { path: directory.to_owned(), source })?;
+            let entry = entry.map_err(|source| Error::Read {
+                path: directory.to_owned(),
+                source,
+            })?;
             found.extend(Some(entry.path()).filter(|path| is_gguf(path)));
         }
         match &found[..] {
             [only] => Self::open_gguf(only, Some(directory)),
             [] if config_path.is_file() => Err(no_model(directory, "config.json without weights")),
             [] => Err(no_model(directory, "neither config.json nor a .gguf file")),
-            several => Err(no_model(directory, &format!("{} .gguf files; name one of them", several.len()))),
+            several => Err(no_model(
+                directory,
+                &format!("{} .gguf files; name one of them", several.len()),
+            )),
         }
     }
 
@@ -125,21 +138,35 @@ impl ModelFiles {
                     tokenizer.vocab_size() - 1,
                     config.vocab_size
                 );
-                return Err(Error::Tokenizer { path: path.to_owned(), reason });
+                return Err(Error::Tokenizer {
+                    path: path.to_owned(),
+                    reason,
+                });
             }
             tokenizer.agree_with(&mut config);
             chat_template = chat_template.map(|template| template.with_special_tokens(tokenizer));
         }
-        Ok(Self { config, weights, tokenizer, chat_template, identity, path: path.to_owned() })
+        Ok(Self {
+            config,
+            weights,
+            tokenizer,
+            chat_template,
+            identity,
+            path: path.to_owned(),
+        })
     }
 }
 
 fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 fn no_model(path: &Path, found: &str) -> Error {
-    Error::NoModel { path: path.to_owned(), found: found.to_owned() }
+    Error::NoModel {
+        path: path.to_owned(),
+        found: found.to_owned(),
+    }
 }
 
 /// Names weights without reading all of them: two checkpoints of one architecture have the same header and size, but
@@ -158,21 +185,34 @@ fn identity(files: impl Iterator<Item = (impl AsRef<[u8]>, llamaduo_kernels::Sha
             hasher.update(bytes.get(start..end).unwrap_or_default());
         }
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A text file, whole. Fails when it cannot be read, is absurdly long or not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let read = |source| Error::Read { path: path.to_owned(), source };
+    let read = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > TEXT_BYTES_MAX {
         let found = format!("it has {size} bytes, more than {TEXT_BYTES_MAX}");
-        return Err(Error::Damaged { path: path.to_owned(), found });
+        return Err(Error::Damaged {
+            path: path.to_owned(),
+            found,
+        });
     }
     std::fs::read_to_string(path).map_err(read)
 }
 
 /// A JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(path)?).map_err(|source| Error::Json { path: path.to_owned(), source })
+    serde_json::from_str(&read_text(path)?).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -4,9 +4,9 @@
 //! and no count, length or offset was believed before it was compared with the size of the file.
 
 mod parse;
-mod types;
 #[cfg(test)]
 pub(crate) mod tests;
+mod types;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,10 @@ pub struct Tensor {
 
 impl std::fmt::Debug for GgufFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GgufFile").field("path", &self.path).field("tensors", &self.tensors.len()).finish()
+        f.debug_struct("GgufFile")
+            .field("path", &self.path)
+            .field("tensors", &self.tensors.len())
+            .finish()
     }
 }
 
@@ -54,10 +57,22 @@ impl GgufFile {
 
     /// Checks bytes that are already in memory; `path` names them in errors.
     pub fn from_bytes(path: &Path, bytes: SharedBytes) -> Result<Self> {
-        let contents = parse::parse((*bytes).as_ref())
-            .map_err(|found| Error::Damaged { path: path.to_owned(), found })?;
-        let parse::Contents { metadata, tensors, data_start } = contents;
-        Ok(Self { path: path.to_owned(), bytes, metadata, tensors, data_start })
+        let contents = parse::parse((*bytes).as_ref()).map_err(|found| Error::Damaged {
+            path: path.to_owned(),
+            found,
+        })?;
+        let parse::Contents {
+            metadata,
+            tensors,
+            data_start,
+        } = contents;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            metadata,
+            tensors,
+            data_start,
+        })
     }
 
     /// The file.
@@ -82,9 +97,10 @@ impl GgufFile {
 
     /// A tensor by its exact name.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::TensorMissing { path: self.path.clone(), tensor: name.to_owned() })
+        self.tensors.get(name).ok_or_else(|| Error::TensorMissing {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })
     }
 
     /// How a tensor's elements are to be read. Fails for formats that the kernels cannot read.
@@ -157,7 +173,9 @@ impl GgufFile {
         expected: &str,
         read: impl FnOnce(&'f Value) -> Option<T>,
     ) -> Result<Option<T>> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
         match read(value) {
             Some(read) => Ok(Some(read)),
             None => Err(self.config_error(key, expected, value.kind())),

@@ -44,7 +44,10 @@ pub struct Tensor {
 
 impl std::fmt::Debug for SafetensorsFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SafetensorsFile").field("path", &self.path).field("tensors", &self.tensors.len()).finish()
+        f.debug_struct("SafetensorsFile")
+            .field("path", &self.path)
+            .field("tensors", &self.tensors.len())
+            .finish()
     }
 }
 
@@ -56,10 +59,22 @@ impl SafetensorsFile {
 
     /// Checks bytes that are already in memory; `path` names them in errors.
     pub fn from_bytes(path: &Path, bytes: SharedBytes) -> Result<Self> {
-        let contents = header::parse((*bytes).as_ref())
-            .map_err(|found| Error::Damaged { path: path.to_owned(), found })?;
-        let header::Contents { tensors, metadata, data_start } = contents;
-        Ok(Self { path: path.to_owned(), bytes, tensors, metadata, data_start })
+        let contents = header::parse((*bytes).as_ref()).map_err(|found| Error::Damaged {
+            path: path.to_owned(),
+            found,
+        })?;
+        let header::Contents {
+            tensors,
+            metadata,
+            data_start,
+        } = contents;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            tensors,
+            metadata,
+            data_start,
+        })
     }
 
     /// The file.
@@ -89,9 +104,10 @@ impl SafetensorsFile {
 
     /// A tensor by its exact name.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::TensorMissing { path: self.path.clone(), tensor: name.to_owned() })
+        self.tensors.get(name).ok_or_else(|| Error::TensorMissing {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })
     }
 
     /// How a tensor's elements are to be read. Fails for types that are no floats of 16 or 32 bits.
@@ -117,13 +133,21 @@ impl SafetensorsFile {
         if tensor.element != "I64" {
             return Err(self.wrong_element(name, tensor, "I64"));
         }
-        let values = self.data(tensor).as_chunks::<8>().0.iter().map(|&eight| i64::from_le_bytes(eight));
+        let values = self
+            .data(tensor)
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|&eight| i64::from_le_bytes(eight));
         Ok((tensor.shape.clone(), values.collect()))
     }
 
     /// A tensor's bytes.
     pub fn data(&self, tensor: &Tensor) -> &[u8] {
-        (*self.bytes).as_ref().get(tensor.range.clone()).unwrap_or_default()
+        (*self.bytes)
+            .as_ref()
+            .get(tensor.range.clone())
+            .unwrap_or_default()
     }
 
     fn wrong_element(&self, name: &str, tensor: &Tensor, supported: &'static str) -> Error {

@@ -42,13 +42,19 @@ impl Tokenizer {
     /// Tokens of `text`, none added; the text of a special token becomes that token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.inner.encode_fast(text, false));
-        let encoded = encoded.map_err(|source| Error::Encode { n_bytes: text.len(), source })?;
+        let encoded = encoded.map_err(|source| Error::Encode {
+            n_bytes: text.len(),
+            source,
+        })?;
         Ok(encoded.get_ids().to_vec())
     }
 
     /// Text of `ids`, special tokens and unknown ids left out; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(ids, true)).map_err(|source| Error::Decode { n_tokens: ids.len(), source })
+        guarded(|| self.inner.decode(ids, true)).map_err(|source| Error::Decode {
+            n_tokens: ids.len(),
+            source,
+        })
     }
 
     /// First token of a sequence, where the tokenizer has one.
@@ -83,7 +89,8 @@ impl Tokenizer {
 
     /// Whether a token adds anything to a decoded text: special and unknown ones do not.
     fn has_text(&self, id: u32) -> bool {
-        self.token_text(id).is_some_and(|text| !self.inner.get_added_vocabulary().is_special_token(&text))
+        self.token_text(id)
+            .is_some_and(|text| !self.inner.get_added_vocabulary().is_special_token(&text))
     }
 
     /// One more than the largest id.
@@ -123,19 +130,35 @@ impl Tokenizer {
         // A definition may carry the settings of some training run; texts are never cut or filled here.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { inner, bos: None, eos: Vec::new(), unknown: None, pad: None, adds_bos: false, vocab_size })
+        let vocab_size = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1);
+        Ok(Self {
+            inner,
+            bos: None,
+            eos: Vec::new(),
+            unknown: None,
+            pad: None,
+            adds_bos: false,
+            vocab_size,
+        })
     }
 
     /// Whether the definition itself puts BOS before a text.
     fn definition_adds_bos(&self, path: &Path) -> Result<bool> {
-        let empty = guarded(|| self.inner.encode_fast("", true)).map_err(|source| build_error(path, &source))?;
+        let empty =
+            guarded(|| self.inner.encode_fast("", true)).map_err(|source| build_error(path, &source))?;
         Ok(self.bos.is_some() && empty.get_ids().first().copied() == self.bos)
     }
 }
 
 fn build_error(path: &Path, source: &tokenizers::Error) -> Error {
-    Error::Tokenizer { path: path.to_owned(), reason: source.to_string() }
+    Error::Tokenizer {
+        path: path.to_owned(),
+        reason: source.to_string(),
+    }
 }
 
 /// Runs the tokenizers library, which indexes by what a definition says and so may panic on a malformed one.

@@ -46,11 +46,17 @@ struct Stored {
 
 impl Weights {
     pub(crate) fn from_gguf(file: GgufFile, config: ModelConfig) -> Self {
-        Self { config, source: Source::Gguf(file) }
+        Self {
+            config,
+            source: Source::Gguf(file),
+        }
     }
 
     pub(crate) fn from_safetensors(shards: Shards, config: ModelConfig) -> Self {
-        Self { config, source: Source::Safetensors(shards) }
+        Self {
+            config,
+            source: Source::Safetensors(shards),
+        }
     }
 
     /// The file, or the directory of several.
@@ -66,7 +72,11 @@ impl Weights {
     /// Fails when the tensor is missing, is no matrix of the shape the model demands, or is stored in a format that
     /// cannot be read.
     pub fn matrix(&self, name: TensorName) -> Result<HostWeight> {
-        let name = if name == TensorName::Head && self.config.tied_head { TensorName::Embedding } else { name };
+        let name = if name == TensorName::Head && self.config.tied_head {
+            TensorName::Embedding
+        } else {
+            name
+        };
         let stored = self.stored(name)?;
         let [n, k] = stored.shape[..] else {
             return Err(stored.misshaped(name.shape(&self.config)));
@@ -89,7 +99,11 @@ impl Weights {
     pub fn vector(&self, name: TensorName) -> Result<Vec<f32>> {
         let stored = self.stored(name)?;
         let len: usize = stored.shape.iter().product();
-        let Some(size) = stored.format.bytes_for(len).filter(|_| stored.format.block_len() == 1) else {
+        let Some(size) = stored
+            .format
+            .bytes_for(len)
+            .filter(|_| stored.format.block_len() == 1)
+        else {
             return Err(Error::TensorFormat {
                 path: stored.path,
                 tensor: stored.spelling,
@@ -133,12 +147,18 @@ impl Weights {
             }
         };
         let expected = name.shape(&self.config);
-        if stored.shape == expected { Ok(stored) } else { Err(stored.misshaped(expected)) }
+        if stored.shape == expected {
+            Ok(stored)
+        } else {
+            Err(stored.misshaped(expected))
+        }
     }
 
     /// Heads of a projection whose rows llama.cpp interleaved for its own rotation, which pairs neighbours.
     fn interleaved_heads(&self, name: TensorName) -> Option<usize> {
-        let TensorName::Layer(_, tensor) = name else { return None };
+        let TensorName::Layer(_, tensor) = name else {
+            return None;
+        };
         let is_permuted = matches!(self.source, Source::Gguf(_))
             && matches!(self.config.family, Family::Llama | Family::Mistral);
         match tensor {
@@ -153,14 +173,24 @@ impl Stored {
     fn slice(&self, size: usize) -> Result<&[u8]> {
         let all: &[u8] = (*self.bytes).as_ref();
         let end = self.offset.checked_add(size);
-        end.and_then(|end| all.get(self.offset..end)).ok_or_else(|| Error::Damaged {
-            path: self.path.clone(),
-            found: format!("tensor `{}` reaches beyond the file's {} bytes", self.spelling, all.len()),
-        })
+        end.and_then(|end| all.get(self.offset..end))
+            .ok_or_else(|| Error::Damaged {
+                path: self.path.clone(),
+                found: format!(
+                    "tensor `{}` reaches beyond the file's {} bytes",
+                    self.spelling,
+                    all.len()
+                ),
+            })
     }
 
     fn misshaped(self, expected: Vec<usize>) -> Error {
-        Error::TensorShape { path: self.path, tensor: self.spelling, expected, found: self.shape }
+        Error::TensorShape {
+            path: self.path,
+            tensor: self.spelling,
+            expected,
+            found: self.shape,
+        }
     }
 }
 
@@ -182,8 +212,17 @@ fn deinterleave_heads<T: Copy>(rows: &[T], row_len: usize, n_heads: usize, head_
 pub(crate) fn floats(bytes: &[u8], format: Format) -> Vec<f32> {
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match format {
-        Format::F16 => pairs().map(|&pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
-        Format::Bf16 => pairs().map(|&pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
-        _ => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+        Format::F16 => pairs()
+            .map(|&pair| half::f16::from_le_bytes(pair).to_f32())
+            .collect(),
+        Format::Bf16 => pairs()
+            .map(|&pair| half::bf16::from_le_bytes(pair).to_f32())
+            .collect(),
+        _ => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&four| f32::from_le_bytes(four))
+            .collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! The template environment that transformers sets up, with bounds.
 //!
-//! Invariant: a template that renders in transformers renders the same here, or fails by name; it sees nothing but
-//! the conversation and a clock.
+//! Invariant: a template that renders in transformers renders the same here, or fails by name. What it builds between
+//! two outputs is not bounded: one that doubles a text often enough can use up the memory, as it can in transformers.
 
 use std::error::Error as _;
 
@@ -26,7 +26,12 @@ pub(super) fn with_template(name: &'static str, source: &str) -> Result<Environm
         return Err(Error::new(ErrorKind::SyntaxError, reason));
     }
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_unknown_method_callback(methods::call);
@@ -70,8 +75,13 @@ fn without_generation_tags(source: &str) -> String {
         replaced.push_str(before);
         replaced.push_str("{%");
         rest = after;
-        let Some((tag, _)) = after.split_once("%}") else { continue };
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let Some((tag, _)) = after.split_once("%}") else {
+            continue;
+        };
+        let word = tag
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+'])
+            .trim();
         let block = match word {
             "generation" => "if true",
             "endgeneration" => "endif",

@@ -24,8 +24,13 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(invalid("tojson takes two separators")),
     };
-    let mut writer =
-        Writer { text: String::new(), indent, ensure_ascii: ensure_ascii.unwrap_or(false), item, key };
+    let mut writer = Writer {
+        text: String::new(),
+        indent,
+        ensure_ascii: ensure_ascii.unwrap_or(false),
+        item,
+        key,
+    };
     writer.value(value, 0)?;
     Ok(writer.text)
 }
@@ -52,7 +57,8 @@ impl Writer {
         }
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => self.text.push_str(&value.to_string()),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.text.push_str(&value.to_string()),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Map => {
                 self.text.push('{');

@@ -36,11 +36,19 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
         "startswith" | "endswith" => {
             let (affixes,): (Value,) = from_args(arguments)?;
             let matches = |affix: &str| {
-                if method == "startswith" { text.starts_with(affix) } else { text.ends_with(affix) }
+                if method == "startswith" {
+                    text.starts_with(affix)
+                } else {
+                    text.ends_with(affix)
+                }
             };
             match affixes.as_str() {
                 Some(affix) => Value::from(matches(affix)),
-                None => Value::from(affixes.try_iter()?.any(|affix| affix.as_str().is_some_and(matches))),
+                None => Value::from(
+                    affixes
+                        .try_iter()?
+                        .any(|affix| affix.as_str().is_some_and(matches)),
+                ),
             }
         }
         "split" | "rsplit" => {
@@ -59,7 +67,10 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
             let (from, to, count): (&str, &str, Option<i64>) = from_args(arguments)?;
             // The result may be longer by a factor; templates have no need of such a factor on long texts.
             if text.len().saturating_mul(to.len().max(1)) > super::OUTPUT_BYTES_MAX {
-                return Err(Error::new(ErrorKind::InvalidOperation, "replace on a text that is too long"));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "replace on a text that is too long",
+                ));
             }
             Value::from(match usize::try_from(count.unwrap_or(-1)) {
                 Ok(count) => text.replacen(from, to, count),
@@ -68,7 +79,9 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
         }
         "find" => {
             let (part,): (&str,) = from_args(arguments)?;
-            let position = text.split_once(part).map(|(before, _)| before.chars().count() as i64);
+            let position = text
+                .split_once(part)
+                .map(|(before, _)| before.chars().count() as i64);
             Value::from(position.unwrap_or(-1))
         }
         "count" => {
@@ -88,7 +101,10 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
 fn cased(text: &str, method: &str, arguments: &[Value]) -> Result<Value, Error> {
     let capitalized = |word: &str| {
         let mut characters = word.chars();
-        let first: String = characters.next().map(|first| first.to_uppercase().collect()).unwrap_or_default();
+        let first: String = characters
+            .next()
+            .map(|first| first.to_uppercase().collect())
+            .unwrap_or_default();
         first + &characters.as_str().to_lowercase()
     };
     let value = match method {
@@ -96,7 +112,10 @@ fn cased(text: &str, method: &str, arguments: &[Value]) -> Result<Value, Error> 
         "lower" => Value::from(text.to_lowercase()),
         "capitalize" => Value::from(capitalized(text)),
         "title" => {
-            let words: String = text.split_inclusive(|c: char| !c.is_alphabetic()).map(capitalized).collect();
+            let words: String = text
+                .split_inclusive(|c: char| !c.is_alphabetic())
+                .map(capitalized)
+                .collect();
             Value::from(words)
         }
         "isdigit" => Value::from(!text.is_empty() && text.chars().all(char::is_numeric)),
@@ -108,16 +127,30 @@ fn cased(text: &str, method: &str, arguments: &[Value]) -> Result<Value, Error> 
 }
 
 /// Python's `split` and `rsplit`: without a separator, runs of whitespace separate and the ends are trimmed.
-fn split(text: &str, separator: Option<&str>, pieces_max: usize, from_right: bool) -> Result<Vec<Value>, Error> {
+fn split(
+    text: &str,
+    separator: Option<&str>,
+    pieces_max: usize,
+    from_right: bool,
+) -> Result<Vec<Value>, Error> {
     let mut pieces: Vec<&str> = match separator {
-        Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "split by an empty separator")),
+        Some("") => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "split by an empty separator",
+            ));
+        }
         Some(separator) if from_right => text.rsplitn(pieces_max, separator).collect(),
         Some(separator) => text.splitn(pieces_max, separator).collect(),
         None => {
             let mut pieces = Vec::new();
             let mut rest = text.trim();
             while !rest.is_empty() {
-                let cut = if from_right { rest.rfind(char::is_whitespace) } else { rest.find(char::is_whitespace) };
+                let cut = if from_right {
+                    rest.rfind(char::is_whitespace)
+                } else {
+                    rest.find(char::is_whitespace)
+                };
                 match cut.filter(|_| pieces.len() + 1 < pieces_max) {
                     Some(cut) if from_right => {
                         pieces.push(rest[cut..].trim_start());
@@ -146,13 +179,19 @@ fn map_method(map: &Value, method: &str, arguments: &[Value]) -> Result<Value, E
     if method == "get" {
         let (key, default): (&Value, Option<Value>) = from_args(arguments)?;
         let found = map.get_item(key)?;
-        return Ok(if found.is_undefined() { default.unwrap_or(Value::from(())) } else { found });
+        return Ok(if found.is_undefined() {
+            default.unwrap_or(Value::from(()))
+        } else {
+            found
+        });
     }
     let keys = map.try_iter()?;
     let entries: Result<Vec<Value>, Error> = match method {
         "keys" => keys.map(Ok).collect(),
         "values" => keys.map(|key| map.get_item(&key)).collect(),
-        "items" => keys.map(|key| Ok(Value::from(vec![key.clone(), map.get_item(&key)?]))).collect(),
+        "items" => keys
+            .map(|key| Ok(Value::from(vec![key.clone(), map.get_item(&key)?])))
+            .collect(),
         _ => return Err(Error::from(ErrorKind::UnknownMethod)),
     };
     let () = from_args(arguments)?;

@@ -20,7 +20,13 @@ impl ModelConfig {
         let family = Family::from_name(architecture)
             .filter(|&family| family != Family::Mistral)
             .ok_or_else(|| unsupported(file.path(), architecture))?;
-        Reader { file, architecture, family }.config()?.checked(file.path())
+        Reader {
+            file,
+            architecture,
+            family,
+        }
+        .config()?
+        .checked(file.path())
     }
 }
 
@@ -43,7 +49,9 @@ impl Reader<'_> {
         };
         let n_layers = self.required("block_count")?;
         let is_gemma = self.family == Family::Gemma;
-        let window = self.optional("attention.sliding_window")?.filter(|&window| window > 0);
+        let window = self
+            .optional("attention.sliding_window")?
+            .filter(|&window| window > 0);
         let token = |key: &str| {
             file.unsigned(&format!("tokenizer.ggml.{key}_token_id"))
                 .map(|id| id.and_then(|id| u32::try_from(id).ok()))
@@ -61,12 +69,17 @@ impl Reader<'_> {
             ffn: self.required("feed_forward_length")?,
             rms_norm_epsilon: file
                 .float(&self.key("attention.layer_norm_rms_epsilon"))?
-                .ok_or_else(|| self.missing("attention.layer_norm_rms_epsilon"))? as f32,
+                .ok_or_else(|| self.missing("attention.layer_norm_rms_epsilon"))?
+                as f32,
             norm_weight_offset: 0.0,
             rope: self.rope(head_dim)?,
             context_len: self.required("context_length")?,
             tied_head: file.tensor(&TensorName::Head.gguf()).is_err(),
-            activation: if is_gemma { GateActivation::GeluTanh } else { GateActivation::Silu },
+            activation: if is_gemma {
+                GateActivation::GeluTanh
+            } else {
+                GateActivation::Silu
+            },
             embedding_scale: if is_gemma { (hidden as f32).sqrt() } else { 1.0 },
             attention_bias: file.tensor("blk.0.attn_q.bias").is_ok(),
             qk_norm: file.tensor("blk.0.attn_q_norm.weight").is_ok(),
@@ -100,7 +113,9 @@ impl Reader<'_> {
     fn refuse_unknown_switches(&self) -> Result<()> {
         if let Some(experts) = self.optional("expert_count")?.filter(|&experts| experts > 0) {
             let found = format!("{experts} (a mixture of experts)");
-            return Err(self.file.config_error(&self.key("expert_count"), "absent or 0", &found));
+            return Err(self
+                .file
+                .config_error(&self.key("expert_count"), "absent or 0", &found));
         }
         for tensor in ["blk.0.attn_output.bias", "blk.0.ffn_down.bias"] {
             if self.file.tensor(tensor).is_ok() {
@@ -111,9 +126,14 @@ impl Reader<'_> {
     }
 
     fn rope(&self, head_dim: usize) -> Result<Rope> {
-        if let Some(dims) = self.optional("rope.dimension_count")?.filter(|&dims| dims != head_dim) {
+        if let Some(dims) = self
+            .optional("rope.dimension_count")?
+            .filter(|&dims| dims != head_dim)
+        {
             let expected = format!("{head_dim}, the whole head");
-            let error = self.file.config_error(&self.key("rope.dimension_count"), &expected, &dims.to_string());
+            let error =
+                self.file
+                    .config_error(&self.key("rope.dimension_count"), &expected, &dims.to_string());
             return Err(error);
         }
         let theta = self.file.float(&self.key("rope.freq_base"))?.unwrap_or(10_000.0);
@@ -125,7 +145,9 @@ impl Reader<'_> {
             },
             "linear" => {
                 let factor = self.file.float(&self.key("rope.scaling.factor"))?;
-                RopeScaling::Linear { factor: factor.ok_or_else(|| self.missing("rope.scaling.factor"))? as f32 }
+                RopeScaling::Linear {
+                    factor: factor.ok_or_else(|| self.missing("rope.scaling.factor"))? as f32,
+                }
             }
             other => return Err(self.file.config_error(&scaling_key, "none or linear", other)),
         };
@@ -135,12 +157,17 @@ impl Reader<'_> {
     /// Llama 3's scaling, which the converter works out for each frequency.
     fn divisors(&self) -> Result<Option<Vec<f32>>> {
         const NAME: &str = "rope_freqs.weight";
-        let Ok(tensor) = self.file.tensor(NAME) else { return Ok(None) };
+        let Ok(tensor) = self.file.tensor(NAME) else {
+            return Ok(None);
+        };
         if self.file.format(NAME, tensor)? != Format::F32 {
             return Err(self.file.config_error(NAME, "F32", "another element type"));
         }
         let bytes = self.file.bytes();
-        let data = (*bytes).as_ref().get(tensor.offset..tensor.offset + tensor.size).unwrap_or_default();
+        let data = (*bytes)
+            .as_ref()
+            .get(tensor.offset..tensor.offset + tensor.size)
+            .unwrap_or_default();
         Ok(Some(floats(data, Format::F32)))
     }
 }

@@ -107,11 +107,21 @@ impl ModelConfig {
     pub fn from_json_file(path: &Path) -> Result<Self> {
         // The family first: a file of another one need not have the same fields.
         let json: serde_json::Value = read_json(path)?;
-        let name = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("");
+        let name = json
+            .get("model_type")
+            .and_then(serde_json::Value::as_str)
+            .unwrap_or("");
         let family = Family::from_name(name).ok_or_else(|| super::unsupported(path, name))?;
-        let file: ConfigFile = serde_json::from_value(json)
-            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        let mut config = Reader { path, file: &file, family }.config()?;
+        let file: ConfigFile = serde_json::from_value(json).map_err(|source| Error::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut config = Reader {
+            path,
+            file: &file,
+            family,
+        }
+        .config()?;
         let generation = path.with_file_name("generation_config.json");
         config.eos = file.eos_token_id.into_vec();
         if generation.is_file() {
@@ -142,7 +152,11 @@ impl Reader<'_> {
             (None, Family::Qwen3) => 128,
             (None, _) => plain_head_dim,
         };
-        let heads = HeadDims { n_heads, n_kv_heads: file.num_key_value_heads.unwrap_or(n_heads), head_dim };
+        let heads = HeadDims {
+            n_heads,
+            n_kv_heads: file.num_key_value_heads.unwrap_or(n_heads),
+            head_dim,
+        };
         let is_gemma = family == Family::Gemma;
         Ok(ModelConfig {
             family,
@@ -157,7 +171,11 @@ impl Reader<'_> {
             context_len: file.max_position_embeddings,
             tied_head: file.tie_word_embeddings.unwrap_or(is_gemma),
             activation: self.activation()?,
-            embedding_scale: if is_gemma { self.gemma_embedding_scale() } else { 1.0 },
+            embedding_scale: if is_gemma {
+                self.gemma_embedding_scale()
+            } else {
+                1.0
+            },
             attention_bias: family == Family::Qwen2,
             qk_norm: family == Family::Qwen3,
             windows: self.windows(),
@@ -190,15 +208,26 @@ impl Reader<'_> {
             return Err(self.error("partial_rotary_factor", "1", part));
         }
         if let Some(quantization) = &file.quantization_config {
-            let method = quantization.quant_method.as_deref().unwrap_or("an unnamed method");
-            return Err(self.error("quantization_config", "absent, with weights in F32, F16 or BF16", method));
+            let method = quantization
+                .quant_method
+                .as_deref()
+                .unwrap_or("an unnamed method");
+            return Err(self.error(
+                "quantization_config",
+                "absent, with weights in F32, F16 or BF16",
+                method,
+            ));
         }
         Ok(())
     }
 
     /// Gemma's first configs say `gelu` and mean the tanh approximation; transformers reads them so.
     fn activation(&self) -> Result<GateActivation> {
-        let name = self.file.hidden_activation.as_deref().or(self.file.hidden_act.as_deref());
+        let name = self
+            .file
+            .hidden_activation
+            .as_deref()
+            .or(self.file.hidden_act.as_deref());
         match (self.family, name) {
             (Family::Gemma, None | Some("gelu" | "gelu_pytorch_tanh")) => Ok(GateActivation::GeluTanh),
             (Family::Gemma, Some(other)) => Err(self.error("hidden_act", "gelu_pytorch_tanh", other)),
@@ -227,25 +256,53 @@ impl Reader<'_> {
                     Some(layer_type) => layer_type == "sliding_attention",
                     None => file.max_window_layers.is_some_and(|first| layer >= first),
                 };
-                file.sliding_window.filter(|_| is_windowed && file.use_sliding_window == Some(true))
+                file.sliding_window
+                    .filter(|_| is_windowed && file.use_sliding_window == Some(true))
             }
         };
         // A lying layer count must not be reserved for before it is checked.
-        (0..file.num_hidden_layers.min(super::LAYERS_MAX)).map(window_of).collect()
+        (0..file.num_hidden_layers.min(super::LAYERS_MAX))
+            .map(window_of)
+            .collect()
     }
 
     fn rope(&self) -> Result<Rope> {
-        let parameters = self.file.rope_parameters.as_ref().or(self.file.rope_scaling.as_ref());
-        let theta = parameters.and_then(|rope| rope.rope_theta).or(self.file.rope_theta).unwrap_or(10_000.0);
-        let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::Unscaled }) };
-        let need = |value: Option<f32>, field: &str| {
-            value.filter(|value| value.is_finite() && *value > 0.0).ok_or_else(|| {
-                self.error(field, "a positive number beside this rope_type", "none, or another value")
-            })
+        let parameters = self
+            .file
+            .rope_parameters
+            .as_ref()
+            .or(self.file.rope_scaling.as_ref());
+        let theta = parameters
+            .and_then(|rope| rope.rope_theta)
+            .or(self.file.rope_theta)
+            .unwrap_or(10_000.0);
+        let Some(parameters) = parameters else {
+            return Ok(Rope {
+                theta,
+                scaling: RopeScaling::Unscaled,
+            });
         };
-        let scaling = match parameters.rope_type.as_deref().or(parameters.r#type.as_deref()).unwrap_or("default") {
+        let need = |value: Option<f32>, field: &str| {
+            value
+                .filter(|value| value.is_finite() && *value > 0.0)
+                .ok_or_else(|| {
+                    self.error(
+                        field,
+                        "a positive number beside this rope_type",
+                        "none, or another value",
+                    )
+                })
+        };
+        let scaling = match parameters
+            .rope_type
+            .as_deref()
+            .or(parameters.r#type.as_deref())
+            .unwrap_or("default")
+        {
             "default" => RopeScaling::Unscaled,
-            "linear" => RopeScaling::Linear { factor: need(parameters.factor, "factor")? },
+            "linear" => RopeScaling::Linear {
+                factor: need(parameters.factor, "factor")?,
+            },
             "llama3" => RopeScaling::Llama3 {
                 factor: need(parameters.factor, "factor")?,
                 low_frequency_factor: need(parameters.low_freq_factor, "low_freq_factor")?,

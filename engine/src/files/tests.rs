@@ -1,1 +1,166 @@
-//! Tests.
+//! Tests of whole models on disk.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::*;
+use crate::chat_template::{Message, encode_chat};
+use crate::weights::{LayerTensor, TensorName};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(name)
+}
+
+/// Copies a golden model; the copy may be spoilt.
+fn copied(name: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(golden(name).join(file), directory.path().join(file)).unwrap();
+    }
+    directory
+}
+
+#[test]
+fn golden_models_open_whole() {
+    for name in ["llama_tied", "llama3", "mistral"] {
+        let files = ModelFiles::open(&golden(name)).unwrap();
+        assert!(files.tokenizer.is_none() && files.chat_template.is_none());
+        for layer in 0..files.config.n_layers {
+            use LayerTensor::{AttentionNorm, Down, FeedForwardNorm, Gate, Key, Output, Query, Up, Value};
+            for tensor in [Query, Key, Value, Output, Gate, Up, Down] {
+                let tensor = TensorName::Layer(layer, tensor);
+                let (n, k) = files.weights.matrix(tensor).unwrap().shape();
+                assert_eq!(vec![n, k], tensor.shape(&files.config));
+            }
+            for norm in [AttentionNorm, FeedForwardNorm] {
+                let norm = files.weights.vector(TensorName::Layer(layer, norm)).unwrap();
+                assert_eq!(norm.len(), files.config.hidden);
+            }
+        }
+        assert!(files.weights.matrix(TensorName::Head).is_ok());
+        let error = files.tokenizer().unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json"), "{error}");
+        let error = files.chat_template().unwrap_err().to_string();
+        assert!(error.contains("chatml"), "{error}");
+    }
+}
+
+#[test]
+fn the_identity_names_the_weights_and_not_the_place() {
+    let original = ModelFiles::open(&golden("llama_tied")).unwrap().identity;
+    let copy = copied("llama_tied");
+    assert_eq!(ModelFiles::open(copy.path()).unwrap().identity, original);
+    let path = copy.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 40_000;
+    bytes[last..].iter_mut().for_each(|byte| *byte ^= 1);
+    std::fs::write(&path, bytes).unwrap();
+    assert_ne!(ModelFiles::open(copy.path()).unwrap().identity, original);
+    assert_ne!(ModelFiles::open(&golden("mistral")).unwrap().identity, original);
+}
+
+#[test]
+fn what_is_no_model_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    let error = |path: &Path| ModelFiles::open(path).unwrap_err().to_string();
+    assert!(error(&at.join("absent")).contains("cannot read"));
+    assert!(error(at).contains("neither config.json nor a .gguf file"));
+    std::fs::write(at.join("notes.txt"), "x").unwrap();
+    assert!(error(&at.join("notes.txt")).contains("another kind"));
+    std::fs::write(at.join("config.json"), "{}").unwrap();
+    assert!(error(at).contains("without weights"));
+    std::fs::write(at.join("one.gguf"), "GGUF").unwrap();
+    assert!(error(at).contains("one.gguf is damaged or truncated"));
+    std::fs::write(at.join("two.gguf"), "").unwrap();
+    assert!(error(at).contains("2 .gguf files"));
+    assert!(ModelFiles::open(&at.join("two.gguf")).is_err());
+}
+
+#[test]
+fn a_truncated_checkpoint_is_refused() {
+    let copy = copied("llama_tied");
+    let path = copy.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let error = ModelFiles::open(copy.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("model.safetensors is damaged or truncated"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let copy = copied("llama_tied");
+    let definition = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": { "type": "BPE", "vocab": { "a": 0, "b": 384 }, "merges": [] },
+    });
+    std::fs::write(copy.path().join("tokenizer.json"), definition.to_string()).unwrap();
+    let error = ModelFiles::open(copy.path()).unwrap_err().to_string();
+    assert!(error.contains("token 384, the embedding has 384 rows"), "{error}");
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    texts: Vec<GoldenText>,
+    chats: Vec<GoldenChat>,
+    train: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct GoldenText {
+    text: String,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct GoldenChat {
+    messages: Vec<Message>,
+    rendered: String,
+    ids: Vec<u32>,
+}
+
+/// The real model is 98 MB: this looks where the variable says. The workspace's own tests fetch it.
+#[test]
+fn smollm2_tokenizes_and_renders_as_the_reference() {
+    let Ok(path) = std::env::var("LLAMADUO_SMOLLM2_GGUF") else {
+        println!("skipped: LLAMADUO_SMOLLM2_GGUF names no SmolLM2-135M-Instruct GGUF");
+        return;
+    };
+    let files = ModelFiles::open(Path::new(&path)).unwrap();
+    let (tokenizer, template) = (files.tokenizer().unwrap(), files.chat_template().unwrap());
+    let golden: Golden = read_json(&golden("smollm2.json")).unwrap();
+    for GoldenText { text, ids } in &golden.texts {
+        assert_eq!(&tokenizer.encode(text).unwrap(), ids, "{text}");
+        assert_eq!(&tokenizer.decode(ids).unwrap(), text);
+    }
+    for chat in &golden.chats {
+        assert_eq!(template.render(&chat.messages, true).unwrap(), chat.rendered);
+        assert_eq!(
+            encode_chat(tokenizer, template, &chat.messages, true).unwrap(),
+            chat.ids
+        );
+    }
+    let rows: Vec<String> = serde_json::from_value(golden.train["rows"].clone()).unwrap();
+    let ids: Vec<Vec<u32>> = serde_json::from_value(golden.train["ids"].clone()).unwrap();
+    for (row, ids) in rows.iter().zip(&ids) {
+        assert_eq!(&tokenizer.encode(row).unwrap(), ids);
+    }
+    assert_eq!(files.config.eos, [2]);
+    assert!(files.config.tied_head);
+    assert_eq!(
+        files.weights.matrix(TensorName::Head).unwrap().shape(),
+        (49152, 576)
+    );
+    for layer in 0..files.config.n_layers {
+        for tensor in [LayerTensor::Query, LayerTensor::Key, LayerTensor::Down] {
+            files.weights.matrix(TensorName::Layer(layer, tensor)).unwrap();
+        }
+    }
+}

@@ -86,14 +86,24 @@ type Parsed<T> = Result<T, String>;
 
 /// Reads a whole file, or says what does not fit.
 pub(super) fn parse(bytes: &[u8]) -> Parsed<Contents> {
-    let mut reader = Reader { bytes, position: 0, elements: 0 };
+    let mut reader = Reader {
+        bytes,
+        position: 0,
+        elements: 0,
+    };
     if reader.take(4, "the magic")? != b"GGUF" {
         return Err("it does not begin with `GGUF`".to_owned());
     }
     let version = reader.u32("the version")?;
     if !(2..=3).contains(&version) {
-        let what = if (2..=3).contains(&version.swap_bytes()) { "big-endian, " } else { "" };
-        return Err(format!("{what}version {version}; readable are little-endian versions 2 and 3"));
+        let what = if (2..=3).contains(&version.swap_bytes()) {
+            "big-endian, "
+        } else {
+            ""
+        };
+        return Err(format!(
+            "{what}version {version}; readable are little-endian versions 2 and 3"
+        ));
     }
     let n_tensors = reader.u64("the tensor count")?;
     let n_metadata = reader.u64("the metadata count")?;
@@ -121,13 +131,22 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<Contents> {
     }
 
     let alignment = alignment(&metadata)?;
-    let data_start = reader.position.checked_next_multiple_of(alignment).ok_or("its header is too long")?;
+    let data_start = reader
+        .position
+        .checked_next_multiple_of(alignment)
+        .ok_or("its header is too long")?;
     place(&mut tensors, data_start, alignment, bytes.len())?;
-    Ok(Contents { metadata, tensors, data_start: data_start.min(bytes.len()) })
+    Ok(Contents {
+        metadata,
+        tensors,
+        data_start: data_start.min(bytes.len()),
+    })
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Parsed<usize> {
-    let Some(value) = metadata.get("general.alignment") else { return Ok(ALIGNMENT_DEFAULT) };
+    let Some(value) = metadata.get("general.alignment") else {
+        return Ok(ALIGNMENT_DEFAULT);
+    };
     value
         .as_unsigned()
         .and_then(|value| usize::try_from(value).ok())
@@ -136,10 +155,18 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Parsed<usize> {
 }
 
 /// Turns offsets within the data into offsets within the file, and holds them to the file's size and one another.
-fn place(tensors: &mut BTreeMap<String, Tensor>, data_start: usize, alignment: usize, size: usize) -> Parsed<()> {
+fn place(
+    tensors: &mut BTreeMap<String, Tensor>,
+    data_start: usize,
+    alignment: usize,
+    size: usize,
+) -> Parsed<()> {
     for (name, tensor) in tensors.iter_mut() {
         if !tensor.offset.is_multiple_of(alignment) {
-            return Err(format!("tensor `{name}` at {} is not aligned to {alignment}", tensor.offset));
+            return Err(format!(
+                "tensor `{name}` at {} is not aligned to {alignment}",
+                tensor.offset
+            ));
         }
         let start = tensor.offset.checked_add(data_start);
         let end = start.and_then(|start| start.checked_add(tensor.size));
@@ -175,9 +202,15 @@ struct Reader<'b> {
 impl<'b> Reader<'b> {
     fn take(&mut self, len: usize, what: &str) -> Parsed<&'b [u8]> {
         let end = self.position.checked_add(len);
-        let taken = end.and_then(|end| self.bytes.get(self.position..end)).ok_or_else(|| {
-            format!("{what} at byte {} needs {len} bytes, {} are left", self.position, self.left())
-        })?;
+        let taken = end
+            .and_then(|end| self.bytes.get(self.position..end))
+            .ok_or_else(|| {
+                format!(
+                    "{what} at byte {} needs {len} bytes, {} are left",
+                    self.position,
+                    self.left()
+                )
+            })?;
         self.position += len;
         Ok(taken)
     }
@@ -214,7 +247,9 @@ impl<'b> Reader<'b> {
     fn value(&mut self, type_id: u32, key: &str, depth: usize) -> Parsed<Value> {
         self.elements += 1;
         if self.elements > ELEMENTS_MAX {
-            return Err(format!("it holds more than {ELEMENTS_MAX} metadata elements, at `{key}`"));
+            return Err(format!(
+                "it holds more than {ELEMENTS_MAX} metadata elements, at `{key}`"
+            ));
         }
         Ok(match type_id {
             0 => Value::Unsigned(u64::from(u8::from_le_bytes(self.array(key)?))),
@@ -228,13 +263,18 @@ impl<'b> Reader<'b> {
             8 => Value::String(self.string(key)?),
             9 => {
                 if depth >= ARRAY_DEPTH_MAX {
-                    return Err(format!("`{key}` is an array nested deeper than {ARRAY_DEPTH_MAX}"));
+                    return Err(format!(
+                        "`{key}` is an array nested deeper than {ARRAY_DEPTH_MAX}"
+                    ));
                 }
                 let element_type = self.u32(key)?;
                 let len = self.u64(key)?;
                 // Every element takes at least a byte; what is claimed beyond that is not reserved.
                 if len > self.left() as u64 {
-                    return Err(format!("`{key}` claims {len} elements, {} bytes are left", self.left()));
+                    return Err(format!(
+                        "`{key}` claims {len} elements, {} bytes are left",
+                        self.left()
+                    ));
                 }
                 let mut elements = Vec::new();
                 for _ in 0..len {
@@ -252,12 +292,15 @@ impl<'b> Reader<'b> {
     fn tensor(&mut self, name: &str) -> Parsed<Tensor> {
         let n_dims = self.u32(name)?;
         if !(1..=DIMS_MAX).contains(&n_dims) {
-            return Err(format!("tensor `{name}` has {n_dims} dimensions, more than {DIMS_MAX} or none"));
+            return Err(format!(
+                "tensor `{name}` has {n_dims} dimensions, more than {DIMS_MAX} or none"
+            ));
         }
         let mut shape = Vec::new();
         for _ in 0..n_dims {
             let dim = self.u64(name)?;
-            shape.push(usize::try_from(dim).map_err(|_| format!("tensor `{name}` has a dimension of {dim}"))?);
+            shape
+                .push(usize::try_from(dim).map_err(|_| format!("tensor `{name}` has a dimension of {dim}"))?);
         }
         let type_id = self.u32(name)?;
         let offset = self.u64(name)?;
@@ -269,10 +312,18 @@ impl<'b> Reader<'b> {
             .filter(|_| shape[0].is_multiple_of(block_len))
             .and_then(|n_elements| (n_elements / block_len).checked_mul(block_bytes))
             .ok_or_else(|| {
-                format!("tensor `{name}` of {shape:?} does not fill blocks of {block_len} {}", types::name(type_id))
+                format!(
+                    "tensor `{name}` of {shape:?} does not fill blocks of {block_len} {}",
+                    types::name(type_id)
+                )
             })?;
         let offset = usize::try_from(offset).map_err(|_| format!("tensor `{name}` lies at {offset}"))?;
         shape.reverse();
-        Ok(Tensor { shape, offset, size, type_id })
+        Ok(Tensor {
+            shape,
+            offset,
+            size,
+            type_id,
+        })
     }
 }

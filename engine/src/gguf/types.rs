@@ -44,12 +44,18 @@ const TYPES: [(u32, &str, usize, usize); 33] = [
 
 /// `(elements, bytes)` of a block, or `None` for a number that is no type.
 pub(super) fn block(type_id: u32) -> Option<(usize, usize)> {
-    TYPES.iter().find(|entry| entry.0 == type_id).map(|entry| (entry.2, entry.3))
+    TYPES
+        .iter()
+        .find(|entry| entry.0 == type_id)
+        .map(|entry| (entry.2, entry.3))
 }
 
 /// The type's name.
 pub(super) fn name(type_id: u32) -> &'static str {
-    TYPES.iter().find(|entry| entry.0 == type_id).map_or("an unknown type", |entry| entry.1)
+    TYPES
+        .iter()
+        .find(|entry| entry.0 == type_id)
+        .map_or("an unknown type", |entry| entry.1)
 }
 
 /// What the kernels call it, if they can read it.

@@ -68,17 +68,26 @@ impl<'de> Deserialize<'de> for Entries {
 /// Reads a whole file, or says what does not fit.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, String> {
     let Some((&length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(format!("it has {} bytes, fewer than the 8 of its header's length", bytes.len()));
+        return Err(format!(
+            "it has {} bytes, fewer than the 8 of its header's length",
+            bytes.len()
+        ));
     };
     let length = u64::from_le_bytes(length);
     if length > HEADER_BYTES_MAX {
-        return Err(format!("its header claims {length} bytes, more than {HEADER_BYTES_MAX}"));
+        return Err(format!(
+            "its header claims {length} bytes, more than {HEADER_BYTES_MAX}"
+        ));
     }
     let length = length as usize; // at most HEADER_BYTES_MAX
     let Some((header, data)) = rest.split_at_checked(length) else {
-        return Err(format!("its header claims {length} bytes, {} are left", rest.len()));
+        return Err(format!(
+            "its header claims {length} bytes, {} are left",
+            rest.len()
+        ));
     };
-    let entries: Entries = serde_json::from_slice(header).map_err(|error| format!("in its header, {error}"))?;
+    let entries: Entries =
+        serde_json::from_slice(header).map_err(|error| format!("in its header, {error}"))?;
     let data_start = 8 + length;
     let mut tensors = BTreeMap::new();
     for (name, entry) in entries.tensors {
@@ -86,39 +95,67 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, String> {
         tensors.insert(name, tensor);
     }
     check_filled(&tensors, data_start, bytes.len())?;
-    Ok(Contents { tensors, metadata: entries.metadata, data_start })
+    Ok(Contents {
+        tensors,
+        metadata: entries.metadata,
+        data_start,
+    })
 }
 
 /// Holds one entry to its own shape and to the size of the data.
 fn place(name: &str, entry: Entry, data_start: usize, data_len: usize) -> Result<Tensor, String> {
-    let Entry { dtype, shape, data_offsets: (start, end) } = entry;
+    let Entry {
+        dtype,
+        shape,
+        data_offsets: (start, end),
+    } = entry;
     if start > end || end > data_len {
-        return Err(format!("tensor `{name}` claims bytes {start}..{end}, the data has {data_len}"));
+        return Err(format!(
+            "tensor `{name}` claims bytes {start}..{end}, the data has {data_len}"
+        ));
     }
-    let bits = element_bits(&dtype).ok_or_else(|| format!("tensor `{name}` has the unknown type `{dtype}`"))?;
+    let bits =
+        element_bits(&dtype).ok_or_else(|| format!("tensor `{name}` has the unknown type `{dtype}`"))?;
     let expected = shape
         .iter()
         .try_fold(bits, |product, &dim| product.checked_mul(dim))
         .filter(|bits| bits.is_multiple_of(8))
         .map(|bits| bits / 8);
     if expected != Some(end - start) {
-        return Err(format!("tensor `{name}` of {dtype} {shape:?} claims {} bytes", end - start));
+        return Err(format!(
+            "tensor `{name}` of {dtype} {shape:?} claims {} bytes",
+            end - start
+        ));
     }
-    Ok(Tensor { shape, range: data_start + start..data_start + end, element: dtype })
+    Ok(Tensor {
+        shape,
+        range: data_start + start..data_start + end,
+        element: dtype,
+    })
 }
 
 /// The tensors must follow one another from the header to the end of the file.
 fn check_filled(tensors: &BTreeMap<String, Tensor>, data_start: usize, size: usize) -> Result<(), String> {
-    let mut by_offset: Vec<_> = tensors.iter().map(|(name, tensor)| (tensor.range.clone(), name)).collect();
+    let mut by_offset: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (tensor.range.clone(), name))
+        .collect();
     by_offset.sort_by_key(|(range, _)| (range.start, range.end));
     let mut end = data_start;
     for (range, name) in by_offset {
         if range.start != end {
-            return Err(format!("tensor `{name}` begins at byte {}, expected {end}", range.start));
+            return Err(format!(
+                "tensor `{name}` begins at byte {}, expected {end}",
+                range.start
+            ));
         }
         end = range.end;
     }
-    if end == size { Ok(()) } else { Err(format!("its tensors end at byte {end}, the file at {size}")) }
+    if end == size {
+        Ok(())
+    } else {
+        Err(format!("its tensors end at byte {end}, the file at {size}"))
+    }
 }
 
 /// Bits of an element, from the format's list of types.

@@ -41,16 +41,25 @@ impl Shards {
             return Ok(None);
         }
         let listed: IndexFile = read_json(&index_path)?;
-        let damaged = |found: String| Error::Damaged { path: index_path.clone(), found };
+        let damaged = |found: String| Error::Damaged {
+            path: index_path.clone(),
+            found,
+        };
         let mut names: Vec<&String> = listed.weight_map.values().collect();
         names.sort();
         names.dedup();
         if names.len() > SHARDS_MAX {
-            return Err(damaged(format!("it lists {} files, more than {SHARDS_MAX}", names.len())));
+            return Err(damaged(format!(
+                "it lists {} files, more than {SHARDS_MAX}",
+                names.len()
+            )));
         }
         let mut files = Vec::new();
         for name in names {
-            if Path::new(name).file_name().is_none_or(|plain| plain != name.as_str()) {
+            if Path::new(name)
+                .file_name()
+                .is_none_or(|plain| plain != name.as_str())
+            {
                 return Err(damaged(format!("`{name}` is not the name of a file beside it")));
             }
             files.push(SafetensorsFile::open(&directory.join(name))?);
@@ -71,11 +80,18 @@ impl Shards {
             for name in file.names() {
                 if index.insert(name.to_owned(), number).is_some() {
                     let found = format!("tensor `{name}` is also in another shard");
-                    return Err(Error::Damaged { path: file.path().to_owned(), found });
+                    return Err(Error::Damaged {
+                        path: file.path().to_owned(),
+                        found,
+                    });
                 }
             }
         }
-        Ok(Self { path: directory.to_owned(), files, index })
+        Ok(Self {
+            path: directory.to_owned(),
+            files,
+            index,
+        })
     }
 
     /// The directory.
@@ -91,8 +107,10 @@ impl Shards {
     /// A tensor by its exact name, and the file that holds it.
     pub fn tensor(&self, name: &str) -> Result<(&SafetensorsFile, &Tensor)> {
         let file = self.index.get(name).and_then(|&number| self.files.get(number));
-        let file =
-            file.ok_or_else(|| Error::TensorMissing { path: self.path.clone(), tensor: name.to_owned() })?;
+        let file = file.ok_or_else(|| Error::TensorMissing {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })?;
         Ok((file, file.tensor(name)?))
     }
 }

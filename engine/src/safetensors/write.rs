@@ -36,7 +36,10 @@ pub fn serialize_with_metadata(tensors: &[Named<'_>], metadata: &[(&str, &str)])
     }
     let mut header = serde_json::Value::Object(entries).to_string();
     // The data begins on a multiple of 8, as the format's own writer has it.
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    header.extend(std::iter::repeat_n(
+        ' ',
+        header.len().next_multiple_of(8) - header.len(),
+    ));
 
     let mut bytes = Vec::with_capacity(8 + header.len() + end);
     bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());

@@ -29,12 +29,16 @@ const SPLIT_AROUND_DIGITS: (&str, &str) = (
 impl Tokenizer {
     /// Reads the vocabulary of a GGUF file; `None` when it has none.
     pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
-        let Some(vocabulary) = Vocabulary::read(file)? else { return Ok(None) };
+        let Some(vocabulary) = Vocabulary::read(file)? else {
+            return Ok(None);
+        };
         let is_bpe = vocabulary.model == "gpt2";
         let definition = match vocabulary.model {
             "gpt2" => vocabulary.byte_level()?,
             "llama" => vocabulary.sentence_piece()?,
-            other => return Err(vocabulary.error(&format!("its model is `{other}`; known are gpt2 and llama"))),
+            other => {
+                return Err(vocabulary.error(&format!("its model is `{other}`; known are gpt2 and llama")));
+            }
         };
         let mut tokenizer = Self::build(file.path(), definition.to_string().as_bytes())?;
         let id = |key: &str| -> Result<Option<u32>> {
@@ -46,9 +50,19 @@ impl Tokenizer {
         tokenizer.pad = id("padding")?;
         tokenizer.eos.extend(id("eos")?.into_iter().chain(id("eot")?));
         let is_control = |id: u32| vocabulary.kinds.get(id as usize) == Some(&CONTROL);
-        tokenizer.eos.extend(TURN_ENDS.iter().filter_map(|text| tokenizer.inner.token_to_id(text)).filter(|&id| is_control(id)));
+        tokenizer.eos.extend(
+            TURN_ENDS
+                .iter()
+                .filter_map(|text| tokenizer.inner.token_to_id(text))
+                .filter(|&id| is_control(id)),
+        );
         let mut seen = Vec::new();
-        tokenizer.eos.retain(|id| !seen.contains(id) && { seen.push(*id); true });
+        tokenizer.eos.retain(|id| {
+            !seen.contains(id) && {
+                seen.push(*id);
+                true
+            }
+        });
         tokenizer.adds_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(!is_bpe);
         Ok(Some(tokenizer))
     }
@@ -66,10 +80,21 @@ struct Vocabulary<'f> {
 impl<'f> Vocabulary<'f> {
     fn read(file: &'f GgufFile) -> Result<Option<Self>> {
         let tokens = file.array("tokenizer.ggml.tokens", "an array of strings", Value::as_str)?;
-        let (Some(tokens), Some(model)) = (tokens, file.string("tokenizer.ggml.model")?) else { return Ok(None) };
-        let kinds = file.array("tokenizer.ggml.token_type", "an array of integers", Value::as_unsigned)?;
+        let (Some(tokens), Some(model)) = (tokens, file.string("tokenizer.ggml.model")?) else {
+            return Ok(None);
+        };
+        let kinds = file.array(
+            "tokenizer.ggml.token_type",
+            "an array of integers",
+            Value::as_unsigned,
+        )?;
         let kinds = kinds.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
-        let vocabulary = Self { file, model, tokens, kinds };
+        let vocabulary = Self {
+            file,
+            model,
+            tokens,
+            kinds,
+        };
         let (n_tokens, n_kinds) = (vocabulary.tokens.len(), vocabulary.kinds.len());
         if n_tokens == n_kinds {
             Ok(Some(vocabulary))
@@ -79,41 +104,58 @@ impl<'f> Vocabulary<'f> {
     }
 
     fn error(&self, reason: &str) -> Error {
-        Error::Tokenizer { path: self.file.path().to_owned(), reason: reason.to_owned() }
+        Error::Tokenizer {
+            path: self.file.path().to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 
     fn ids(&self) -> HashMap<&'f str, usize> {
-        self.tokens.iter().enumerate().map(|(id, &token)| (token, id)).collect()
+        self.tokens
+            .iter()
+            .enumerate()
+            .map(|(id, &token)| (token, id))
+            .collect()
     }
 
     /// Byte-pair encoding over bytes, as GPT-2 has it.
     fn byte_level(&self) -> Result<Json> {
         let ids = self.ids();
-        let lines = self.file.array("tokenizer.ggml.merges", "an array of strings", Value::as_str)?;
+        let lines = self
+            .file
+            .array("tokenizer.ggml.merges", "an array of strings", Value::as_str)?;
         let mut merges = Vec::new();
         for line in lines.ok_or_else(|| self.error("`tokenizer.ggml.merges` is missing"))? {
-            let pair = line.split_once(' ').filter(|(left, right)| ids.contains_key(format!("{left}{right}").as_str()));
+            let pair = line
+                .split_once(' ')
+                .filter(|(left, right)| ids.contains_key(format!("{left}{right}").as_str()));
             let (left, right) = pair.ok_or_else(|| {
-                self.error(&format!("merge `{line}` does not make a token of the vocabulary from two"))
+                self.error(&format!(
+                    "merge `{line}` does not make a token of the vocabulary from two"
+                ))
             })?;
             merges.push([left, right]);
         }
         let (normalizer, pre_tokenizer, ignore_merges) = self.splits()?;
-        let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
-        Ok(self.definition(normalizer, pre_tokenizer, byte_level, json!({
-            "type": "BPE",
-            "vocab": ids,
-            "merges": merges,
-            "ignore_merges": ignore_merges,
-        })))
+        let byte_level =
+            json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
+        Ok(self.definition(
+            normalizer,
+            pre_tokenizer,
+            byte_level,
+            json!({
+                "type": "BPE",
+                "vocab": ids,
+                "merges": merges,
+                "ignore_merges": ignore_merges,
+            }),
+        ))
     }
 
     /// `(normalizer, pre-tokenizer, whether a whole word in the vocabulary needs no merges)`.
     fn splits(&self) -> Result<(Json, Json, bool)> {
         let name = self.file.string("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
-        let byte_level = |use_regex: bool| {
-            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
-        };
+        let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
         let digits = |group: &str| {
             let pattern = format!("{}{group}{}", SPLIT_AROUND_DIGITS.0, SPLIT_AROUND_DIGITS.1);
             let split = json!({
@@ -125,7 +167,11 @@ impl<'f> Vocabulary<'f> {
             "gpt-2" | "phi-2" | "olmo" => (Json::Null, byte_level(true), false),
             "smollm" | "starcoder" | "refact" => {
                 let single = json!({ "type": "Digits", "individual_digits": true });
-                (Json::Null, json!({ "type": "Sequence", "pretokenizers": [single, byte_level(true)] }), false)
+                (
+                    Json::Null,
+                    json!({ "type": "Sequence", "pretokenizers": [single, byte_level(true)] }),
+                    false,
+                )
             }
             "llama-bpe" | "llama3" | "llama-v3" => (Json::Null, digits(r"\p{N}{1,3}"), true),
             "qwen2" | "deepseek-r1-qwen" => (json!({ "type": "NFC" }), digits(r"\p{N}"), false),
@@ -140,12 +186,19 @@ impl<'f> Vocabulary<'f> {
 
     /// SentencePiece's byte-pair encoding, as Llama 2, Mistral and Gemma have it: merges follow from the scores.
     fn sentence_piece(&self) -> Result<Json> {
-        let scores = self.file.array("tokenizer.ggml.scores", "an array of numbers", Value::as_float)?;
+        let scores = self
+            .file
+            .array("tokenizer.ggml.scores", "an array of numbers", Value::as_float)?;
         let scores = scores
             .filter(|scores| scores.len() == self.tokens.len())
             .ok_or_else(|| self.error("`tokenizer.ggml.scores` must hold one score for each token"))?;
-        let unknown = self.file.unsigned("tokenizer.ggml.unknown_token_id")?.unwrap_or(0);
-        let unknown = usize::try_from(unknown).ok().and_then(|id| self.tokens.get(id).copied());
+        let unknown = self
+            .file
+            .unsigned("tokenizer.ggml.unknown_token_id")?
+            .unwrap_or(0);
+        let unknown = usize::try_from(unknown)
+            .ok()
+            .and_then(|id| self.tokens.get(id).copied());
         let has_prefix = self.file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
         let mut normalizers = vec![replace];
@@ -160,14 +213,19 @@ impl<'f> Vocabulary<'f> {
         }
         let normalizer = json!({ "type": "Sequence", "normalizers": normalizers });
         let decoder = json!({ "type": "Sequence", "decoders": decoders });
-        Ok(self.definition(normalizer, Json::Null, decoder, json!({
-            "type": "BPE",
-            "unk_token": unknown,
-            "fuse_unk": true,
-            "byte_fallback": true,
-            "vocab": self.ids(),
-            "merges": self.merges_by_score(&scores),
-        })))
+        Ok(self.definition(
+            normalizer,
+            Json::Null,
+            decoder,
+            json!({
+                "type": "BPE",
+                "unk_token": unknown,
+                "fuse_unk": true,
+                "byte_fallback": true,
+                "vocab": self.ids(),
+                "merges": self.merges_by_score(&scores),
+            }),
+        ))
     }
 
     /// Every way to make a piece from two others, best score first, in the order of transformers' converter: ties go
@@ -175,7 +233,12 @@ impl<'f> Vocabulary<'f> {
     fn merges_by_score(&self, scores: &[f64]) -> Vec<[&'f str; 2]> {
         let ids = self.ids();
         let mut merges = Vec::new();
-        let pieces = self.tokens.iter().zip(&self.kinds).zip(scores).filter(|((_, kind), _)| **kind == NORMAL);
+        let pieces = self
+            .tokens
+            .iter()
+            .zip(&self.kinds)
+            .zip(scores)
+            .filter(|((_, kind), _)| **kind == NORMAL);
         for ((&piece, _), &score) in pieces {
             let mut splits = Vec::new();
             for (middle, _) in piece.char_indices().skip(1) {

@@ -43,7 +43,11 @@ impl TokenizerConfig {
     pub(crate) fn open(directory: &Path) -> Result<Self> {
         let read = |name: &str| -> Result<Self> {
             let path = directory.join(name);
-            if path.is_file() { read_json(&path) } else { Ok(Self::default()) }
+            if path.is_file() {
+                read_json(&path)
+            } else {
+                Ok(Self::default())
+            }
         };
         let (own, map) = (read("tokenizer_config.json")?, read("special_tokens_map.json")?);
         Ok(Self {

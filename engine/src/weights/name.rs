@@ -57,7 +57,9 @@ impl TensorName {
             Self::Embedding => "model.embed_tokens.weight".to_owned(),
             Self::FinalNorm => "model.norm.weight".to_owned(),
             Self::Head => "lm_head.weight".to_owned(),
-            Self::Layer(layer, tensor) => format!("model.layers.{layer}.{}.{}", tensor.module(), tensor.kind()),
+            Self::Layer(layer, tensor) => {
+                format!("model.layers.{layer}.{}.{}", tensor.module(), tensor.kind())
+            }
         }
     }
 
