@@ -1,0 +1,131 @@
+//! From the coordinator's artifacts to the plain files of a run's directory.
+//!
+//! Invariant: only artifacts are copied; what is written here can be deleted and written again.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use llamaduo_proto::Digest;
+use llamaduo_proto::ids::{Cycle, RunId};
+use llamaduo_proto::run::{Quantization, Subject};
+use llamaduo_proto::task::{TaskOutput, TaskSpec};
+use llamaduo_proto::view::{RunDetails, TaskView};
+use serde_json::Value;
+
+use super::{RunDirectory, write_file};
+use crate::client::Client;
+use crate::error::{Error, Result};
+
+impl RunDirectory {
+    /// Writes `cycles/N/` of the cycles in `wanted`, and the best adapter so far.
+    pub(crate) async fn write_cycles(
+        &self,
+        client: &Client,
+        run: &RunId,
+        wanted: impl Fn(Cycle) -> bool,
+    ) -> Result<()> {
+        let tasks = client.tasks(run).await?;
+        let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+        for (task, output) in done(&tasks) {
+            let cycle = task.spec.cycle();
+            if !wanted(cycle) {
+                continue;
+            }
+            let (name, digest) = match output {
+                TaskOutput::Infer(infer) => ("responses.jsonl", infer.responses),
+                TaskOutput::Judge(judge) => ("verdicts.jsonl", judge.verdicts),
+                TaskOutput::Synthesize(synthesize) => ("raw_samples.jsonl", synthesize.samples),
+                TaskOutput::Train(_) => continue,
+            };
+            let bytes = client.download(digest).await?;
+            let rows = match task.spec.subject() {
+                Some(subject) => with_subject(digest, &bytes, subject)?,
+                None => bytes,
+            };
+            files
+                .entry(cycle_path(cycle).join(name))
+                .or_default()
+                .extend(rows);
+        }
+        for (cycle, digest) in curated(&tasks).into_iter().filter(|(cycle, _)| wanted(*cycle)) {
+            files.insert(
+                cycle_path(cycle).join("samples.jsonl"),
+                client.download(digest).await?,
+            );
+        }
+        for (path, bytes) in files {
+            write_file(&self.root().join(path), &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the run as a whole came to: the adapter, and the report once the run has ended.
+    pub(crate) async fn write_results(&self, client: &Client, details: &RunDetails) -> Result<()> {
+        if let Some(adapter) = details.run.adapter {
+            write_manifest(client, adapter, &self.root().join("adapter")).await?;
+        }
+        if let Some(report) = details.run.report {
+            write_manifest(client, report, self.root()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn cycle_path(cycle: Cycle) -> PathBuf {
+    Path::new("cycles").join(cycle.0.to_string())
+}
+
+fn done(tasks: &[TaskView]) -> impl Iterator<Item = (&TaskView, &TaskOutput)> {
+    tasks
+        .iter()
+        .filter_map(|task| Some((task, &task.result.as_ref()?.output)))
+}
+
+/// The samples that each cycle's synthesis added: what the next cycle trains on beyond its own data.
+fn curated(tasks: &[TaskView]) -> Vec<(Cycle, Digest)> {
+    let trains = tasks.iter().filter_map(|task| match &task.spec {
+        TaskSpec::Train(train) if train.cycle.0 >= 2 => Some((Cycle(train.cycle.0 - 1), *train.data.last()?)),
+        _ => None,
+    });
+    trains.collect()
+}
+
+/// The rows of `bytes`, each saying whose responses they are about.
+fn with_subject(digest: Digest, bytes: &[u8], subject: Subject) -> Result<Vec<u8>> {
+    let label = match subject {
+        Subject::Base(Quantization::None) => "base_unquantized",
+        Subject::Base(Quantization::Nf4 | Quantization::Nf4Double) => "base",
+        Subject::Service => "service",
+        Subject::Adapter(_) => "adapter",
+    };
+    let damaged = |error: serde_json::Error| Error::Artifact {
+        digest: digest.to_string(),
+        problem: error.to_string(),
+    };
+    let mut rows = Vec::with_capacity(bytes.len());
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let mut row: serde_json::Map<String, Value> = serde_json::from_slice(line).map_err(damaged)?;
+        row.insert("subject".to_owned(), Value::from(label));
+        serde_json::to_writer(&mut rows, &row).map_err(damaged)?;
+        rows.push(b'\n');
+    }
+    Ok(rows)
+}
+
+/// Writes the files of the manifest under `directory`.
+pub(crate) async fn write_manifest(client: &Client, digest: Digest, directory: &Path) -> Result<()> {
+    let manifest = client.manifest(digest).await?;
+    for (name, file) in &manifest.files {
+        let path = Path::new(name);
+        // A manifest comes from another machine: its names must stay below the directory.
+        if name.is_empty() || !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            let problem = format!("its manifest names the file {name:?}");
+            return Err(Error::Artifact {
+                digest: digest.to_string(),
+                problem,
+            });
+        }
+        write_file(&directory.join(path), &client.download(*file).await?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! What can end a command early, and with which exit code.
+//!
+//! Invariant: every message says what failed and what to do; causes are sources, printed once below it.
+
+use std::path::PathBuf;
+
+use llamaduo_proto::convert::InvalidMessage;
+
+use crate::config;
+use crate::exit::Exit;
+
+/// The result of everything here.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the command line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The config.
+    #[error(transparent)]
+    Config(Box<config::Error>),
+    /// The command line says something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// A dataset or result file of the user's.
+    #[error("cannot use the input")]
+    Input(#[source] Box<llamaduo_data::Error>),
+    /// A file that cannot be read.
+    #[error("cannot read {path}; check that it exists and may be read")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file or directory that cannot be written.
+    #[error(
+        "cannot write {path}; check its permissions and the free space, then give the same command again"
+    )]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of ours that makes no sense.
+    #[error("{path} is not what this program wrote: {problem}; move it away to start anew")]
+    Damaged { path: PathBuf, problem: String },
+    /// The output is gone.
+    #[error("cannot write to stdout")]
+    Stdout(#[from] std::io::Error),
+    /// No coordinator.
+    #[error(
+        "no coordinator answers at {url}; start one with `llamaduo coordinator`, or name it with --coordinator"
+    )]
+    Connect {
+        url: String,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The coordinator refused.
+    #[error("cannot {doing}: {message}")]
+    Refused {
+        doing: &'static str,
+        code: tonic::Code,
+        message: String,
+    },
+    /// The coordinator said something unexpected.
+    #[error("the coordinator's answer breaks the protocol; use the same version of llamaduo on both sides")]
+    Protocol(#[from] InvalidMessage),
+    /// An artifact that is not what its name says.
+    #[error("artifact {digest} is damaged or not what was expected: {problem}")]
+    Artifact { digest: String, problem: String },
+    /// A thread of this process is gone.
+    #[error("a part of this process stopped unexpectedly: {what}; give the same command again to go on")]
+    Stopped { what: String },
+    /// Ctrl-C.
+    #[error("interrupted; give the same command again to go on")]
+    Interrupted,
+}
+
+impl Error {
+    /// How the process ends.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Usage(_) | Self::Input(_) => Exit::Usage,
+            Self::Refused {
+                code: tonic::Code::InvalidArgument | tonic::Code::NotFound,
+                ..
+            } => Exit::Usage,
+            Self::Interrupted => Exit::Interrupted,
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Damaged { .. }
+            | Self::Stdout(_)
+            | Self::Connect { .. }
+            | Self::Refused { .. }
+            | Self::Protocol(_)
+            | Self::Artifact { .. }
+            | Self::Stopped { .. } => Exit::Failed,
+        }
+    }
+}
+
+impl From<config::Error> for Error {
+    fn from(error: config::Error) -> Self {
+        Self::Config(Box::new(error))
+    }
+}
+
+impl From<llamaduo_data::Error> for Error {
+    fn from(error: llamaduo_data::Error) -> Self {
+        Self::Input(Box::new(error))
+    }
+}

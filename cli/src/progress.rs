@@ -1,0 +1,178 @@
+//! A run's events as people see them: bars on a terminal, plain lines elsewhere.
+//!
+//! Invariant: every durable event is told once, in order; progress is only ever an estimate of the present.
+
+pub(crate) mod words;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use llamaduo_proto::event::{RunEvent, RunEventKind};
+use llamaduo_proto::ids::TaskId;
+use llamaduo_proto::run::{Cost, Stage};
+use llamaduo_proto::task::Progress as TaskProgress;
+
+use crate::output::Output;
+
+/// Between two lines about the progress of one task where there are no bars: a log stays readable.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where a run stands as a whole, for its bar.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overall {
+    pub(crate) cycle: u32,
+    pub(crate) n_done: u64,
+    pub(crate) n_total: u64,
+    pub(crate) cost: Cost,
+}
+
+/// Shows one run.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    output: Output,
+    bars: Option<Bars>,
+    last_lines: HashMap<TaskId, Instant>,
+}
+
+#[derive(Debug)]
+struct Bars {
+    multi: MultiProgress,
+    run: ProgressBar,
+    tasks: HashMap<TaskId, ProgressBar>,
+}
+
+impl Progress {
+    /// Nothing is shown until the first event.
+    pub(crate) fn new(output: &Output, name: &str) -> Self {
+        let bars = output.bars().map(|multi| {
+            let run = multi.add(ProgressBar::new(0).with_style(style(RUN_TEMPLATE)));
+            run.set_prefix(name.to_owned());
+            run.enable_steady_tick(Duration::from_millis(250));
+            Bars {
+                multi: multi.clone(),
+                run,
+                tasks: HashMap::new(),
+            }
+        });
+        Self {
+            output: output.clone(),
+            bars,
+            last_lines: HashMap::new(),
+        }
+    }
+
+    /// Tells one event.
+    pub(crate) fn event(&mut self, event: &RunEvent) {
+        if let Some(sentence) = words::sentence(&event.kind) {
+            self.output.line(&sentence);
+        }
+        match &event.kind {
+            RunEventKind::AttemptStarted { task, stage, .. } => self.task_bar(task, *stage),
+            RunEventKind::AttemptProgress {
+                task,
+                stage,
+                progress,
+                ..
+            } => {
+                self.task_progress(task, *stage, progress);
+            }
+            RunEventKind::AttemptFailed { task, .. }
+            | RunEventKind::TaskDone { task, .. }
+            | RunEventKind::TaskQuarantined { task, .. } => self.end_task(task),
+            RunEventKind::RunEnded { .. } => self.end(),
+            RunEventKind::RunSubmitted { .. }
+            | RunEventKind::CycleStarted { .. }
+            | RunEventKind::TaskReleased { .. }
+            | RunEventKind::SubjectScored { .. }
+            | RunEventKind::GateDecided { .. }
+            | RunEventKind::Curated { .. } => {}
+        }
+    }
+
+    /// Moves the run's bar.
+    pub(crate) fn overall(&self, overall: &Overall) {
+        if let Some(bars) = &self.bars {
+            bars.run.set_length(overall.n_total);
+            bars.run.set_position(overall.n_done);
+            bars.run.set_message(format!(
+                "cycle {} · {}",
+                overall.cycle,
+                words::cost(&overall.cost)
+            ));
+        }
+    }
+
+    /// Takes the bars away.
+    pub(crate) fn end(&mut self) {
+        if let Some(bars) = self.bars.take() {
+            bars.tasks.values().for_each(ProgressBar::finish_and_clear);
+            bars.run.finish_and_clear();
+        }
+    }
+
+    fn task_bar(&mut self, task: &TaskId, stage: Stage) {
+        if let Some(bars) = &mut self.bars {
+            bars.tasks.entry(task.clone()).or_insert_with(|| {
+                let bar = ProgressBar::new(0).with_style(style(TASK_TEMPLATE));
+                bar.set_prefix(format!("{} {task}", words::stage(stage)));
+                bars.multi.insert_before(&bars.run, bar)
+            });
+        }
+    }
+
+    fn task_progress(&mut self, task: &TaskId, stage: Stage, progress: &TaskProgress) {
+        self.task_bar(task, stage);
+        match &self.bars {
+            Some(bars) => {
+                if let Some(bar) = bars.tasks.get(task) {
+                    bar.set_length(progress.n_total);
+                    bar.set_position(progress.n_done);
+                    bar.set_message(format!("{} {}", progress.unit, progress.detail));
+                }
+            }
+            None => {
+                let now = Instant::now();
+                let last = self.last_lines.entry(task.clone()).or_insert(now);
+                if now.duration_since(*last) >= LINE_INTERVAL {
+                    *last = now;
+                    self.output.line(&words::progress(task, progress));
+                }
+            }
+        }
+    }
+
+    fn end_task(&mut self, task: &TaskId) {
+        self.last_lines.remove(task);
+        if let Some(bar) = self.bars.as_mut().and_then(|bars| bars.tasks.remove(task)) {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+const RUN_TEMPLATE: &str = "{spinner} {prefix} {bar:24} {pos}/{len} tasks · {msg} · {elapsed}";
+const TASK_TEMPLATE: &str = "  {prefix:36!} {bar:24} {pos}/{len} {wide_msg}";
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constants that a test renders; the plain bar is a fallback that loses only looks.
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("█▌░")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_valid() {
+        assert!(ProgressStyle::with_template(RUN_TEMPLATE).is_ok());
+        assert!(ProgressStyle::with_template(TASK_TEMPLATE).is_ok());
+    }
+}

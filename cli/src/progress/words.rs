@@ -1,0 +1,234 @@
+//! Events, scores and amounts in words.
+//!
+//! Invariant: pure; the same event always reads the same.
+
+use llamaduo_data::NanoUsd;
+use llamaduo_proto::event::RunEventKind;
+use llamaduo_proto::ids::{Cycle, TaskId};
+use llamaduo_proto::run::{Cost, MetricScore, Quantization, RunStatus, Scores, Stage, Subject};
+use llamaduo_proto::task::{Failure, FailureKind, Progress, TaskOutput};
+
+/// What to tell about an event; `None` for progress.
+pub(crate) fn sentence(kind: &RunEventKind) -> Option<String> {
+    Some(match kind {
+        RunEventKind::RunSubmitted { name } => format!("run \"{name}\" begins"),
+        RunEventKind::CycleStarted { cycle: Cycle(0), .. } => {
+            "cycle 0: measuring the floor (the untuned base) and the ceiling (the service LLM)".to_owned()
+        }
+        RunEventKind::CycleStarted { cycle, n_samples } => {
+            format!(
+                "cycle {}: training on {} samples",
+                cycle.0,
+                grouped(u64::from(*n_samples))
+            )
+        }
+        RunEventKind::AttemptStarted {
+            task,
+            attempt,
+            worker,
+            ..
+        } => match attempt.0 {
+            1 => format!("  {task} on {worker}"),
+            n => format!("  {task} on {worker}, attempt {n}"),
+        },
+        RunEventKind::AttemptFailed {
+            task,
+            failure,
+            retry_in_ms,
+            ..
+        } => failed(task, failure, *retry_in_ms),
+        RunEventKind::TaskDone {
+            task,
+            subject,
+            result,
+            ..
+        } => {
+            format!("  {task} done: {}", done(*subject, &result.output))
+        }
+        RunEventKind::TaskQuarantined { task, failure, .. } => {
+            format!("  {task} given up: {}", failure.message)
+        }
+        RunEventKind::TaskReleased { task } => format!("  {task} released for another try"),
+        RunEventKind::SubjectScored {
+            subject, scores: s, ..
+        } => format!("{}: {}", subject_name(*subject), scores(s)),
+        RunEventKind::GateDecided { cycle, decision } => {
+            let verdict = if decision.passed { "passed" } else { "not passed" };
+            format!("gate after cycle {}: {verdict}; {}", cycle.0, decision.reason)
+        }
+        RunEventKind::Curated {
+            counts,
+            n_samples_next,
+            ..
+        } => format!(
+            "curation: {} raw pairs, {} kept, {} duplicates, {} filtered, {} contaminated; the next cycle trains on {}",
+            grouped(u64::from(counts.n_raw)),
+            grouped(u64::from(counts.n_kept)),
+            counts.n_duplicates,
+            counts.n_filtered,
+            counts.n_contaminated,
+            grouped(u64::from(*n_samples_next)),
+        ),
+        RunEventKind::RunEnded {
+            status: s, reason, ..
+        } => format!("run ended, {}: {reason}", status(*s)),
+        RunEventKind::AttemptProgress { .. } => return None,
+    })
+}
+
+fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String {
+    let kind = match failure.kind {
+        FailureKind::Retryable | FailureKind::Permanent => "failed",
+        FailureKind::OutOfMemory => "ran out of memory",
+        FailureKind::Cancelled => "was cancelled",
+        FailureKind::WorkerLost => "lost its worker",
+        FailureKind::LeaseExpired => "lost its lease",
+        FailureKind::CorruptInput => "found its input damaged",
+        FailureKind::ServiceRefused => "was refused by the service LLM",
+        FailureKind::BudgetSpent => "stopped at the budget",
+        FailureKind::Released => "was given back",
+    };
+    let next = match retry_in_ms {
+        Some(ms) => format!("; next try in {:.1} s", ms as f64 / 1000.0),
+        None => String::new(),
+    };
+    format!(
+        "  {task} {kind} on {} (attempt {}): {}{next}",
+        failure.worker, failure.attempt.0, failure.message
+    )
+}
+
+fn done(subject: Option<Subject>, output: &TaskOutput) -> String {
+    let who = subject.map_or_else(String::new, |subject| format!(" of {}", subject_name(subject)));
+    match output {
+        TaskOutput::Train(train) => format!(
+            "{} samples, {} tokens a pass, {} steps, loss {:.3} to {:.3}, {}",
+            grouped(u64::from(train.n_samples)),
+            grouped(train.n_tokens),
+            train.n_steps,
+            train.loss_first,
+            train.loss_last,
+            seconds(train.seconds),
+        ),
+        TaskOutput::Infer(infer) => {
+            let rate = infer.n_tokens as f64 / infer.seconds.max(1e-3);
+            format!(
+                "{} responses{who}, {} tokens, {rate:.0} tokens/s",
+                infer.n_responses,
+                grouped(infer.n_tokens)
+            )
+        }
+        TaskOutput::Judge(judge) => {
+            format!("{} verdicts{who}, {} unparsed", judge.n_graded, judge.n_unparsed)
+        }
+        TaskOutput::Synthesize(synthesize) => {
+            format!(
+                "{} raw pairs, {} malformed",
+                synthesize.n_raw, synthesize.n_malformed
+            )
+        }
+    }
+}
+
+/// Progress of one task on one line.
+pub(crate) fn progress(task: &TaskId, progress: &Progress) -> String {
+    let of = match progress.n_total {
+        0 => String::new(),
+        total => format!("/{total}"),
+    };
+    format!(
+        "  {task}: {}{of} {} {}",
+        progress.n_done, progress.unit, progress.detail
+    )
+    .trim_end()
+    .to_owned()
+}
+
+/// Who answers, for people.
+pub(crate) fn subject_name(subject: Subject) -> String {
+    match subject {
+        Subject::Base(Quantization::None) => "base, file values".to_owned(),
+        Subject::Base(Quantization::Nf4) => "base, NF4 single".to_owned(),
+        Subject::Base(Quantization::Nf4Double) => "base, NF4".to_owned(),
+        Subject::Service => "service LLM".to_owned(),
+        Subject::Adapter(cycle) => format!("tuned, cycle {}", cycle.0),
+    }
+}
+
+fn scores(scores: &Scores) -> String {
+    let metric = |metric: &MetricScore| match (metric.mean, metric.coverage) {
+        (Some(mean), Some(coverage)) => format!("{mean:.1} ({:.0} % covered)", coverage * 100.0),
+        _ => "not graded".to_owned(),
+    };
+    let unparsed = match scores.n_unparsed {
+        0 => String::new(),
+        n => format!(", {n} replies unparsed"),
+    };
+    format!(
+        "similarity {}, precision {}{unparsed}",
+        metric(&scores.similarity),
+        metric(&scores.precision)
+    )
+}
+
+/// How a run stands, for people.
+pub(crate) fn status(status: RunStatus) -> &'static str {
+    match status {
+        RunStatus::Running => "running",
+        RunStatus::Passed => "passed",
+        RunStatus::GateNotReached => "gate not reached",
+        RunStatus::BudgetSpent => "budget spent",
+        RunStatus::ServiceFailed => "service failed",
+        RunStatus::Cancelled => "cancelled",
+        RunStatus::Failed => "failed",
+    }
+}
+
+/// A stage, for people.
+pub(crate) fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Train => "train",
+        Stage::Infer => "infer",
+        Stage::Judge => "judge",
+        Stage::Synthesize => "synthesize",
+    }
+}
+
+/// What was spent. A sum with a call of unknown price in it is unknown.
+pub(crate) fn cost(cost: &Cost) -> String {
+    let usd = if cost.n_calls_unpriced == 0 {
+        NanoUsd(cost.nano_usd).to_string()
+    } else {
+        "price unknown".to_owned()
+    };
+    let unknown = match cost.n_calls_unknown {
+        0 => String::new(),
+        n => format!(", {n} of unknown outcome"),
+    };
+    format!("{} calls{unknown}, {usd}", grouped(cost.n_calls))
+}
+
+/// `12,345`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `45.2 s`, `3 min 07 s`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    format!("{} min {:02} s", whole / 60, whole % 60)
+}
+
+#[cfg(test)]
+mod tests;
