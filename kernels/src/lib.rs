@@ -12,12 +12,14 @@ mod error;
 mod golden;
 mod map_file;
 pub mod nf4;
+mod quant;
 pub mod random;
 mod weight;
 
 pub use backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LoraSlot, NO_LABEL, RmsNormSpec,
 };
+pub use cpu::Cpu;
 pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;

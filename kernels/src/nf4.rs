@@ -133,6 +133,11 @@ impl Nf4Matrix {
         &self.codes
     }
 
+    /// The codes, shared.
+    pub(crate) fn shared_codes(&self) -> Arc<[u8]> {
+        Arc::clone(&self.codes)
+    }
+
     /// The scales as they are stored.
     pub fn scales(&self) -> &Nf4Scales {
         &self.scales

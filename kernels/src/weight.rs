@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::nf4::Nf4Matrix;
+use crate::quant;
 
 /// How a row's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +122,30 @@ impl HostWeight {
     pub fn from_f32(n: usize, k: usize, values: &[f32]) -> Result<Self> {
         let bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
         Self::blocks(n, k, Format::F32, Arc::new(bytes), 0)
+    }
+
+    /// The values, `[N, K]` row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::Nf4(matrix) => matrix.dequantize(),
+            Self::Blocks {
+                n,
+                k,
+                format,
+                bytes,
+                offset,
+            } => {
+                let mut values = vec![0.0; n * k];
+                let row_bytes = k / format.block_len() * format.block_bytes();
+                let matrix = &(**bytes).as_ref()[*offset..offset + n * row_bytes];
+                if row_bytes > 0 {
+                    for (row, values) in matrix.chunks_exact(row_bytes).zip(values.chunks_exact_mut(*k)) {
+                        quant::decode_row(*format, row, 0, values);
+                    }
+                }
+                values
+            }
+        }
     }
 
     /// `(N, K)`.

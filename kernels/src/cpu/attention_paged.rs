@@ -1,0 +1,177 @@
+//! Attention of a generation step over the paged cache.
+//!
+//! Invariant: the same code as [`attention`](super::attention) over panels packed from pages, so a row's result is the
+//! same bits whether its prompt came at once, in parts or token by token.
+
+use super::attention::{KeyPanels, QueryRows, RowsOut, Shape, attend};
+use super::gemm::View;
+use super::simd::TILE_COLUMNS;
+use super::{Cpu, CpuKvCache, check};
+use crate::backend::AttentionSpec;
+use crate::dims::SequenceSpan;
+use crate::error::{Error, Result};
+
+const OP: &str = "attention_paged";
+
+/// One sequence's rows, for one key head.
+struct Task<'a, 's> {
+    sequence: &'s SequenceSpan,
+    kv_head: usize,
+    /// `[rows, group]` pieces of `D`.
+    out: Vec<&'a mut [f32]>,
+}
+
+pub(super) fn forward(
+    cpu: &Cpu,
+    out: &mut [f32],
+    q: &[f32],
+    cache: &CpuKvCache,
+    sequences: &[SequenceSpan],
+    spec: AttentionSpec,
+) -> Result<()> {
+    let shape = Shape::of(OP, spec)?;
+    let heads = cache.heads();
+    check::same(OP, "n_kv_heads", heads.n_kv_heads, shape.n_kv_heads)?;
+    check::same(OP, "head_dim", heads.head_dim, shape.head_dim)?;
+    let mut m = 0;
+    for sequence in sequences {
+        cache.check(OP, sequence)?;
+        m = m.max(sequence.first_row.saturating_add(sequence.n_rows));
+    }
+    let q = check::part(OP, "q", q, &[m, shape.q_width])?;
+    let out = check::part_mut(OP, "out", out, &[m, shape.q_width])?;
+    let tasks = tasks_of(sequences, shape, out)?;
+    let work = sequences
+        .iter()
+        .map(|s| s.n_rows * s.n_context * shape.q_width)
+        .sum();
+    cpu.each(tasks, work, |task| task_forward(cpu, task, q, cache, shape));
+    Ok(())
+}
+
+fn tasks_of<'a, 's>(
+    sequences: &'s [SequenceSpan],
+    shape: Shape,
+    out: &'a mut [f32],
+) -> Result<Vec<Task<'a, 's>>> {
+    let mut pieces: Vec<Option<&mut [f32]>> = out
+        .chunks_mut(shape.group_len * shape.head_dim)
+        .map(Some)
+        .collect();
+    let mut tasks = Vec::with_capacity(sequences.len() * shape.n_kv_heads);
+    for sequence in sequences.iter().filter(|sequence| sequence.n_rows > 0) {
+        for kv_head in 0..shape.n_kv_heads {
+            let mut out = Vec::with_capacity(sequence.n_rows * shape.group_len);
+            for row in sequence.first_row..sequence.first_row + sequence.n_rows {
+                let piece = pieces[row * shape.n_kv_heads + kv_head].take();
+                let piece = piece.ok_or(Error::Setting {
+                    op: OP,
+                    what: "sequences",
+                    expected: "of rows that do not overlap",
+                })?;
+                out.extend(piece.chunks_mut(shape.head_dim));
+            }
+            tasks.push(Task {
+                sequence,
+                kv_head,
+                out,
+            });
+        }
+    }
+    Ok(tasks)
+}
+
+fn task_forward(cpu: &Cpu, mut task: Task<'_, '_>, q: &[f32], cache: &CpuKvCache, shape: Shape) {
+    let SequenceSpan {
+        first_row,
+        n_rows,
+        n_context,
+        ..
+    } = *task.sequence;
+    let mut room = cpu.scratch(shape.panels_len(n_context));
+    let panels = pack_pages(cache, task.sequence, task.kv_head, shape, &mut room);
+    let position = n_context - n_rows;
+    let first_head = task.kv_head * shape.group_len;
+    let at = |head: usize| first_row * shape.q_width + head * shape.head_dim;
+    if n_rows == 1 {
+        // the heads of the group are the rows: the keys are read once
+        let view = View::rows(&q[at(first_head)..], shape.head_dim);
+        let queries = QueryRows {
+            view,
+            len: shape.group_len,
+            position,
+            position_step: 0,
+        };
+        attend(
+            cpu,
+            queries,
+            panels,
+            RowsOut {
+                out: &mut task.out,
+                lse: None,
+                first: 0,
+                step: 1,
+            },
+            shape,
+        );
+        return;
+    }
+    for g in 0..shape.group_len {
+        let view = View::rows(&q[at(first_head + g)..], shape.q_width);
+        let queries = QueryRows {
+            view,
+            len: n_rows,
+            position,
+            position_step: 1,
+        };
+        let results = RowsOut {
+            out: &mut task.out,
+            lse: None,
+            first: g,
+            step: shape.group_len,
+        };
+        attend(cpu, queries, panels, results, shape);
+    }
+}
+
+/// Packs a sequence's keys and values from its pages.
+fn pack_pages<'a>(
+    cache: &CpuKvCache,
+    sequence: &SequenceSpan,
+    kv_head: usize,
+    shape: Shape,
+    room: &'a mut [f32],
+) -> KeyPanels<'a> {
+    let (d, n_keys) = (shape.head_dim, sequence.n_context);
+    let (room, _) = room.as_chunks_mut::<TILE_COLUMNS>();
+    let (keys, values) = room.split_at_mut(n_keys.div_ceil(TILE_COLUMNS) * d);
+    if let Some(last) = n_keys.checked_sub(1) {
+        // the columns past the last key are multiplied too, and must not be what was here before
+        keys[last / TILE_COLUMNS * d..]
+            .iter_mut()
+            .for_each(|row| row.fill(0.0));
+    }
+    cache.each_run(sequence, kv_head, n_keys, |run| {
+        let mut done = 0;
+        while done < run.len {
+            let (tile, column) = (
+                (run.start + done) / TILE_COLUMNS,
+                (run.start + done) % TILE_COLUMNS,
+            );
+            let len = (TILE_COLUMNS - column).min(run.len - done);
+            let panel = &mut keys[tile * d..(tile + 1) * d];
+            for (out, keys) in panel.iter_mut().zip(run.keys.chunks_exact(run.page_len)) {
+                out[column..column + len].copy_from_slice(&keys[done..done + len]);
+            }
+            done += len;
+        }
+        for (token, value) in run.values.chunks_exact(d).take(run.len).enumerate() {
+            for (tile, part) in value.chunks(TILE_COLUMNS).enumerate() {
+                let out = &mut values[tile * n_keys + run.start + token];
+                out[..part.len()].copy_from_slice(part);
+                out[part.len()..].fill(0.0);
+            }
+        }
+    });
+    KeyPanels { keys, values, n_keys }
+}

@@ -1,0 +1,209 @@
+//! A frozen matrix as the CPU reads it, and its unpacking into the panels of a product.
+//!
+//! Invariant: the values stay packed in memory; a panel is unpacked just before it is used.
+
+use std::sync::Arc;
+
+use super::simd::{Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, transpose_bytes, versions};
+use crate::nf4::BLOCK_LEN;
+use crate::quant::{decode_row, half_at};
+use crate::weight::{Format, HostWeight, SharedBytes};
+
+/// A frozen matrix `[N, K]`.
+pub struct CpuWeight {
+    n: usize,
+    k: usize,
+    values: Values,
+}
+
+enum Values {
+    Nf4 {
+        codes: Arc<[u8]>,
+        scales: Arc<[f32]>,
+    },
+    Blocks {
+        format: Format,
+        bytes: SharedBytes,
+        offset: usize,
+        row_bytes: usize,
+    },
+}
+
+impl std::fmt::Debug for CpuWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CpuWeight[{}, {}]", self.n, self.k)
+    }
+}
+
+impl From<HostWeight> for CpuWeight {
+    fn from(weight: HostWeight) -> Self {
+        let (n, k) = weight.shape();
+        let values = match weight {
+            HostWeight::Nf4(matrix) => Values::Nf4 {
+                codes: matrix.shared_codes(),
+                scales: matrix.block_scales(),
+            },
+            HostWeight::Blocks {
+                format,
+                bytes,
+                offset,
+                ..
+            } => {
+                let row_bytes = k / format.block_len() * format.block_bytes();
+                Values::Blocks {
+                    format,
+                    bytes,
+                    offset,
+                    row_bytes,
+                }
+            }
+        };
+        Self { n, k, values }
+    }
+}
+
+impl CpuWeight {
+    /// `(N, K)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    /// `out[i] = W[row, first + i]`; `first` is a multiple of 32 and so is `out.len()`, unless it reaches the row's end.
+    pub(super) fn decode(&self, isa: Isa, row: usize, first: usize, out: &mut [f32]) {
+        match &self.values {
+            Values::Nf4 { codes, scales } => {
+                nf4_row(
+                    isa,
+                    Nf4View {
+                        codes,
+                        scales,
+                        k: self.k,
+                    },
+                    row * self.k + first,
+                    out,
+                );
+            }
+            Values::Blocks {
+                format,
+                bytes,
+                offset,
+                row_bytes,
+            } => {
+                let start = offset + row * row_bytes;
+                decode_blocks(
+                    isa,
+                    *format,
+                    &(**bytes).as_ref()[start..start + row_bytes],
+                    first,
+                    out,
+                );
+            }
+        }
+    }
+
+    /// `panel[i][j] = W[row_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
+    pub(super) fn pack_rows(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        column_first: usize,
+        n_columns: usize,
+        panel: &mut [TileRow],
+    ) {
+        for (i, out) in panel.iter_mut().enumerate() {
+            out[n_columns..].fill(0.0);
+            self.decode(isa, row_first + i, column_first, &mut out[..n_columns]);
+        }
+    }
+
+    /// `panel[i][j] = W[row_first + j, column_first + i]` for `j < n_rows`, 0 beyond. `rows` is room for 32 rows of
+    /// the panel's length.
+    pub(super) fn pack_columns(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        n_rows: usize,
+        column_first: usize,
+        panel: &mut [TileRow],
+        rows: &mut [f32],
+    ) {
+        let len = panel.len();
+        match &self.values {
+            Values::Nf4 { codes, scales } if self.k.is_multiple_of(BLOCK_LEN) => {
+                let view = Nf4View {
+                    codes,
+                    scales,
+                    k: self.k,
+                };
+                nf4_columns(isa, view, row_first, n_rows, column_first, panel);
+            }
+            Values::Blocks {
+                format: Format::Q8_0,
+                bytes,
+                offset,
+                row_bytes,
+            } => {
+                let matrix = &(**bytes).as_ref()[offset + row_first * row_bytes..];
+                q8_0_columns(isa, matrix, *row_bytes, n_rows, column_first, panel);
+            }
+            _ => {
+                rows[n_rows * len..TILE_COLUMNS * len].fill(0.0);
+                for (j, row) in rows.chunks_exact_mut(len).take(n_rows).enumerate() {
+                    self.decode(isa, row_first + j, column_first, row);
+                }
+                transpose_rows(isa, rows, panel);
+            }
+        }
+    }
+}
+
+versions! {
+    fn decode_blocks(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
+        decode_row(format, row, first, out);
+    }
+}
+
+versions! {
+    /// `panel[i][j] = rows[j][i]` with 32 rows of the panel's length.
+    pub(super) fn transpose_rows(rows: &[f32], panel: &mut [TileRow]) {
+        let len = panel.len();
+        // blocks of 16 x 16 keep both sides in the first cache
+        for (block, panel) in panel.chunks_mut(16).enumerate() {
+            for j in 0..TILE_COLUMNS {
+                let row = &rows[j * len + 16 * block..][..panel.len()];
+                for (out, value) in panel.iter_mut().zip(row) {
+                    out[j] = *value;
+                }
+            }
+        }
+    }
+}
+
+versions! {
+    /// [`CpuWeight::pack_columns`] for Q8_0: transposes bytes, then widens them.
+    fn q8_0_columns(matrix: &[u8], row_bytes: usize, n_rows: usize, first: usize, panel: &mut [TileRow]) {
+        const BLOCK_BYTES: usize = Format::Q8_0.block_bytes();
+        for (block, panel) in panel.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let block_at = (first / 32 + block) * BLOCK_BYTES;
+            for half in 0..2 {
+                let mut scales = [0f32; 16];
+                let mut bytes = [[[0u8; 16]; 16]; 2];
+                for r in 0..n_rows.saturating_sub(16 * half).min(16) {
+                    let block = &matrix[(16 * half + r) * row_bytes + block_at..][..BLOCK_BYTES];
+                    scales[r] = half_at(block, 0);
+                    for (part, quarter) in bytes.iter_mut().zip(block[2..].as_chunks::<16>().0) {
+                        part[r] = *quarter;
+                    }
+                }
+                for (part, bytes) in bytes.iter().enumerate() {
+                    for (i, column) in transpose_bytes(bytes).iter().enumerate() {
+                        let out = &mut panel[16 * part + i][16 * half..][..16];
+                        for ((out, &q), scale) in out.iter_mut().zip(column).zip(&scales) {
+                            *out = scale * f32::from(q as i8);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

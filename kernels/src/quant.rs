@@ -1,0 +1,131 @@
+//! Decodes the block formats of GGUF files, as `ggml-quants.c` of llama.cpp defines them.
+//!
+//! Invariant: the smallest thing decoded is a run of 32 elements, which every format holds whole: a matrix can be
+//! read from the middle of a row.
+
+use half::{bf16, f16};
+
+use crate::weight::Format;
+
+/// Elements of a run.
+pub(crate) const RUN_LEN: usize = 32;
+
+/// Decodes `out.len()` elements of the row whose bytes are `row`, beginning at element `first`.
+///
+/// `first` and, for the quantized formats, `out.len()` are multiples of [`RUN_LEN`]. Elements past the row's end are
+/// left as they are.
+#[inline(always)]
+pub(crate) fn decode_row(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
+    match format {
+        Format::F32 => decode_plain(row, first, out, f32::from_le_bytes),
+        Format::F16 => decode_plain(row, first, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Format::Bf16 => decode_plain(row, first, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        Format::Q8_0 => decode_runs::<34>(row, first, out, 1, |block, _, out| q8_0(block, out)),
+        Format::Q4_0 => decode_runs::<18>(row, first, out, 1, |block, _, out| q4_0(block, out)),
+        Format::Q4_1 => decode_runs::<20>(row, first, out, 1, |block, _, out| q4_1(block, out)),
+        Format::Q4K => decode_runs::<144>(row, first, out, 8, q4_k),
+        Format::Q6K => decode_runs::<210>(row, first, out, 8, q6_k),
+    }
+}
+
+#[inline(always)]
+fn decode_plain<const BYTES: usize>(
+    row: &[u8],
+    first: usize,
+    out: &mut [f32],
+    decode: impl Fn([u8; BYTES]) -> f32,
+) {
+    let elements = row.as_chunks::<BYTES>().0.iter().skip(first);
+    for (out, &bytes) in out.iter_mut().zip(elements) {
+        *out = decode(bytes);
+    }
+}
+
+/// Calls `decode(block, run within the block, out)` for each run.
+#[inline(always)]
+fn decode_runs<const BYTES: usize>(
+    row: &[u8],
+    first: usize,
+    out: &mut [f32],
+    runs_per_block: usize,
+    decode: impl Fn(&[u8; BYTES], usize, &mut [f32; RUN_LEN]),
+) {
+    let blocks = row.as_chunks::<BYTES>().0;
+    let runs = first / RUN_LEN..;
+    for (run, out) in runs.zip(out.as_chunks_mut::<RUN_LEN>().0) {
+        if let Some(block) = blocks.get(run / runs_per_block) {
+            decode(block, run % runs_per_block, out);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+#[inline(always)]
+fn q8_0(block: &[u8; 34], out: &mut [f32; RUN_LEN]) {
+    let scale = half_at(block, 0);
+    for (out, &q) in out.iter_mut().zip(&block[2..]) {
+        *out = scale * f32::from(q as i8);
+    }
+}
+
+#[inline(always)]
+fn q4_0(block: &[u8; 18], out: &mut [f32; RUN_LEN]) {
+    let scale = half_at(block, 0);
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[2..]) {
+        *low = scale * (f32::from(byte & 15) - 8.0);
+        *high = scale * (f32::from(byte >> 4) - 8.0);
+    }
+}
+
+#[inline(always)]
+fn q4_1(block: &[u8; 20], out: &mut [f32; RUN_LEN]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[4..]) {
+        *low = scale * f32::from(byte & 15) + minimum;
+        *high = scale * f32::from(byte >> 4) + minimum;
+    }
+}
+
+/// Super-block: f16 scale, f16 minimum, eight 6-bit (scale, minimum) pairs in 12 bytes, 128 bytes of nibbles.
+/// Runs 2i and 2i + 1 are the low and the high nibbles of bytes `32 i ..`.
+#[inline(always)]
+fn q4_k(block: &[u8; 144], run: usize, out: &mut [f32; RUN_LEN]) {
+    let packed = &block[4..16];
+    let (scale, minimum) = if run < 4 {
+        (packed[run] & 63, packed[run + 4] & 63)
+    } else {
+        let low = packed[run + 4];
+        (
+            low & 15 | packed[run - 4] >> 6 << 4,
+            low >> 4 | packed[run] >> 6 << 4,
+        )
+    };
+    let scale = half_at(block, 0) * f32::from(scale);
+    let minimum = half_at(block, 2) * f32::from(minimum);
+    let shift = run % 2 * 4;
+    let bytes = &block[16 + run / 2 * RUN_LEN..];
+    for (out, &byte) in out.iter_mut().zip(bytes) {
+        *out = scale * f32::from(byte >> shift & 15) - minimum;
+    }
+}
+
+/// Super-block: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 i8 scales of 16 elements each, f16 scale.
+/// Each half of the super-block holds runs 0 to 3: low nibbles of bytes 0.. and 32.., then their high nibbles.
+#[inline(always)]
+fn q6_k(block: &[u8; 210], run: usize, out: &mut [f32; RUN_LEN]) {
+    let (half, quarter) = (run / 4, run % 4);
+    let low = &block[64 * half + quarter % 2 * RUN_LEN..];
+    let high = &block[128 + 32 * half..];
+    let scales = &block[192 + 8 * half + 2 * quarter..];
+    let scale = half_at(block, 208);
+    for (i, out) in out.iter_mut().enumerate() {
+        let q = low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (2 * quarter) & 3) << 4;
+        *out = scale * f32::from(scales[i / 16] as i8) * (f32::from(q) - 32.0);
+    }
+}
