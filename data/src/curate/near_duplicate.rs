@@ -122,7 +122,7 @@ pub fn shingles(text: &str, size: usize) -> Vec<u64> {
     shingles
 }
 
-/// |A ∩ B| / |A ∪ B| of two sorted sets; two empty sets are equal.
+/// |A ∩ B| / |A ∪ B| of two sorted sets; texts without words say nothing, so two empty sets score 0.
 pub fn jaccard(left: &[u64], right: &[u64]) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0usize);
     while let (Some(a), Some(b)) = (left.get(i), right.get(j)) {
@@ -138,7 +138,7 @@ pub fn jaccard(left: &[u64], right: &[u64]) -> f64 {
     }
     let union = left.len() + right.len() - shared;
     if union == 0 {
-        1.0
+        0.0
     } else {
         shared as f64 / union as f64
     }

@@ -97,4 +97,4 @@ pub fn rouge_l(left: &str, right: &str) -> f64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,113 @@
+use super::*;
+use crate::score::tests::verdict;
+use crate::verdict::Verdict;
 
+/// A subject whose answers to `prompts` prompts score around `score`, 4 answers each.
+fn subject(prompts: u32, score: u8) -> Judged {
+    let verdicts: Vec<Verdict> = (0..prompts)
+        .flat_map(|prompt| {
+            (0..4).map(move |k| verdict(prompt, k, 0, score - (prompt % 3) as u8, score - (k % 2) as u8))
+        })
+        .collect();
+    Judged::new(&verdicts, 70.0)
+}
+
+#[test]
+fn a_model_close_to_the_service_passes_and_the_sentence_says_how_close() {
+    let outcome = evaluate(&GateRule::default(), &subject(30, 90), &subject(30, 95));
+    assert!(outcome.passed, "{}", outcome.reason);
+    assert_eq!(outcome.checks.len(), 4);
+    assert_eq!(
+        outcome.rule,
+        "lower 95 % bound of local/service ≥ 0.9 on similarity and precision (mean and coverage, coverage score 70)"
+    );
+    assert_eq!(
+        outcome.reason,
+        "passed: in the closest of 4 comparisons the local model reaches 0.947 of the service LLM's mean of similarity, \
+         at least 0.947 with 95 % confidence; 0.900 is needed"
+    );
+}
+
+#[test]
+fn a_weaker_model_fails_and_the_worst_number_is_named() {
+    let outcome = evaluate(&GateRule::default(), &subject(30, 72), &subject(30, 95));
+    assert!(!outcome.passed);
+    assert!(
+        outcome
+            .reason
+            .starts_with("not passed: the local model reaches 0."),
+        "{}",
+        outcome.reason
+    );
+    assert!(
+        outcome
+            .reason
+            .ends_with("0.900 is needed (2 of 4 comparisons fall short)"),
+        "{}",
+        outcome.reason
+    );
+}
+
+#[test]
+fn the_papers_rule_looks_at_the_local_model_alone() {
+    let nobody = Judged::new(&[], 70.0);
+    let outcome = evaluate(&GateRule::paper(), &subject(5, 96), &nobody);
+    assert!(outcome.passed, "{}", outcome.reason);
+    let outcome = evaluate(&GateRule::paper(), &subject(5, 85), &nobody);
+    assert_eq!(
+        outcome.reason,
+        "not passed: mean of similarity is 84.2; 90.0 is needed (2 of 4 comparisons fall short)"
+    );
+}
+
+#[test]
+fn a_missing_number_never_passes() {
+    let nobody = Judged::new(&[], 70.0);
+    for (local, service) in [
+        (&nobody, &subject(9, 90)),
+        (&subject(9, 90), &nobody),
+        (&subject(1, 90), &subject(1, 90)),
+    ] {
+        let outcome = evaluate(&GateRule::default(), local, service);
+        assert!(!outcome.passed);
+        assert!(
+            outcome.reason.contains("at least two prompts"),
+            "{}",
+            outcome.reason
+        );
+    }
+    assert!(!evaluate(&GateRule::paper(), &nobody, &nobody).passed);
+    let nothing = GateRule::Relative {
+        floor: 0.0,
+        statistics: Vec::new(),
+    };
+    assert!(!evaluate(&nothing, &subject(9, 90), &subject(9, 90)).passed);
+    let nan = GateRule::Absolute {
+        mean: f64::NAN,
+        coverage: 0.0,
+    };
+    assert!(!evaluate(&nan, &subject(9, 90), &nobody).passed);
+}
+
+#[test]
+fn a_model_that_the_judge_cannot_read_does_not_pass() {
+    let mut verdicts: Vec<Verdict> = (0..20).map(|prompt| verdict(prompt, 0, 0, 95, 95)).collect();
+    verdicts.extend((20..22).map(|prompt| verdict(prompt, 0, 0, 0, 0)));
+    let local = Judged::new(&verdicts, 70.0);
+    let outcome = evaluate(&GateRule::default(), &local, &subject(22, 95));
+    assert!(!outcome.passed);
+    assert!(
+        outcome.reason.contains("2 of 22 answers of the local model"),
+        "{}",
+        outcome.reason
+    );
+}
+
+#[test]
+fn a_rule_goes_out_and_comes_back() {
+    for rule in [GateRule::default(), GateRule::paper()] {
+        let json = serde_json::to_string(&rule).unwrap();
+        assert_eq!(serde_json::from_str::<GateRule>(&json).unwrap(), rule);
+    }
+    assert!(serde_json::from_str::<GateRule>(r#"{"kind":"absolute","mean":90,"coverage":1,"x":1}"#).is_err());
+}
