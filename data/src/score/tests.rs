@@ -103,8 +103,12 @@ fn nothing_graded_is_nothing_and_not_zero() {
 #[test]
 fn the_ratio_uses_the_prompts_that_both_were_graded_on() {
     let half = |prompt: u32| 40 + prompt as u8;
-    let mut local: Vec<Verdict> = (0..6).map(|prompt| verdict(prompt, 0, 0, half(prompt), 50)).collect();
-    let mut service: Vec<Verdict> = (0..6).map(|prompt| verdict(prompt, 0, 0, 2 * half(prompt), 50)).collect();
+    let mut local: Vec<Verdict> = (0..6)
+        .map(|prompt| verdict(prompt, 0, 0, half(prompt), 50))
+        .collect();
+    let mut service: Vec<Verdict> = (0..6)
+        .map(|prompt| verdict(prompt, 0, 0, 2 * half(prompt), 50))
+        .collect();
     local.push(verdict(9, 0, 0, 1, 1));
     service.push(verdict(7, 0, 0, 100, 100));
     let (local, service) = (Judged::new(&local, 70.0), Judged::new(&service, 70.0));
@@ -112,5 +116,8 @@ fn the_ratio_uses_the_prompts_that_both_were_graded_on() {
     assert_eq!((ratio.value, ratio.prompts), (Some(0.5), 6));
     // Every prompt has the same ratio, so there is nothing to be unsure of.
     let interval = ratio.interval.unwrap();
-    assert!((interval.low - 0.5).abs() < 1e-6 && (interval.high - 0.5).abs() < 1e-6, "{interval:?}");
+    assert!(
+        (interval.low - 0.5).abs() < 1e-6 && (interval.high - 0.5).abs() < 1e-6,
+        "{interval:?}"
+    );
 }

@@ -25,7 +25,8 @@ fn a_paraphrase_is_not_novel_and_the_closest_is_named() {
     ];
     let mut novelty = pool(&texts.map(str::to_owned), 0.7);
     assert_eq!(
-        novelty.find("Write a poem about a big tree"), Some((id(2), 12.0 / 13.0))
+        novelty.find("Write a poem about a big tree"),
+        Some((id(2), 12.0 / 13.0))
     );
     assert_eq!(novelty.find("translate this letter into French"), None);
 }
