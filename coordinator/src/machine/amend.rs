@@ -1,0 +1,129 @@
+//! People's second thoughts: releasing a quarantined task and going on with an ended run.
+//!
+//! Invariant: what a run is (its models, its data, its settings) never changes; only limits and ways to reach a service do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamaduo_proto::event::RunEventKind;
+use llamaduo_proto::ids::TaskId;
+use llamaduo_proto::run::{RunStatus, ServiceLlmSpec};
+use llamaduo_proto::task::{Answerer, TaskSpec, TaskStatus};
+
+use super::event::{Amendment, Refusal};
+use super::run::{Task, Work};
+use super::step::{REVOKED_PER_STEP_MAX, Step};
+
+impl Step {
+    pub(super) fn retry_task(&mut self, id: &TaskId) -> Result<(), Refusal> {
+        let unknown = || Refusal::UnknownTask {
+            run: self.run.id.to_string(),
+            task: id.clone(),
+        };
+        if self.run.tasks.get(id).ok_or_else(unknown)?.record.status != TaskStatus::Quarantined {
+            return Err(Refusal::NotQuarantined { task: id.clone() });
+        }
+        self.release(id);
+        self.revive();
+        Ok(())
+    }
+
+    fn release(&mut self, id: &TaskId) {
+        if let Some(task) = self.task_mut(id) {
+            task.record.status = TaskStatus::Ready;
+            task.record.n_failed = 0;
+            task.record.lost_on.clear();
+            task.not_before = Duration::ZERO;
+            self.emit(RunEventKind::TaskReleased { task: id.clone() });
+        }
+    }
+
+    pub(super) fn resume(&mut self, amendment: Amendment) -> Result<(), Refusal> {
+        if self.run.head.status == RunStatus::Passed {
+            return Err(Refusal::Passed);
+        }
+        self.run.work = Arc::new(amend(&self.run.work, amendment)?);
+        let cycles_max = self.run.spec().map_or(u32::MAX, |spec| spec.cycles_max);
+        if self.run.head.status == RunStatus::GateNotReached && self.run.head.cycle.0 >= cycles_max {
+            return Err(Refusal::NoCyclesLeft { cycles_max });
+        }
+        let is_quarantined = |(id, task): (&TaskId, &Arc<Task>)| {
+            (task.record.status == TaskStatus::Quarantined).then(|| id.clone())
+        };
+        let quarantined: Vec<TaskId> = self
+            .run
+            .tasks
+            .iter()
+            .filter_map(is_quarantined)
+            .take(REVOKED_PER_STEP_MAX)
+            .collect();
+        for id in quarantined {
+            self.release(&id);
+        }
+        self.revive();
+        Ok(())
+    }
+
+    /// Makes an ended or ending run go on.
+    fn revive(&mut self) {
+        let head = &mut self.run.head;
+        head.status = RunStatus::Running;
+        head.ending = None;
+        head.reason.clear();
+        head.report = None;
+        head.n_aggregate_failures = 0;
+        self.run.aggregate_not_before = Duration::ZERO;
+    }
+}
+
+fn amend(work: &Work, amendment: Amendment) -> Result<Work, Refusal> {
+    let Amendment {
+        budget,
+        service_llm,
+        judge_llm,
+        cycles_max,
+    } = amendment;
+    let mut work = work.clone();
+    match &mut work {
+        Work::Single {
+            budget: old, spec, ..
+        } => {
+            *old = budget.unwrap_or(*old);
+            let (service, new) = match &mut **spec {
+                TaskSpec::Train(_) => return Ok(work),
+                TaskSpec::Judge(task) => (&mut task.judge_llm, judge_llm.or(service_llm)),
+                TaskSpec::Synthesize(task) => (&mut task.service_llm, service_llm),
+                TaskSpec::Infer(task) => match &mut task.answerer {
+                    Answerer::Service { service_llm: service } => (service, service_llm),
+                    Answerer::Base { .. } | Answerer::Adapter { .. } => return Ok(work),
+                },
+            };
+            replace(service, new)?;
+        }
+        Work::Migration(spec) => {
+            spec.budget = budget.unwrap_or(spec.budget);
+            if cycles_max.is_some_and(|new| new < spec.cycles_max) {
+                return Err(Refusal::FixedField {
+                    field: "cycles_max, other than to a larger number,",
+                });
+            }
+            spec.cycles_max = cycles_max.unwrap_or(spec.cycles_max);
+            let teacher_judges = spec.judge_llm == spec.service_llm;
+            let new_judge = judge_llm.or_else(|| service_llm.clone().filter(|_| teacher_judges));
+            replace(&mut spec.judge_llm, new_judge)?;
+            replace(&mut spec.service_llm, service_llm)?;
+        }
+    }
+    Ok(work)
+}
+
+fn replace(old: &mut ServiceLlmSpec, new: Option<ServiceLlmSpec>) -> Result<(), Refusal> {
+    let Some(new) = new else { return Ok(()) };
+    if old.vendor != new.vendor || old.model != new.model {
+        return Err(Refusal::FixedField {
+            field: "vendor or model of a service LLM",
+        });
+    }
+    *old = new;
+    Ok(())
+}

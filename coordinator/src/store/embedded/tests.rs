@@ -1,0 +1,110 @@
+use super::{Embedded, Error, Outcome, Revision, StateStore, Txn};
+use crate::store::Op;
+use crate::store::conformance;
+
+fn put(key: &str, value: &str) -> Txn {
+    Txn {
+        compares: vec![],
+        ops: vec![Op::Put(key.to_owned(), value.as_bytes().to_vec())],
+    }
+}
+
+/// The store with its directory, which goes with it.
+#[derive(Debug)]
+struct Temporary {
+    store: Embedded,
+    _directory: tempfile::TempDir,
+}
+
+impl StateStore for Temporary {
+    fn get<'a>(&'a self, key: &'a str) -> crate::store::Answer<'a, Option<crate::store::Entry>> {
+        self.store.get(key)
+    }
+    fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> crate::store::Answer<'a, crate::store::Page> {
+        self.store.range(prefix, after, limit)
+    }
+    fn txn(&self, txn: Txn) -> crate::store::Answer<'_, Outcome> {
+        self.store.txn(txn)
+    }
+    fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> crate::store::Answer<'a, crate::store::Watch> {
+        self.store.watch(prefix, from)
+    }
+}
+
+#[tokio::test]
+async fn keeps_the_contract_of_a_store() {
+    conformance::all(|| async {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (store, _thread) = Embedded::open(&directory.path().join("state.redb")).expect("a new file");
+        Temporary {
+            store,
+            _directory: directory,
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keeps_everything_over_a_restart() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("state.redb");
+    let (store, thread) = Embedded::open(&path).expect("a new file");
+    store.txn(put("a", "1")).await.expect("written");
+    store.txn(put("b", "1")).await.expect("written");
+    store.txn(put("a", "2")).await.expect("written");
+    let before = store.range("", None, 10).await.expect("read");
+    drop(store);
+    thread.join().expect("the thread ends with the store");
+    let (store, _thread) = Embedded::open(&path).expect("the same file");
+    assert_eq!(store.range("", None, 10).await.expect("read"), before);
+    assert_eq!(
+        store.txn(put("c", "1")).await.expect("written"),
+        Outcome::Committed(Revision(4))
+    );
+    let past = store.watch("", Revision(2)).await;
+    assert!(
+        matches!(past, Err(Error::Compacted { oldest: Revision(4) })),
+        "history starts anew"
+    );
+}
+
+#[tokio::test]
+async fn refuses_a_second_opener_and_a_foreign_file() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("state.redb");
+    let (_store, _thread) = Embedded::open(&path).expect("a new file");
+    assert!(matches!(Embedded::open(&path), Err(Error::AlreadyOpen { .. })));
+    let foreign = directory.path().join("foreign.redb");
+    std::fs::write(
+        &foreign,
+        "this is no database, though long enough to look like a file",
+    )
+    .expect("written");
+    assert!(matches!(Embedded::open(&foreign), Err(Error::Open { .. })));
+}
+
+#[tokio::test]
+async fn commits_what_is_queued_together_but_answers_each() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (store, _thread) = Embedded::open(&directory.path().join("state.redb")).expect("a new file");
+    let store = std::sync::Arc::new(store);
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..200 {
+        let store = std::sync::Arc::clone(&store);
+        tasks.spawn(async move { store.txn(put(&format!("k{i}"), "v")).await.expect("written") });
+    }
+    let mut revisions: Vec<Outcome> = tasks.join_all().await;
+    revisions.sort_by_key(|outcome| match outcome {
+        Outcome::Committed(revision) => revision.0,
+        Outcome::Conflict => 0,
+    });
+    let expected: Vec<Outcome> = (1..=200)
+        .map(|revision| Outcome::Committed(Revision(revision)))
+        .collect();
+    assert_eq!(revisions, expected, "each transaction has a revision of its own");
+}
