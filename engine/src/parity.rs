@@ -214,14 +214,16 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
         TOLERANCE,
     );
     let gradients = trainer.read_gradients().unwrap();
-    let largest = |values: &[f32]| values.iter().fold(0.0, |max: f32, value| max.max(value.abs()));
-    compare_tensors(
-        adapter.layout(),
-        &gradients,
-        file,
-        &format!("{prefix}grad."),
-        |theirs| TOLERANCE * f64::from(largest(theirs)),
-    );
+    for (name, _, range) in peft::tensors(adapter.layout()) {
+        let theirs = values(file, &format!("{prefix}grad.{name}"));
+        let tolerance = TOLERANCE * f64::from(largest(&theirs));
+        assert_close(
+            &format!("{prefix}grad.{name}"),
+            &gradients[range],
+            &theirs,
+            tolerance,
+        );
+    }
 
     let losses: Vec<f32> = (1..=20)
         .map(|number| plain_step(&mut trainer, &batches, number, 1e-3))
@@ -232,14 +234,43 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
         &values(file, &format!("{prefix}losses")),
         TOLERANCE,
     );
-    let params = trainer.params().unwrap();
-    compare_tensors(
-        adapter.layout(),
-        &params,
-        file,
-        &format!("{prefix}trained."),
-        |_| TOLERANCE,
+    compare_trained(&trainer.params().unwrap(), prefix, adapter.layout(), file);
+}
+
+/// AdamW divides a gradient by its own size, so an element whose gradient is smaller than what gradients may differ
+/// by makes a full step in a direction that rounding decides: in llama3, one element of 60,928 has a gradient of
+/// 2.1e-8 where 1.8e-7 may differ, and training in f64 ends 3.9e-5 from the reference there. Such elements are left
+/// out, and there may only be a few.
+fn compare_trained(params: &[f32], prefix: &str, layout: &LoraLayout, file: &SafetensorsFile) {
+    let mut n_undecided = 0;
+    for (name, _, range) in peft::tensors(layout) {
+        let grads = values(file, &format!("{prefix}grad.{name}"));
+        let theirs = values(file, &format!("{prefix}trained.{name}"));
+        let noise = TOLERANCE as f32 * largest(&grads);
+        let decided = |of: &[f32]| -> Vec<f32> {
+            of.iter()
+                .zip(&grads)
+                .filter(|(_, grad)| grad.abs() > noise)
+                .map(|(&value, _)| value)
+                .collect()
+        };
+        let (ours, theirs) = (decided(&params[range]), decided(&theirs));
+        n_undecided += grads.len() - theirs.len();
+        assert_close(&format!("{prefix}trained.{name}"), &ours, &theirs, TOLERANCE);
+    }
+    println!(
+        "{n_undecided} of {} elements are below the gradients' tolerance",
+        params.len()
     );
+    assert!(
+        n_undecided * 5_000 <= params.len(),
+        "{n_undecided} of {}",
+        params.len()
+    );
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |max: f32, value| max.max(value.abs()))
 }
 
 /// AdamW as the references run it: no schedule, no decay, no clipping, no dropout.
@@ -260,24 +291,6 @@ fn plain_step(
         dropout: None,
     };
     trainer.step(batches, &config, settings).unwrap().loss as f32
-}
-
-fn compare_tensors(
-    layout: &LoraLayout,
-    flat: &[f32],
-    file: &SafetensorsFile,
-    prefix: &str,
-    tolerance: impl Fn(&[f32]) -> f64,
-) {
-    for (name, _, range) in peft::tensors(layout) {
-        let theirs = values(file, &format!("{prefix}{name}"));
-        assert_close(
-            &format!("{prefix}{name}"),
-            &flat[range],
-            &theirs,
-            tolerance(&theirs),
-        );
-    }
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn packed_documents_do_not_see_each_other() {
 
 #[test]
 fn eight_rows_are_learnt_by_heart() {
-    let model = open("llama_tied", BaseQuant::Nf4 { double: true });
+    let model = open("llama3", BaseQuant::Nf4 { double: true });
     let config = TrainConfig {
         lora: LoraConfig {
             rank: 16,
