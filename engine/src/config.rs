@@ -180,7 +180,7 @@ impl ModelConfig {
             return refuse(
                 "rope parameters",
                 "such that all frequencies are positive".to_owned(),
-                { format!("{:?}", self.rope) },
+                format!("{:?}", self.rope),
             );
         }
         Ok(self)

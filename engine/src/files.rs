@@ -109,10 +109,11 @@ impl ModelFiles {
 
     /// Opens a GGUF file; texts in `directory` go before those of the file itself.
     fn open_gguf(path: &Path, directory: Option<&Path>) -> Result<Self> {
-        let file = GgufFile::open(path)?;
+        let mut file = GgufFile::open(path)?;
         let config = ModelConfig::from_gguf(&file)?;
         let identity = identity(std::iter::once((file.header(), file.bytes())));
         let own = (Tokenizer::from_gguf(&file)?, ChatTemplate::from_gguf(&file)?);
+        file.forget("tokenizer.");
         let weights = Weights::from_gguf(file, config.clone());
         let mut files = Self::assemble(directory.unwrap_or(path), config, weights, identity, Some(own))?;
         path.clone_into(&mut files.path);

@@ -113,6 +113,11 @@ impl GgufFile {
         })
     }
 
+    /// Drops metadata that is of no more use; a vocabulary takes megabytes.
+    pub(crate) fn forget(&mut self, prefix: &str) {
+        self.metadata.retain(|key, _| !key.starts_with(prefix));
+    }
+
     /// A metadata value by its exact key.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)

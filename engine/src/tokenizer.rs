@@ -123,7 +123,7 @@ impl Tokenizer {
         self.pad = self.pad.or(config.pad);
     }
 
-    /// Builds the library's tokenizer from its JSON definition, with no special tokens known yet.
+    /// Builds the library's tokenizer from its JSON definition.
     fn build(path: &Path, definition: &[u8]) -> Result<Self> {
         let failed = |source| build_error(path, &source);
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(definition)).map_err(failed)?;
@@ -135,7 +135,12 @@ impl Tokenizer {
             .into_values()
             .max()
             .map_or(0, |id| id as usize + 1);
-        Ok(Self {
+        Ok(Self::of(inner, vocab_size))
+    }
+
+    /// With no special tokens known yet.
+    fn of(inner: tokenizers::Tokenizer, vocab_size: usize) -> Self {
+        Self {
             inner,
             bos: None,
             eos: Vec::new(),
@@ -143,7 +148,7 @@ impl Tokenizer {
             pad: None,
             adds_bos: false,
             vocab_size,
-        })
+        }
     }
 
     /// Whether the definition itself puts BOS before a text.

@@ -1,11 +1,11 @@
-//! A tokenizer from the metadata of a GGUF file, put into the form of a `tokenizer.json`.
+//! A tokenizer from the metadata of a GGUF file: the parts that a `tokenizer.json` of the same model would describe.
 //!
 //! Invariant: a pre-tokenizer whose splits are not known exactly is refused, since tokens that are almost right train
 //! a model that is quietly wrong.
 
-use std::collections::HashMap;
-
 use serde_json::{Value as Json, json};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Tokenizer;
 use crate::error::{Error, Result};
@@ -16,9 +16,6 @@ const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
-
-/// Control tokens that end a turn in whatever model has them; GGUF names one end token only.
-const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>"];
 
 /// How Llama 3 splits text; the groups of digits differ between models.
 const SPLIT_AROUND_DIGITS: (&str, &str) = (
@@ -33,14 +30,14 @@ impl Tokenizer {
             return Ok(None);
         };
         let is_bpe = vocabulary.model == "gpt2";
-        let definition = match vocabulary.model {
+        let parts = match vocabulary.model {
             "gpt2" => vocabulary.byte_level()?,
             "llama" => vocabulary.sentence_piece()?,
             other => {
                 return Err(vocabulary.error(&format!("its model is `{other}`; known are gpt2 and llama")));
             }
         };
-        let mut tokenizer = Self::build(file.path(), definition.to_string().as_bytes())?;
+        let mut tokenizer = vocabulary.assemble(parts)?;
         let id = |key: &str| -> Result<Option<u32>> {
             let id = file.unsigned(&format!("tokenizer.ggml.{key}_token_id"))?;
             Ok(id.and_then(|id| u32::try_from(id).ok()))
@@ -49,23 +46,18 @@ impl Tokenizer {
         tokenizer.unknown = id("unknown")?;
         tokenizer.pad = id("padding")?;
         tokenizer.eos.extend(id("eos")?.into_iter().chain(id("eot")?));
-        let is_control = |id: u32| vocabulary.kinds.get(id as usize) == Some(&CONTROL);
-        tokenizer.eos.extend(
-            TURN_ENDS
-                .iter()
-                .filter_map(|text| tokenizer.inner.token_to_id(text))
-                .filter(|&id| is_control(id)),
-        );
-        let mut seen = Vec::new();
-        tokenizer.eos.retain(|id| {
-            !seen.contains(id) && {
-                seen.push(*id);
-                true
-            }
-        });
+        tokenizer.eos.dedup();
         tokenizer.adds_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(!is_bpe);
         Ok(Some(tokenizer))
     }
+}
+
+/// What a tokenizer is made of; all but the model in the spelling of `tokenizer.json`.
+struct Parts {
+    normalizer: Json,
+    pre_tokenizer: Json,
+    decoder: Json,
+    model: BpeBuilder,
 }
 
 /// The parts of a vocabulary, as the file holds them.
@@ -110,46 +102,42 @@ impl<'f> Vocabulary<'f> {
         }
     }
 
-    fn ids(&self) -> HashMap<&'f str, usize> {
-        self.tokens
-            .iter()
-            .enumerate()
-            .map(|(id, &token)| (token, id))
+    fn ids(&self) -> Vocab {
+        // The reader's bound on elements keeps ids far below u32's.
+        (0u32..)
+            .zip(&self.tokens)
+            .map(|(id, &token)| (token.to_owned(), id))
             .collect()
     }
 
     /// Byte-pair encoding over bytes, as GPT-2 has it.
-    fn byte_level(&self) -> Result<Json> {
+    fn byte_level(&self) -> Result<Parts> {
         let ids = self.ids();
         let lines = self
             .file
             .array("tokenizer.ggml.merges", "an array of strings", Value::as_str)?;
         let mut merges = Vec::new();
         for line in lines.ok_or_else(|| self.error("`tokenizer.ggml.merges` is missing"))? {
-            let pair = line
-                .split_once(' ')
-                .filter(|(left, right)| ids.contains_key(format!("{left}{right}").as_str()));
-            let (left, right) = pair.ok_or_else(|| {
+            let makes_token = |(left, right): &(&str, &str)| ids.contains_key(&format!("{left}{right}"));
+            let (left, right) = line.split_once(' ').filter(makes_token).ok_or_else(|| {
                 self.error(&format!(
                     "merge `{line}` does not make a token of the vocabulary from two"
                 ))
             })?;
-            merges.push([left, right]);
+            merges.push((left.to_owned(), right.to_owned()));
         }
         let (normalizer, pre_tokenizer, ignore_merges) = self.splits()?;
-        let byte_level =
+        let decoder =
             json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
-        Ok(self.definition(
+        let model = BPE::builder()
+            .vocab_and_merges(ids, merges)
+            .ignore_merges(ignore_merges);
+        Ok(Parts {
             normalizer,
             pre_tokenizer,
-            byte_level,
-            json!({
-                "type": "BPE",
-                "vocab": ids,
-                "merges": merges,
-                "ignore_merges": ignore_merges,
-            }),
-        ))
+            decoder,
+            model,
+        })
     }
 
     /// `(normalizer, pre-tokenizer, whether a whole word in the vocabulary needs no merges)`.
@@ -185,7 +173,7 @@ impl<'f> Vocabulary<'f> {
     }
 
     /// SentencePiece's byte-pair encoding, as Llama 2, Mistral and Gemma have it: merges follow from the scores.
-    fn sentence_piece(&self) -> Result<Json> {
+    fn sentence_piece(&self) -> Result<Parts> {
         let scores = self
             .file
             .array("tokenizer.ggml.scores", "an array of numbers", Value::as_float)?;
@@ -213,25 +201,26 @@ impl<'f> Vocabulary<'f> {
         }
         let normalizer = json!({ "type": "Sequence", "normalizers": normalizers });
         let decoder = json!({ "type": "Sequence", "decoders": decoders });
-        Ok(self.definition(
+        let ids = self.ids();
+        let merges = self.merges_by_score(&scores, &ids);
+        let mut model = BPE::builder()
+            .vocab_and_merges(ids, merges)
+            .fuse_unk(true)
+            .byte_fallback(true);
+        if let Some(unknown) = unknown {
+            model = model.unk_token(unknown.to_owned());
+        }
+        Ok(Parts {
             normalizer,
-            Json::Null,
+            pre_tokenizer: Json::Null,
             decoder,
-            json!({
-                "type": "BPE",
-                "unk_token": unknown,
-                "fuse_unk": true,
-                "byte_fallback": true,
-                "vocab": self.ids(),
-                "merges": self.merges_by_score(&scores),
-            }),
-        ))
+            model,
+        })
     }
 
     /// Every way to make a piece from two others, best score first, in the order of transformers' converter: ties go
     /// to the longer left part, then the longer right part, then the smaller ids.
-    fn merges_by_score(&self, scores: &[f64]) -> Vec<[&'f str; 2]> {
-        let ids = self.ids();
+    fn merges_by_score(&self, scores: &[f64], ids: &Vocab) -> Merges {
         let mut merges = Vec::new();
         let pieces = self
             .tokens
@@ -254,29 +243,36 @@ impl<'f> Vocabulary<'f> {
             }));
         }
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (b.1, b.2).cmp(&(a.1, a.2))));
-        merges.into_iter().map(|(.., pair)| pair).collect()
+        merges
+            .into_iter()
+            .map(|(.., [left, right])| (left.to_owned(), right.to_owned()))
+            .collect()
     }
 
-    /// A whole `tokenizer.json`.
-    fn definition(&self, normalizer: Json, pre_tokenizer: Json, decoder: Json, model: Json) -> Json {
-        let added = self.tokens.iter().zip(&self.kinds).enumerate();
-        let added: Vec<Json> = added
-            .filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
-            .map(|(id, (token, kind))| {
-                json!({
-                    "id": id, "content": token, "special": *kind != USER_DEFINED, "normalized": false,
-                    "single_word": false, "lstrip": false, "rstrip": false,
-                })
-            })
-            .collect();
-        json!({
-            "version": "1.0",
-            "added_tokens": added,
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
-            "post_processor": null,
-            "decoder": decoder,
-            "model": model,
-        })
+    /// The tokenizer of these parts, with the special tokens of the vocabulary.
+    fn assemble(&self, parts: Parts) -> Result<Tokenizer> {
+        let failed = |source: tokenizers::Error| self.error(&source.to_string());
+        let model = super::guarded(|| parts.model.build()).map_err(failed)?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        let part = |error: serde_json::Error| self.error(&error.to_string());
+        inner
+            .with_normalizer(
+                serde_json::from_value::<Option<NormalizerWrapper>>(parts.normalizer).map_err(part)?,
+            )
+            .map_err(failed)?;
+        let pre_tokenizer = serde_json::from_value::<Option<PreTokenizerWrapper>>(parts.pre_tokenizer);
+        inner.with_pre_tokenizer(pre_tokenizer.map_err(part)?);
+        inner.with_decoder(serde_json::from_value::<Option<DecoderWrapper>>(parts.decoder).map_err(part)?);
+        let of_kinds = |kinds: &'static [u64]| {
+            let all = self.tokens.iter().zip(&self.kinds);
+            let special = kinds.contains(&CONTROL);
+            all.filter(|(_, kind)| kinds.contains(kind))
+                .map(move |(token, _)| AddedToken::from(*token, special).normalized(false))
+        };
+        inner
+            .add_special_tokens(of_kinds(&[UNKNOWN, CONTROL]))
+            .map_err(failed)?;
+        inner.add_tokens(of_kinds(&[USER_DEFINED])).map_err(failed)?;
+        Ok(Tokenizer::of(inner, self.tokens.len()))
     }
 }

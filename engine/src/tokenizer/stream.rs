@@ -6,7 +6,9 @@
 use super::Tokenizer;
 use crate::error::Result;
 
-/// Most tokens held back in the hope of completing a character, which takes at most four byte tokens.
+/// Tokens that an incomplete character can take: all but one of its at most four bytes.
+const INCOMPLETE_MAX: usize = 3;
+/// Most tokens held back. More of them than an incomplete character needs are U+FFFD themselves, or no UTF-8.
 const HELD_MAX: usize = 8;
 
 /// Turns tokens into text as they come.
@@ -27,10 +29,7 @@ impl StreamDecoder {
         self.window.push(id);
         let text = self.held_text(tokenizer)?;
         if self.window.len() - self.n_given > HELD_MAX {
-            // No UTF-8 at all. It is no context for what follows either.
-            self.window.clear();
-            self.n_given = 0;
-            return Ok(text);
+            return self.give_all_but_incomplete(tokenizer, text);
         }
         if text.is_empty() || text.ends_with('\u{fffd}') {
             return Ok(String::new());
@@ -45,6 +44,23 @@ impl StreamDecoder {
         let text = self.held_text(tokenizer)?;
         self.window.clear();
         self.n_given = 0;
+        Ok(text)
+    }
+
+    /// Gives out `text`, that of the held tokens, up to what may be an incomplete character at its end. Tokens may be
+    /// parted where both parts spell what they spell together.
+    fn give_all_but_incomplete(&mut self, tokenizer: &Tokenizer, text: String) -> Result<String> {
+        self.window.drain(..self.n_given);
+        self.n_given = 0;
+        for n_kept in (1..=INCOMPLETE_MAX).rev() {
+            let (given, kept) = self.window.split_at(self.window.len() - n_kept);
+            let (given, kept) = (tokenizer.decode(given)?, tokenizer.decode(kept)?);
+            if text.strip_prefix(&given) == Some(&kept) {
+                self.window.drain(..self.window.len() - n_kept);
+                return Ok(given);
+            }
+        }
+        self.window.clear();
         Ok(text)
     }
 

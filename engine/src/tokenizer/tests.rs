@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::gguf::GgufFile;
 use crate::gguf::tests::Builder;
 
 /// GPT-2's table: bytes that print stand for themselves, the others for characters from U+0100 on.
@@ -166,6 +167,11 @@ fn a_stream_does_not_wait_for_ever() {
     let broken = tokenizer.encode("é").unwrap()[0];
     let pieces = streamed(&tokenizer, &vec![broken; 100]);
     assert!(pieces[..20].concat().contains('\u{fffd}'));
+    let honest = "\u{fffd}\u{fffd}🙂\u{fffd}\u{fffd}\u{fffd}é";
+    assert_eq!(
+        streamed(&tokenizer, &tokenizer.encode(honest).unwrap()).concat(),
+        honest
+    );
     let cut = streamed(&tokenizer, &[259, broken]);
     assert_eq!(cut, ["hello", "", "\u{fffd}"]);
     let skipped = streamed(&tokenizer, &[259, 262, 4_000_000, 260]);
@@ -295,7 +301,25 @@ mod files {
 
 proptest! {
     #[test]
-    fn any_text_survives_and_streams_alike(text in "\\PC{0,40}") {
+    fn no_mutation_of_a_vocabulary_panics(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        text in "\\PC{0,20}",
+        is_byte_level in any::<bool>(),
+    ) {
+        let mut bytes = if is_byte_level { byte_level("smollm") } else { sentence_piece() }.bytes();
+        for (place, value) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        let file = GgufFile::from_bytes(Path::new("test.gguf"), std::sync::Arc::new(bytes));
+        if let Ok(Some(tokenizer)) = file.and_then(|file| Tokenizer::from_gguf(&file)) {
+            let ids = tokenizer.encode(&text).unwrap_or_default();
+            let _ = tokenizer.decode(&ids);
+        }
+    }
+
+    #[test]
+    fn any_text_survives_and_streams_alike(text in "(\\PC|\u{fffd}){0,40}") {
         for tokenizer in [build(&byte_level("smollm")), build(&byte_level("llama-bpe"))] {
             let ids = tokenizer.encode(&text).unwrap();
             prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text.as_str());
