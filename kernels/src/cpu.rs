@@ -17,6 +17,7 @@ mod kv_cache;
 mod lora;
 mod math;
 mod matmul;
+mod peak;
 mod rms_norm;
 mod rope;
 mod scratch;

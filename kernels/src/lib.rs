@@ -19,7 +19,7 @@ mod weight;
 pub use backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LoraSlot, NO_LABEL, RmsNormSpec,
 };
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuKvCache, CpuWeight, Isa};
 pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;

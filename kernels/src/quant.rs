@@ -3,6 +3,9 @@
 //! Invariant: the smallest thing decoded is a run of 32 elements, which every format holds whole: a matrix can be
 //! read from the middle of a row.
 
+#[cfg(test)]
+mod tests;
+
 use half::{bf16, f16};
 
 use crate::weight::Format;

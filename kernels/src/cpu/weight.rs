@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::simd::{Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, transpose_bytes, versions};
+use super::simd::{Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, prefetch, transpose_bytes, versions};
 use crate::nf4::BLOCK_LEN;
 use crate::quant::{decode_row, half_at};
 use crate::weight::{Format, HostWeight, SharedBytes};
@@ -191,6 +191,8 @@ versions! {
                 for r in 0..n_rows.saturating_sub(16 * half).min(16) {
                     let block = &matrix[(16 * half + r) * row_bytes + block_at..][..BLOCK_BYTES];
                     scales[r] = half_at(block, 0);
+                    // the same place in the next tile, which this thread packs next
+                    prefetch(matrix, (TILE_COLUMNS + 16 * half + r) * row_bytes + block_at);
                     for (part, quarter) in bytes.iter_mut().zip(block[2..].as_chunks::<16>().0) {
                         part[r] = *quarter;
                     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an element is `level * scale`, one multiplication, wherever it is unpacked.
 
-use super::{Isa, TileRow, transpose_bytes};
+use super::{Isa, TILE_COLUMNS, TileRow, prefetch, transpose_bytes};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 /// The codes of a matrix `[N, K]` and the scale of each block.
@@ -76,6 +76,8 @@ fn columns_body(
             let mut scales = [0f32; 16];
             for (r, scale) in scales.iter_mut().take(n_rows).enumerate() {
                 *scale = weight.scales[row_start(r) / BLOCK_LEN + block];
+                // the same place in the next tile, which this thread packs next
+                prefetch(weight.codes, row_start(r + TILE_COLUMNS) / 2 + block * (BLOCK_LEN / 2));
             }
             for (part, panel) in panel.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 let mut bytes = [[0u8; 16]; 16];

@@ -51,6 +51,14 @@ pub(super) fn store_128(values: &mut [u8; 16], register: __m128i) {
     unsafe { _mm_storeu_si128(values.as_mut_ptr().cast(), register) }
 }
 
+/// Asks for the cache line of `values[at]`, which may lie beyond the end.
+#[inline(always)]
+pub(super) fn prefetch(values: &[u8], at: usize) {
+    let address = values.as_ptr().wrapping_add(at);
+    // SAFETY: a prefetch reads nothing that the program could see, and SSE is part of the x86-64 architecture.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+}
+
 /// Bytes of two registers in turn, from their lower or, for `half` 1, their upper halves.
 #[inline(always)]
 pub(super) fn interleave(first: __m128i, second: __m128i, half: usize) -> __m128i {

@@ -99,9 +99,9 @@ fn rope_turns_pairs_and_back() {
     let mut expected = vec![0f64; x.len()];
     for (row, position) in positions.iter().enumerate() {
         for head in 0..heads {
-            for i in 0..d / 2 {
+            for (i, frequency) in frequencies.iter().enumerate() {
                 let at = (row * heads + head) * d + i;
-                let (sin, cos) = f64::from(*position as f32 * frequencies[i]).sin_cos();
+                let (sin, cos) = f64::from(*position as f32 * frequency).sin_cos();
                 let (a, b) = (f64::from(x[at]), f64::from(x[at + d / 2]));
                 expected[at] = a * cos - b * sin;
                 expected[at + d / 2] = b * cos + a * sin;
