@@ -1,0 +1,71 @@
+//! Reads a message by its cues and says what it is about: the rules that the local model has to learn.
+//!
+//! Invariant: looks at nothing but the words; for every generated ticket it gives the generator's own label.
+
+use super::label::{Category, Label, Language, Priority, Team};
+use super::phrases::{Cues, phrases};
+
+/// Second words of products that are programs.
+const SOFTWARE_KINDS: [&str; 5] = ["app", "cloud", "sync", "online", "studio"];
+
+/// The label of a message; `None` when it holds no cue of any category.
+pub fn reference_label(message: &str) -> Option<Label> {
+    let text = message.to_lowercase();
+    let words: Vec<&str> = text
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let language = Language::ALL.into_iter().max_by_key(|language| {
+        let cues = &phrases(*language).cues;
+        let n_words = words.iter().filter(|word| cues.words.contains(word)).count();
+        let n_cues: usize = cues.issues.iter().map(|cues| count(&text, cues)).sum();
+        // An issue's cue is a rarer find than a frequent word. Ties go to the last of the list.
+        (n_words + 2 * n_cues, *language)
+    })?;
+    let cues = &phrases(language).cues;
+    let category = category(&text, cues)?;
+    let is_software = words.iter().any(|word| SOFTWARE_KINDS.contains(word));
+    Some(Label {
+        category,
+        team: Team::of(category, is_software),
+        priority: priority(&text, cues),
+        language,
+        refund: count(&text, cues.no_refund) == 0 && count(&text, cues.refund) > 0,
+        order: words
+            .iter()
+            .find(|word| is_order(word))
+            .map(|word| word.to_uppercase()),
+    })
+}
+
+fn count(text: &str, cues: &[&str]) -> usize {
+    cues.iter().filter(|cue| text.contains(**cue)).count()
+}
+
+/// The category with the most cues; the first of equals.
+fn category(text: &str, cues: &Cues) -> Option<Category> {
+    let counted = Category::ALL
+        .into_iter()
+        .zip(cues.issues)
+        .map(|(category, cues)| (category, count(text, cues)));
+    let best = counted.rev().max_by_key(|(_, n_cues)| *n_cues)?;
+    (best.1 > 0).then_some(best.0)
+}
+
+fn priority(text: &str, cues: &Cues) -> Priority {
+    if count(text, cues.unhurried) > 0 {
+        Priority::Low
+    } else if count(text, cues.urgent) > 0 {
+        Priority::High
+    } else {
+        Priority::Normal
+    }
+}
+
+/// `k` and four digits.
+fn is_order(word: &str) -> bool {
+    word.len() == 5
+        && word
+            .strip_prefix('k')
+            .is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+}
