@@ -321,7 +321,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
     /// 0 is greedy.
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.4)]
     pub(crate) temperature: f32,
     /// Keep the smallest set of tokens with this much probability.
     #[arg(long)]

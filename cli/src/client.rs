@@ -7,11 +7,11 @@ mod follow;
 use std::time::Duration;
 
 use llamaduo_proto::Digest;
-use llamaduo_proto::ids::{RequestId, RunId, TaskId};
+use llamaduo_proto::ids::{RequestId, RunId};
 use llamaduo_proto::manifest::Manifest;
 use llamaduo_proto::run::{Budget, RunSpec};
 use llamaduo_proto::task::TaskSpec;
-use llamaduo_proto::view::{RunDetails, RunView, SubmitRun, SubmitTask, TaskView};
+use llamaduo_proto::view::{ResumeRun, RunDetails, RunView, SubmitRun, SubmitTask, TaskView};
 use llamaduo_proto::wire::{
     self, artifact_service_client::ArtifactServiceClient, run_service_client::RunServiceClient,
 };
@@ -204,18 +204,17 @@ impl Client {
         Ok(RunView::try_from(run)?)
     }
 
-    /// Releases a quarantined task for another try.
-    pub(crate) async fn retry_task(&self, run: &RunId, task: &TaskId) -> Result<()> {
-        let message = wire::RetryTaskRequest {
-            run_id: run.to_string(),
-            task_id: task.to_string(),
-        };
-        self.runs
+    /// Goes on with a run that ended without passing.
+    pub(crate) async fn resume(&self, resume: ResumeRun) -> Result<RunView> {
+        let message = wire::ResumeRunRequest::from(resume);
+        let answer = self
+            .runs
             .clone()
-            .retry_task(message)
+            .resume_run(message)
             .await
-            .map_err(refused("release the task"))?;
-        Ok(())
+            .map_err(refused("resume the run"))?;
+        let run = answer.into_inner().run.ok_or_else(|| absent("run"))?;
+        Ok(RunView::try_from(run)?)
     }
 
     /// Makes sure that all of `uploads` are stored.

@@ -2,11 +2,12 @@
 //!
 //! Invariant: a [`Config`] holds known keys of the right type and no secret; a [`plan::Plan`] needs no further checking.
 
-pub(crate) mod keys;
-pub(crate) mod overrides;
+mod keys;
+mod overrides;
 pub(crate) mod plan;
 pub(crate) mod sections;
-mod service;
+pub(crate) mod service;
+pub(crate) mod settings;
 
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,11 @@ pub(crate) fn load(path: &Path, sets: &[String]) -> Result<Config, Error> {
         source,
     })?;
     parse(&path.display().to_string(), &text, sets)
+}
+
+/// Where the relative paths of the config at `path` start.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// Parses the text of a config, which the user knows as `origin`.

@@ -68,6 +68,28 @@ pub(crate) enum Error {
     /// An artifact that is not what its name says.
     #[error("artifact {digest} is damaged or not what was expected: {problem}")]
     Artifact { digest: String, problem: String },
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] llamaduo_engine::Error),
+    /// No such model, or it cannot be fetched.
+    #[error(transparent)]
+    Model(#[from] llamaduo_worker::models::Error),
+    /// The coordinator in this process.
+    #[error("the coordinator stopped")]
+    Coordinator(#[source] Box<llamaduo_coordinator::Error>),
+    /// The worker in this process.
+    #[error("the worker stopped")]
+    Worker(#[source] Box<llamaduo_worker::Error>),
+    /// The stand-in in this process.
+    #[error("the stand-in service stopped")]
+    StandIn(#[source] std::io::Error),
+    /// An address that cannot be had.
+    #[error("cannot listen on {address}; name a free address with --listen")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread of this process is gone.
     #[error("a part of this process stopped unexpectedly: {what}; give the same command again to go on")]
     Stopped { what: String },
@@ -94,6 +116,12 @@ impl Error {
             | Self::Refused { .. }
             | Self::Protocol(_)
             | Self::Artifact { .. }
+            | Self::Engine(_)
+            | Self::Model(_)
+            | Self::Coordinator(_)
+            | Self::Worker(_)
+            | Self::StandIn(_)
+            | Self::Listen { .. }
             | Self::Stopped { .. } => Exit::Failed,
         }
     }

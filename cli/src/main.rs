@@ -4,13 +4,17 @@
 
 mod args;
 mod client;
+mod cluster;
 mod commands;
 mod config;
 mod directory;
 mod error;
 mod exit;
+mod interrupt;
+mod model;
 mod output;
 mod progress;
+mod table;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,7 @@ use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::TaskId;
 use llamaduo_proto::run::{Cost, Stage};
 use llamaduo_proto::task::Progress as TaskProgress;
+use llamaduo_proto::view::{RunView, StageCount};
 
 use crate::output::Output;
 
@@ -25,6 +26,20 @@ pub(crate) struct Overall {
     pub(crate) n_done: u64,
     pub(crate) n_total: u64,
     pub(crate) cost: Cost,
+}
+
+impl Overall {
+    /// As a snapshot of the run says.
+    pub(crate) fn of(run: &RunView) -> Self {
+        let sum =
+            |count: fn(&StageCount) -> u32| run.stages.iter().map(|stage| u64::from(count(stage))).sum();
+        Self {
+            cycle: run.cycle.0,
+            n_done: sum(|stage| stage.n_done),
+            n_total: sum(|stage| stage.n_total),
+            cost: run.cost,
+        }
+    }
 }
 
 /// Shows one run.

@@ -289,7 +289,8 @@ impl Default for InferSection {
         Self {
             // K of the paper.
             responses_per_prompt: 4,
-            temperature: 0.7,
+            // As the paper samples.
+            temperature: 0.4,
             top_p: None,
             top_k: None,
             max_tokens: 512,

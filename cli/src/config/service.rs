@@ -5,8 +5,8 @@
 use llamaduo_data::price::PriceBook;
 use llamaduo_proto::run::{ApiKeySource, ServiceLlmSpec, Vendor};
 
-use super::plan::ensure;
 use super::sections::{self, BudgetSection, JudgeSection, ServiceSection};
+use super::settings::ensure;
 use super::{Config, Error};
 
 /// The teacher.

@@ -112,20 +112,52 @@ fn with_subject(digest: Digest, bytes: &[u8], subject: Subject) -> Result<Vec<u8
     Ok(rows)
 }
 
+/// Whether a name of a manifest, which comes from another machine, stays below the directory it is written to.
+fn is_below(name: &str) -> bool {
+    !name.is_empty()
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+}
+
 /// Writes the files of the manifest under `directory`.
 pub(crate) async fn write_manifest(client: &Client, digest: Digest, directory: &Path) -> Result<()> {
     let manifest = client.manifest(digest).await?;
     for (name, file) in &manifest.files {
-        let path = Path::new(name);
-        // A manifest comes from another machine: its names must stay below the directory.
-        if name.is_empty() || !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !is_below(name) {
             let problem = format!("its manifest names the file {name:?}");
             return Err(Error::Artifact {
                 digest: digest.to_string(),
                 problem,
             });
         }
-        write_file(&directory.join(path), &client.download(*file).await?)?;
+        write_file(&directory.join(name), &client.download(*file).await?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_say_whose_responses_they_are_about() {
+        let digest = Digest::of(b"");
+        let rows = with_subject(digest, b"{\"k\":1}\n\n{\"k\":2}\n", Subject::Service).unwrap();
+        assert_eq!(
+            String::from_utf8(rows).unwrap(),
+            "{\"k\":1,\"subject\":\"service\"}\n{\"k\":2,\"subject\":\"service\"}\n"
+        );
+        assert!(with_subject(digest, b"7\n", Subject::Service).is_err());
+    }
+
+    #[test]
+    fn a_manifest_writes_nowhere_else() {
+        for name in ["../x", "/x", "", "a/../../x", "."] {
+            assert!(!is_below(name), "{name:?}");
+        }
+        for name in ["report.json", "plots/loss.svg"] {
+            assert!(is_below(name), "{name:?}");
+        }
+    }
 }

@@ -155,7 +155,8 @@ pub(crate) fn subject_name(subject: Subject) -> String {
     }
 }
 
-fn scores(scores: &Scores) -> String {
+/// Both metrics of a subject.
+pub(crate) fn scores(scores: &Scores) -> String {
     let metric = |metric: &MetricScore| match (metric.mean, metric.coverage) {
         (Some(mean), Some(coverage)) => format!("{mean:.1} ({:.0} % covered)", coverage * 100.0),
         _ => "not graded".to_owned(),

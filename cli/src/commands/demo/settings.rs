@@ -1,0 +1,93 @@
+//! Every number of the demo.
+//!
+//! Invariant: the gate is fixed here beforehand; nothing about a run's outcome flows back into it.
+
+use llamaduo_worker::stand_in;
+
+use crate::config::Config;
+use crate::config::sections::{
+    CurationSection, DataSection, GateSection, InferSection, JudgeSection, LocalSection, RunSection,
+    ServiceSection, SynthesisSection, TaskSection, TrainSection,
+};
+
+/// The student: small enough for two cores.
+pub(super) const LOCAL_MODEL: &str = "smollm2-135m-instruct";
+
+/// The whole demo as a config, as a user would write it.
+pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
+    Config {
+        task: TaskSection {
+            name: format!("demo-{seed}"),
+            topic: "customer support messages, each answered with one line of JSON".to_owned(),
+        },
+        local: LocalSection {
+            base: LOCAL_MODEL.to_owned(),
+            ..LocalSection::default()
+        },
+        service: ServiceSection {
+            model: Some("stand-in".to_owned()),
+            base_url: Some(format!("http://127.0.0.1:{stand_in_port}/v1")),
+            concurrency: 4,
+            // Made-up prices, so that costs and budgets show.
+            input_usd_per_mtok: Some(0.1),
+            output_usd_per_mtok: Some(0.5),
+            ..ServiceSection::default()
+        },
+        judge: JudgeSection {
+            gradings_per_response: 2,
+            ..JudgeSection::default()
+        },
+        data: DataSection {
+            coverage: Some("data/coverage.jsonl".to_owned()),
+            // Of 150 pairs, most are for the test: the train split is deliberately too small.
+            test_count: Some(110),
+            test_ratio: None,
+            seed,
+        },
+        train: TrainSection {
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            epochs: 3.0,
+            learning_rate: 1e-3,
+            batch_rows: 1,
+            sequence_tokens: 512,
+            checkpoint_steps: Some(5),
+            ..TrainSection::default()
+        },
+        infer: InferSection {
+            responses_per_prompt: 1,
+            temperature: 0.4,
+            max_tokens: 96,
+            prompts_per_task: 16,
+            batch: 16,
+            ..InferSection::default()
+        },
+        synthesis: SynthesisSection {
+            samples_per_cycle: 120,
+            pairs_per_call: 6,
+            examples_per_call: 3,
+            calls_per_task: 10,
+            prompt: None,
+            curation: CurationSection {
+                response_json: true,
+                ..CurationSection::default()
+            },
+        },
+        gate: GateSection::default(),
+        run: RunSection {
+            cycles_max: 4,
+            seed,
+            measure_base_unquantized: true,
+        },
+        ..Config::default()
+    }
+}
+
+/// How the stand-in behaves.
+pub(super) fn stand_in(seed: u64) -> stand_in::Options {
+    stand_in::Options {
+        seed,
+        ..stand_in::Options::default()
+    }
+}

@@ -1,0 +1,120 @@
+//! `coordinator`, `worker` and `stand-in-service`: one role alone in this process, until it is told to stop.
+
+use std::path::PathBuf;
+
+use llamaduo_coordinator as coordinator;
+use llamaduo_proto::ids::WorkerId;
+use llamaduo_worker as worker;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::remote::token;
+use crate::args;
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::interrupt::Interrupts;
+use crate::output::Output;
+
+#[derive(Serialize)]
+struct Listening {
+    url: String,
+}
+
+/// `coordinator`.
+pub(super) async fn coordinator(arguments: &args::Coordinator, output: &Output) -> Result<Exit> {
+    crate::directory::make_directory(&arguments.data)?;
+    let listener = bind(arguments.listen).await?;
+    let state = coordinator::StateLocation::Redb(arguments.data.join("state.redb"));
+    let mut options = coordinator::Options::new(state, arguments.data.join("artifacts"));
+    options.token = token(&arguments.token)?;
+    let url = format!("http://{}", listener.local_addr()?);
+    output.result(&Listening { url: url.clone() }, || url.clone())?;
+    output.line("coordinator listens; start workers with `llamaduo worker --coordinator URL`");
+    let stop = CancellationToken::new();
+    let role = coordinator::serve(options, listener, stop.clone());
+    until_interrupted(
+        async { role.await.map_err(|error| Error::Coordinator(Box::new(error))) },
+        &stop,
+        output,
+    )
+    .await
+}
+
+/// `worker`.
+pub(super) async fn worker(arguments: &args::Worker, output: &Output) -> Result<Exit> {
+    let failed = |error| Error::Worker(Box::new(error));
+    let id = worker_id(arguments.name.as_deref())?;
+    let directory = arguments
+        .data
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("llamaduo-worker-{id}")));
+    let mut options =
+        worker::Options::new(&arguments.remote.coordinator, id.clone(), directory).map_err(failed)?;
+    options.shared_artifacts.clone_from(&arguments.shared_artifacts);
+    options.local_model_slots = arguments.local_model_slots;
+    options.service_slots = arguments.service_slots;
+    options.threads = arguments.threads;
+    options.token = token(&arguments.remote.token)?
+        .as_deref()
+        .and_then(worker::Secret::new);
+    output.line(&format!("worker {id} works for {}", arguments.remote.coordinator));
+    let stop = CancellationToken::new();
+    let role = worker::run(options, stop.clone());
+    until_interrupted(async { role.await.map_err(failed) }, &stop, output).await
+}
+
+/// `stand-in-service`.
+pub(super) async fn stand_in_service(arguments: &args::StandInService, output: &Output) -> Result<Exit> {
+    let listener = bind(arguments.listen).await?;
+    let url = format!("http://{}/v1", listener.local_addr()?);
+    output.result(&Listening { url: url.clone() }, || url.clone())?;
+    output.line("stand-in for a service LLM listens; name it in a config as service.base_url");
+    let stop = CancellationToken::new();
+    let options = worker::stand_in::Options {
+        seed: arguments.seed,
+        ..Default::default()
+    };
+    let role = worker::stand_in::serve(options, listener, stop.clone());
+    until_interrupted(async { role.await.map_err(Error::StandIn) }, &stop, output).await
+}
+
+/// Lets a role work until it ends, or until the second Ctrl-C after a first that asked it to end.
+async fn until_interrupted(
+    role: impl Future<Output = Result<()>>,
+    stop: &CancellationToken,
+    output: &Output,
+) -> Result<Exit> {
+    let mut interrupts = Interrupts::new()?;
+    tokio::pin!(role);
+    tokio::select! {
+        ended = &mut role => return ended.map(|()| Exit::Ok),
+        () = interrupts.next() => output.line("interrupted: finishing; Ctrl-C again stops at once"),
+    }
+    stop.cancel();
+    tokio::select! {
+        ended = &mut role => ended.map(|()| Exit::Interrupted),
+        () = interrupts.next() => Ok(Exit::Interrupted),
+    }
+}
+
+async fn bind(address: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}
+
+/// The name given, or this machine's: both are stable over restarts.
+fn worker_id(name: Option<&str>) -> Result<WorkerId> {
+    let host = || {
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+    };
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => host().unwrap_or_default(),
+    };
+    let usage =
+        |error: llamaduo_proto::ids::InvalidId| Error::Usage(format!("{error}; name the worker with --name"));
+    WorkerId::new(name.trim()).map_err(usage)
+}

@@ -1,0 +1,58 @@
+use crate::config;
+
+use super::*;
+
+fn spec(more: &[&str]) -> RunSpec {
+    let directory = tempfile::tempdir().unwrap();
+    let rows: String = (0..5)
+        .map(|i| {
+            format!(
+                "{{\"messages\":[{{\"role\":\"user\",\"content\":\"question {i}\"}},\
+                 {{\"role\":\"assistant\",\"content\":\"answer\"}}]}}\n"
+            )
+        })
+        .collect();
+    std::fs::write(directory.path().join("coverage.jsonl"), rows).unwrap();
+    let text = "service.model = \"m\"\nservice.base_url = \"http://127.0.0.1:1/v1\"\ndata.coverage = \"coverage.jsonl\"\n";
+    let sets: Vec<String> = more.iter().map(|set| (*set).to_owned()).collect();
+    let config = config::parse("llamaduo.toml", text, &sets).unwrap();
+    config::plan::plan(&config, directory.path()).unwrap().spec
+}
+
+#[test]
+fn limits_and_the_way_to_the_service_may_change() {
+    let stored = spec(&[]);
+    for change in [
+        "budget.max_calls=7",
+        "run.cycles_max=9",
+        "service.base_url=http://127.0.0.1:2/v1",
+        "judge.concurrency=9",
+    ] {
+        refuse_other_run(&stored, &spec(&[change]), Path::new("out")).unwrap();
+    }
+}
+
+#[test]
+fn anything_else_is_another_run() {
+    let stored = spec(&[]);
+    for (change, path) in [
+        ("train.epochs=2", "train.epochs was 1.0, is 2.0"),
+        ("service.model=n", "service_llm.model was \"m\", is \"n\""),
+        ("data.seed=5", "coverage.t"),
+        ("run.seed=5", "seed was 0, is 5"),
+    ] {
+        let message = refuse_other_run(&stored, &spec(&[change]), Path::new("out"))
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(path) && message.contains("--out"), "{message}");
+    }
+}
+
+#[test]
+fn the_same_specification_is_the_same_submission() {
+    assert_eq!(request_id(&spec(&[])).unwrap(), request_id(&spec(&[])).unwrap());
+    assert_ne!(
+        request_id(&spec(&[])).unwrap(),
+        request_id(&spec(&["run.seed=1"])).unwrap()
+    );
+}

@@ -1,0 +1,97 @@
+//! The local model in this process: found, opened, and asked whether the test prompts fit into it.
+//!
+//! Invariant: nothing here runs beside an event loop; the callers that have one move it off.
+
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use llamaduo_data::Sample;
+use llamaduo_engine::{BaseQuant, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat};
+use llamaduo_worker::models::{Fetching, Places, resolve};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::sections::Quant;
+use crate::error::{Error, Result};
+use crate::output::Output;
+
+/// The files of a model reference; fetched, with a bar, when they are not here.
+pub(crate) async fn find(reference: &str, stopped: &CancellationToken, output: &Output) -> Result<PathBuf> {
+    let bar = output.bars().map(|bars| {
+        let style = ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes}");
+        let bar = bars.add(ProgressBar::no_length());
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar
+    });
+    let told = std::sync::Mutex::new(String::new());
+    let tell = |fetching: Fetching| match &bar {
+        Some(bar) => {
+            if let Some(total) = fetching.n_bytes_total {
+                bar.set_length(total);
+            }
+            bar.set_position(fetching.n_bytes);
+            bar.set_message(fetching.what);
+        }
+        None => {
+            // Once for each thing: a log needs no byte counts.
+            let mut told = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if *told != fetching.what {
+                output.line(&fetching.what);
+                told.clone_from(&fetching.what);
+            }
+        }
+    };
+    let path = resolve(reference, &Places::from_env(), stopped, &tell).await;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(path?)
+}
+
+/// Loads a model for use in this process.
+pub(crate) fn open(path: &Path, quant: Quant) -> Result<LocalModel> {
+    let quant = match quant {
+        Quant::Nf4 => BaseQuant::Nf4 { double: true },
+        Quant::Nf4Single => BaseQuant::Nf4 { double: false },
+        Quant::None => BaseQuant::None,
+    };
+    Ok(LocalModel::open(
+        ModelFiles::open(path)?,
+        &LoadOptions { quant, threads: None },
+    )?)
+}
+
+/// Refuses a test prompt that leaves no room for `max_tokens` in the model's context, before anything is spent on it.
+pub(crate) fn check_prompts(path: &Path, test: &[Sample], max_tokens: u32) -> Result<()> {
+    let files = ModelFiles::open(path)?;
+    let (tokenizer, template) = (files.tokenizer()?, files.chat_template()?);
+    let context = files.config.context_len;
+    for (index, sample) in test.iter().enumerate() {
+        let prompt: Vec<Message> = sample.prompt().iter().map(message).collect();
+        let n_tokens = encode_chat(tokenizer, template, &prompt, true)?.len();
+        if n_tokens + max_tokens as usize > context {
+            let line = match sample.provenance() {
+                llamaduo_data::Provenance::Coverage { line } => {
+                    format!("line {line} of the coverage dataset")
+                }
+                llamaduo_data::Provenance::Synthetic { .. } => format!("row {} of the test split", index + 1),
+            };
+            return Err(Error::Usage(format!(
+                "the prompt on {line} has {n_tokens} tokens, which with infer.max_tokens = {max_tokens} is more than \
+                 the {context} of the model's context; shorten the prompt or lower infer.max_tokens"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn message(message: &llamaduo_data::Message) -> Message {
+    let role = match message.role {
+        llamaduo_data::Role::System => Role::System,
+        llamaduo_data::Role::User => Role::User,
+        llamaduo_data::Role::Assistant => Role::Assistant,
+    };
+    Message {
+        role,
+        content: message.content.clone(),
+    }
+}

@@ -1,0 +1,111 @@
+//! A run's report as a table for the terminal.
+//!
+//! Invariant: every number comes from `report.json`; nothing is computed here.
+
+use std::path::Path;
+
+use llamaduo_data::report::{CycleReport, Report, SubjectReport};
+use llamaduo_data::score::MetricScore;
+use serde_json::Value;
+
+use crate::progress::words::{grouped, seconds};
+
+/// `report.json` for people; as it is when it is of another version.
+pub(crate) fn report_text(report: &Value, directory: &Path) -> String {
+    match serde_json::from_value::<Report>(report.clone()) {
+        Ok(report) => text(&report, directory),
+        Err(_) => report.to_string(),
+    }
+}
+
+fn text(report: &Report, directory: &Path) -> String {
+    let service = if report.about.stand_in {
+        "service LLM (stand-in)"
+    } else {
+        "service LLM"
+    };
+    let mut lines = vec![format!(
+        "{:24}  {:>10}  {:>7}  {:>9}  {:>7}",
+        "", "similarity", "covered", "precision", "covered"
+    )];
+    let fixed = [
+        ("base, file values", &report.base_unquantized),
+        ("base, NF4", &report.base),
+        (service, &report.service),
+    ];
+    lines.extend(
+        fixed
+            .iter()
+            .filter_map(|(name, subject)| Some(row(name, subject.as_ref()?, ""))),
+    );
+    lines.extend(report.cycles.iter().filter_map(cycle_row));
+    lines.push(String::new());
+    lines.push(format!("{}: {}", status(report), report.reason));
+    let cost = report
+        .cost
+        .usd
+        .map_or_else(|| "price unknown".to_owned(), |usd| format!("${usd:.4}"));
+    lines.push(format!(
+        "{} calls, {} tokens in, {} out, {cost}; {}",
+        grouped(report.cost.calls),
+        grouped(report.cost.input_tokens),
+        grouped(report.cost.output_tokens),
+        seconds(report.about.seconds),
+    ));
+    lines.push(format!("report: {}", directory.join("report.html").display()));
+    if directory.join("adapter").is_dir() {
+        lines.push(format!("adapter: {}", directory.join("adapter").display()));
+    }
+    lines.join("\n")
+}
+
+fn cycle_row(cycle: &CycleReport) -> Option<String> {
+    let gate = match &cycle.gate {
+        Some(gate) if gate.passed => "passed",
+        Some(_) => "not passed",
+        None => "",
+    };
+    Some(row(
+        &format!("tuned, cycle {}", cycle.cycle),
+        cycle.subject.as_ref()?,
+        gate,
+    ))
+}
+
+fn row(name: &str, subject: &SubjectReport, gate: &str) -> String {
+    let mean = |metric: &MetricScore| {
+        metric
+            .mean
+            .map_or_else(|| "-".to_owned(), |mean| format!("{mean:.1}"))
+    };
+    let covered = |metric: &MetricScore| {
+        metric
+            .coverage
+            .map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0))
+    };
+    let (similarity, precision) = (&subject.similarity, &subject.precision);
+    let line = format!(
+        "{name:24}  {:>10}  {:>7}  {:>9}  {:>7}  {gate}",
+        mean(similarity),
+        covered(similarity),
+        mean(precision),
+        covered(precision),
+    );
+    line.trim_end().to_owned()
+}
+
+fn status(report: &Report) -> &'static str {
+    use llamaduo_data::report::Status;
+    match report.status {
+        Status::Running => "running",
+        Status::Passed => "passed",
+        Status::GateNotReached => "gate not reached",
+        Status::BudgetSpent => "budget spent",
+        Status::ServiceFailed => "service failed",
+        Status::Failed => "failed",
+        Status::Cancelled => "cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests;
