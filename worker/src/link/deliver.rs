@@ -1,0 +1,147 @@
+//! Tells the coordinator what the spool holds, in order, until it is acknowledged.
+//!
+//! Invariant: an entry leaves the disk only after the coordinator took it or refused it for good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamaduo_proto::Digest;
+use llamaduo_proto::session::{AttemptOutcome, CallOutcome};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::registry::Registry;
+use super::spool::{Entry, EntryName, Spool};
+use crate::artifacts::Artifacts;
+use crate::coordinator::{Coordinator, is_away};
+use crate::error::Error;
+use crate::random;
+
+/// First and longest wait while the coordinator is away.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Delivers for as long as the worker lives. `ended` fires when nothing more is to be sent.
+pub(crate) async fn deliver(
+    spool: Arc<Spool>,
+    registry: Arc<Registry>,
+    coordinator: Coordinator,
+    artifacts: Artifacts,
+    ended: CancellationToken,
+) {
+    let courier = Courier {
+        spool,
+        registry,
+        coordinator,
+        artifacts,
+        ended,
+    };
+    let mut n_failed = 0_u32;
+    while !courier.ended.is_cancelled() {
+        match courier.deliver_all().await {
+            Ok(()) => n_failed = 0,
+            Err(error) => {
+                tracing::warn!(reason = %error.message(), "cannot tell the coordinator what ended, trying again");
+                n_failed = n_failed.saturating_add(1);
+            }
+        }
+        let again = random::full_jitter(RETRY_FIRST, RETRY_MAX, n_failed.min(16));
+        tokio::select! {
+            () = courier.spool.added() => {}
+            () = tokio::time::sleep(again), if n_failed > 0 => {}
+            () = courier.ended.cancelled() => {}
+        }
+    }
+}
+
+struct Courier {
+    spool: Arc<Spool>,
+    registry: Arc<Registry>,
+    coordinator: Coordinator,
+    artifacts: Artifacts,
+    ended: CancellationToken,
+}
+
+impl Courier {
+    async fn deliver_all(&self) -> Result<(), Error> {
+        for name in self.on_disk(|spool| spool.names()).await? {
+            let read = name.clone();
+            if let Some(entry) = self.on_disk(move |spool| spool.read(&read)).await? {
+                self.deliver(entry).await?;
+                self.remove(name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, entry: Entry) -> Result<(), Error> {
+        match entry {
+            Entry::Call(call) => {
+                if let CallOutcome::Answered(reply) = &call.outcome {
+                    self.publish(reply.reply).await?;
+                }
+                let hash = call.call;
+                if let Some(status) = settled(self.coordinator.end_call(call).await, "record a call")? {
+                    tracing::error!(call = %hash, reason = status.message(), "the coordinator refuses to record a call");
+                }
+                Ok(())
+            }
+            Entry::End(completion) => {
+                if let AttemptOutcome::Failed(failure) = &completion.outcome
+                    && let Some(checkpoint) = failure.checkpoint
+                {
+                    self.publish(checkpoint).await?;
+                }
+                let id = completion.attempt.clone();
+                if let Some(status) = settled(
+                    self.coordinator.complete(completion).await,
+                    "take an attempt's end",
+                )? {
+                    tracing::warn!(run_id = %id.run, task_id = %id.task, reason = status.message(), "the coordinator refuses an attempt's end");
+                }
+                self.registry.forget(&id);
+                Ok(())
+            }
+        }
+    }
+
+    /// An artifact that an earlier process wrote here, or that could not be sent when it was made.
+    async fn publish(&self, digest: Digest) -> Result<(), Error> {
+        match self.artifacts.publish(digest, &self.ended).await {
+            // It is not here either, so nobody can send it; the coordinator will say what it thinks of that.
+            Err(Error::Artifact(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn remove(&self, name: EntryName) -> Result<(), Error> {
+        self.on_disk(move |spool| spool.remove(&name)).await
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Spool) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let spool = Arc::clone(&self.spool);
+        let done = tokio::task::spawn_blocking(move || work(&spool)).await;
+        done.map_err(|_| Error::Gone("disk task"))?
+    }
+}
+
+/// Whether the coordinator has spoken: it took the entry, or refused it for good (`Some`). `Err` when it is away, or
+/// does not know this worker's token, which a person can mend.
+fn settled(answer: Result<(), Status>, what: &'static str) -> Result<Option<Status>, Error> {
+    match answer {
+        Ok(()) => Ok(None),
+        Err(status)
+            if is_away(&status)
+                || matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
+        {
+            Err(Error::Coordinator {
+                what,
+                source: Box::new(status),
+            })
+        }
+        Err(status) => Ok(Some(status)),
+    }
+}

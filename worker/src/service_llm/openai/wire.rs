@@ -1,0 +1,140 @@
+//! The JSON of chat completions as servers really send it.
+//!
+//! Invariant: no field is demanded but one choice with a message; numbers, texts and lists are taken where another
+//! server has another of them.
+
+use serde_json::Value;
+
+use crate::service_llm::{ChatReply, FinishReason, Usage};
+
+/// What of a server's own words is kept in a message.
+const WORDS_MAX: usize = 400;
+
+/// Reads a reply's body. `Err` says what is wrong with it.
+pub(super) fn read_reply(body: &[u8]) -> Result<ChatReply, String> {
+    let reply: Value = serde_json::from_slice(body).map_err(|error| format!("it is not JSON ({error})"))?;
+    let choice = reply
+        .get("choices")
+        .and_then(|choices| choices.get(0))
+        .ok_or("it holds no choice")?;
+    let message = choice.get("message").ok_or("its choice holds no message")?;
+    let refusal = message
+        .get("refusal")
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty());
+    let finish = match choice.get("finish_reason").and_then(Value::as_str) {
+        _ if refusal.is_some() => FinishReason::Refused,
+        None | Some("stop") => FinishReason::Stop,
+        Some("length") => FinishReason::Length,
+        Some("content_filter") => FinishReason::Refused,
+        Some(other) => FinishReason::Other(other.chars().take(WORDS_MAX).collect()),
+    };
+    let text = content(message.get("content")).unwrap_or_else(|| refusal.unwrap_or_default().to_owned());
+    Ok(ChatReply {
+        text,
+        finish,
+        usage: usage(&reply),
+    })
+}
+
+/// A text, or a list of parts of which some are text.
+fn content(content: Option<&Value>) -> Option<String> {
+    match content? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let texts: Vec<&str> = parts
+                .iter()
+                .filter_map(|part| part.get("text")?.as_str())
+                .collect();
+            (!texts.is_empty()).then(|| texts.concat())
+        }
+        _ => None,
+    }
+}
+
+fn usage(reply: &Value) -> Option<Usage> {
+    let usage = reply.get("usage")?;
+    let tokens = |name: &str| usage.get(name).and_then(Value::as_u64);
+    Some(Usage {
+        input_tokens: tokens("prompt_tokens")?,
+        output_tokens: tokens("completion_tokens")?,
+    })
+}
+
+/// What a server says about an error: OpenAI's object, a bare text, a list of either, or no JSON at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ErrorBody {
+    pub(super) message: String,
+    /// Type, code and status together: each vendor puts its word elsewhere.
+    pub(super) codes: Vec<String>,
+}
+
+impl ErrorBody {
+    pub(super) fn read(body: &[u8]) -> Self {
+        match serde_json::from_slice::<Value>(body) {
+            Ok(value) => Self::from_value(&value),
+            Err(_) => Self {
+                message: cut(&String::from_utf8_lossy(body)),
+                codes: Vec::new(),
+            },
+        }
+    }
+
+    /// The error inside a body that came with success, if it holds one.
+    pub(super) fn in_reply(body: &[u8]) -> Option<Self> {
+        let value: Value = serde_json::from_slice(body).ok()?;
+        value.get("error").filter(|error| !error.is_null())?;
+        Some(Self::from_value(&value))
+    }
+
+    fn from_value(value: &Value) -> Self {
+        let value = value.get(0).unwrap_or(value);
+        let error = value.get("error").unwrap_or(value);
+        let error = error.get(0).unwrap_or(error);
+        if let Some(message) = error.as_str() {
+            return Self {
+                message: cut(message),
+                codes: Vec::new(),
+            };
+        }
+        let word = |name: &str| match error.get(name)? {
+            Value::String(text) => Some(cut(text)),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let message = word("message")
+            .or_else(|| word("detail"))
+            .unwrap_or_else(|| cut(&error.to_string()));
+        Self {
+            message,
+            codes: ["type", "code", "status"].into_iter().filter_map(word).collect(),
+        }
+    }
+
+    pub(super) fn has_code(&self, codes: &[&str]) -> bool {
+        self.codes
+            .iter()
+            .any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
+    }
+
+    pub(super) fn speaks_of(&self, word: &str) -> bool {
+        self.message.contains(word)
+    }
+
+    /// An HTTP status among the codes.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.codes
+            .iter()
+            .filter_map(|code| code.parse().ok())
+            .find(|status| (400..600).contains(status))
+    }
+}
+
+fn cut(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(WORDS_MAX)
+        .collect();
+    text.trim().to_owned()
+}

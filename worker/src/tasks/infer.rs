@@ -1,0 +1,260 @@
+//! Answers some of the test prompts, K times each: by the local model, or by the service LLM.
+//!
+//! Invariant: rows come in the order of (prompt, k), and an answer depends on its prompt, k and the task's seed only.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use llamaduo_data::{Response, Sample, jsonl};
+use llamaduo_engine::generate::{
+    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
+};
+use llamaduo_engine::lora::Adapter;
+use llamaduo_engine::peft::{self, AdapterFiles};
+use llamaduo_proto::Digest;
+use llamaduo_proto::manifest::ManifestKind;
+use llamaduo_proto::run::{InferSettings, LocalModelSpec, ServiceLlmSpec};
+use llamaduo_proto::session::Assignment;
+use llamaduo_proto::task::{Answerer, InferOutput, InferTask, TaskOutput, TaskResult};
+
+use super::{Bench, file, many, progress};
+use crate::calls::Question;
+use crate::error::Error;
+use crate::link::AttemptHandle;
+use crate::service_llm::{ChatRequest, FinishReason};
+
+const RESPONSES: &str = "responses.jsonl";
+
+pub(super) async fn run(
+    bench: &Arc<Bench>,
+    task: &InferTask,
+    assignment: &Assignment,
+    attempt: &Arc<AttemptHandle>,
+) -> Result<TaskResult, Error> {
+    let prompts = prompts(bench, task, attempt).await?;
+    let begun = Instant::now();
+    let (responses, adapter) = match &task.answerer {
+        Answerer::Base { local_model } => (
+            locally(bench, task, local_model, None, prompts, assignment, attempt).await?,
+            None,
+        ),
+        Answerer::Adapter { local_model, adapter } => {
+            let files = adapter_files(bench, *adapter, attempt).await?;
+            let responses = locally(
+                bench,
+                task,
+                local_model,
+                Some(files),
+                prompts,
+                assignment,
+                attempt,
+            )
+            .await?;
+            (responses, Some(*adapter))
+        }
+        Answerer::Service { service_llm } => (
+            by_service(bench, task, service_llm, prompts, attempt).await?,
+            None,
+        ),
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let text = jsonl::write(&responses)?;
+    let parents = std::iter::once(task.test).chain(adapter).collect();
+    let manifest = bench
+        .store(
+            attempt,
+            ManifestKind::Responses,
+            vec![(RESPONSES, text.into_bytes())],
+            parents,
+        )
+        .await?;
+    let output = InferOutput {
+        responses: file(&manifest, RESPONSES)?,
+        n_responses: responses.len() as u32,
+        n_tokens: responses.iter().map(|response| response.tokens).sum(),
+        seconds,
+    };
+    bench.result(attempt, &manifest, TaskOutput::Infer(output)).await
+}
+
+/// The prompts of this task with their positions in the test split.
+async fn prompts(
+    bench: &Bench,
+    task: &InferTask,
+    attempt: &AttemptHandle,
+) -> Result<Vec<(u32, Sample)>, Error> {
+    let test = bench.samples(task.test, attempt).await?;
+    let end = task.first_prompt.saturating_add(task.n_prompts);
+    if end as usize > test.len() {
+        return Err(Error::Task {
+            what: "prompts of an infer task",
+            expected: format!("positions {} to {end} of the test split", task.first_prompt),
+            found: format!("{} prompts in it", test.len()),
+        });
+    }
+    let numbered = (0..end).zip(test);
+    Ok(numbered.skip(task.first_prompt as usize).collect())
+}
+
+fn n_responses(prompts: &[(u32, Sample)], task: &InferTask) -> u64 {
+    prompts.len() as u64 * u64::from(task.settings.responses_per_prompt)
+}
+
+/// The files of an adapter, from its manifest.
+pub(super) async fn adapter_files(
+    bench: &Bench,
+    manifest: Digest,
+    attempt: &AttemptHandle,
+) -> Result<AdapterFiles, Error> {
+    let named = bench.artifacts.get_manifest(manifest, attempt.stopped()).await?;
+    let config = bench
+        .artifacts
+        .get(file(&named, peft::CONFIG_FILE)?, attempt.stopped())
+        .await?;
+    let tensors = bench
+        .artifacts
+        .get(file(&named, peft::TENSORS_FILE)?, attempt.stopped())
+        .await?;
+    Ok(AdapterFiles { config, tensors })
+}
+
+async fn locally(
+    bench: &Bench,
+    task: &InferTask,
+    local_model: &LocalModelSpec,
+    adapter: Option<AdapterFiles>,
+    prompts: Vec<(u32, Sample)>,
+    assignment: &Assignment,
+    attempt: &Arc<AttemptHandle>,
+) -> Result<Vec<Response>, Error> {
+    let path = bench.models.resolve_for(&local_model.reference, attempt).await?;
+    let quantization = local_model.quantization;
+    attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
+    let requests = requests(&prompts, &task.settings, task.seed);
+    let batch = BatchOptions {
+        max_batch: halved(task.settings.batch_max as usize, assignment.batch_halvings),
+        ..BatchOptions::default()
+    };
+    let attempt = Arc::clone(attempt);
+    let work = move |loaded: &mut super::executor::Loaded| {
+        let model = loaded.model(&path, quantization)?;
+        let adapter: Option<Adapter> = adapter
+            .map(|files| peft::from_files(&files, model.config()))
+            .transpose()?;
+        let mut observe = |event: GenerateEvent<'_>| {
+            if matches!(event, GenerateEvent::Completed(_)) {
+                attempt.advance();
+            }
+            if attempt.stopped().is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let completions = generate(model, adapter.as_ref(), &requests, &batch, &mut observe)?;
+        attempt.check()?;
+        completions.into_iter().map(response).collect()
+    };
+    bench.executor.run(work).await
+}
+
+fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> Vec<GenerateRequest> {
+    let sampling = Sampling {
+        temperature: settings.temperature,
+        top_k: settings.top_k.unwrap_or(0) as usize,
+        top_p: settings.top_p.unwrap_or(1.0),
+        ..Sampling::GREEDY
+    };
+    let options = GenerateOptions {
+        max_tokens: settings.tokens_max as usize,
+        sampling,
+        stop: Vec::new(),
+        seed,
+    };
+    let request = |(prompt_index, sample): &(u32, Sample)| GenerateRequest {
+        id: u64::from(*prompt_index),
+        messages: super::train::messages(sample.prompt()),
+        n: settings.responses_per_prompt as usize,
+        options: options.clone(),
+    };
+    prompts.iter().map(request).collect()
+}
+
+fn response(completion: Completion) -> Result<Response, Error> {
+    if let Finish::Refused {
+        prompt_tokens,
+        max_tokens,
+        context_len,
+    } = completion.finish
+    {
+        return Err(Error::Task {
+            what: "a test prompt",
+            expected: format!("prompt and response within the context of {context_len} tokens"),
+            found: format!(
+                "prompt {} of {prompt_tokens} tokens with up to {max_tokens} new ones; shorten it, lower tokens_max, \
+                 or choose a model with a longer context",
+                completion.request
+            ),
+        });
+    }
+    Ok(Response {
+        // Ids were made from positions, which are u32.
+        prompt_index: completion.request as u32,
+        k: completion.k as u32,
+        text: completion.text,
+        tokens: completion.tokens as u64,
+        complete: completion.finish == Finish::Stop,
+        call: None,
+    })
+}
+
+async fn by_service(
+    bench: &Arc<Bench>,
+    task: &InferTask,
+    spec: &ServiceLlmSpec,
+    prompts: Vec<(u32, Sample)>,
+    attempt: &Arc<AttemptHandle>,
+) -> Result<Vec<Response>, Error> {
+    let service = bench.services.get(spec)?;
+    attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
+    let (spec, prompts) = (Arc::new(spec.clone()), Arc::new(prompts));
+    let n_each = task.settings.responses_per_prompt.max(1) as usize;
+    let n_at_once = spec.concurrency_max as usize;
+    many::in_order(prompts.len().saturating_mul(n_each), n_at_once, |idx| {
+        let (bench, attempt, service) = (Arc::clone(bench), Arc::clone(attempt), service.clone());
+        let (spec, prompts) = (Arc::clone(&spec), Arc::clone(&prompts));
+        async move {
+            let (prompt_index, sample) = prompts.get(idx / n_each).ok_or(Error::Gone("list of prompts"))?;
+            let k = (idx % n_each) as u32;
+            let request = ChatRequest {
+                messages: sample.prompt().to_vec(),
+                schema: None,
+                repeat: u64::from(k),
+            };
+            // The words are the dataset's own, so there is no prompt to name.
+            let question = Question {
+                spec: &spec,
+                service: &service,
+                request: &request,
+                prompt_hash: "",
+            };
+            let answer = bench.calls.ask(&attempt, &question).await?;
+            attempt.advance();
+            Ok(Response {
+                prompt_index: *prompt_index,
+                k,
+                tokens: answer.call.output_tokens,
+                complete: answer.finish == FinishReason::Stop,
+                text: answer.text,
+                call: Some(answer.call),
+            })
+        }
+    })
+    .await
+}
+
+/// `n` halved so many times, at least 1.
+pub(super) fn halved(n: usize, n_halvings: u32) -> usize {
+    n.checked_shr(n_halvings).unwrap_or(0).max(1)
+}

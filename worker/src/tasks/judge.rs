@@ -1,0 +1,116 @@
+//! Grades the responses of one infer task, M times each.
+//!
+//! Invariant: each (response, m) gives exactly one verdict, in that order; a reply that cannot be read is a verdict
+//! that says so.
+
+use std::sync::Arc;
+
+use llamaduo_data::verdict::Outcome;
+use llamaduo_data::{Response, Sample, Verdict, jsonl};
+use llamaduo_prompts::{JudgeInput, PromptName};
+use llamaduo_proto::manifest::ManifestKind;
+use llamaduo_proto::task::{JudgeOutput, JudgeTask, TaskOutput, TaskResult};
+
+use super::{Bench, file, many, progress, request};
+use crate::calls::Question;
+use crate::error::Error;
+use crate::link::AttemptHandle;
+use crate::service_llm::ChatRequest;
+
+const VERDICTS: &str = "verdicts.jsonl";
+
+pub(super) async fn run(
+    bench: &Arc<Bench>,
+    task: &JudgeTask,
+    attempt: &Arc<AttemptHandle>,
+) -> Result<TaskResult, Error> {
+    let test = bench.samples(task.test, attempt).await?;
+    let responses: Vec<Response> = bench
+        .rows(task.responses, "responses as JSON lines", attempt)
+        .await?;
+    let prompt = bench
+        .prompt(PromptName::Judge, task.settings.prompt, attempt)
+        .await?;
+    let service = bench.services.get(&task.judge_llm)?;
+    let mut gradings = Vec::with_capacity(responses.len());
+    for response in responses {
+        let sample = tested(&test, &response)?;
+        let instruction = sample.instruction();
+        let rendered = prompt.render_judge(JudgeInput {
+            instruction: &instruction,
+            human_response: sample.response(),
+            model_response: &response.text,
+        })?;
+        gradings.push(Arc::new((response, request(rendered, 0))));
+    }
+    let n_gradings = task.settings.gradings_per_response.max(1) as usize;
+    let n = gradings.len().saturating_mul(n_gradings);
+    attempt.progress(progress(0, n as u64, "verdicts"));
+    let prompt_hash: Arc<str> = prompt.hash().into();
+    let spec = Arc::new(task.judge_llm.clone());
+    let verdicts = many::in_order(n, task.judge_llm.concurrency_max as usize, |idx| {
+        let (bench, attempt, spec) = (Arc::clone(bench), Arc::clone(attempt), Arc::clone(&spec));
+        let (service, prompt_hash) = (service.clone(), Arc::clone(&prompt_hash));
+        let grading = gradings.get(idx / n_gradings).cloned();
+        async move {
+            let grading = grading.ok_or(Error::Gone("list of gradings"))?;
+            let (response, asked) = &*grading;
+            let m = (idx % n_gradings) as u32;
+            let request = ChatRequest {
+                repeat: u64::from(m),
+                ..asked.clone()
+            };
+            let question = Question {
+                spec: &spec,
+                service: &service,
+                request: &request,
+                prompt_hash: &prompt_hash,
+            };
+            let answer = bench.calls.ask(&attempt, &question).await?;
+            attempt.advance();
+            let outcome = Outcome::from_reply(&answer.text);
+            Ok(Verdict {
+                prompt_index: response.prompt_index,
+                k: response.k,
+                m,
+                outcome,
+                call: answer.call,
+            })
+        }
+    })
+    .await?;
+
+    let n_graded = verdicts
+        .iter()
+        .filter(|verdict| verdict.outcome.judgement().is_some())
+        .count() as u32;
+    let text = jsonl::write(&verdicts)?;
+    let parents = [task.responses, task.test]
+        .into_iter()
+        .chain(task.settings.prompt)
+        .collect();
+    let manifest = bench
+        .store(
+            attempt,
+            ManifestKind::Verdicts,
+            vec![(VERDICTS, text.into_bytes())],
+            parents,
+        )
+        .await?;
+    let output = JudgeOutput {
+        verdicts: file(&manifest, VERDICTS)?,
+        n_graded,
+        n_unparsed: verdicts.len() as u32 - n_graded,
+    };
+    bench.result(attempt, &manifest, TaskOutput::Judge(output)).await
+}
+
+/// The test sample that a response answers.
+fn tested<'a>(test: &'a [Sample], response: &Response) -> Result<&'a Sample, Error> {
+    test.get(response.prompt_index as usize)
+        .ok_or_else(|| Error::Task {
+            what: "a response's prompt",
+            expected: format!("a position below {}", test.len()),
+            found: response.prompt_index.to_string(),
+        })
+}

@@ -1,0 +1,384 @@
+//! Fine-tunes the base on samples, from its newest checkpoint if it has one.
+//!
+//! Invariant: a checkpoint is stored before its digest is told, and whoever resumes from it ends with the same
+//! adapter bytes as an undisturbed run.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use llamaduo_data::jsonl;
+use llamaduo_engine::lora::{LoraConfig, LoraTargets};
+use llamaduo_engine::peft::{self, AdapterFiles};
+use llamaduo_engine::train::{
+    self as engine, Checkpoint, Conversation, Schedule, TrainConfig, TrainEvent, TrainOutcome, Trained,
+};
+use llamaduo_engine::{Message, Role};
+use llamaduo_proto::manifest::ManifestKind;
+use llamaduo_proto::run::{self, Quantization, TrainSettings};
+use llamaduo_proto::session::Assignment;
+use llamaduo_proto::task::{Progress, TaskOutput, TaskResult, TrainOutput, TrainTask};
+use tokio::sync::mpsc;
+
+use super::executor::Loaded;
+use super::infer::{adapter_files, halved};
+use super::{Bench, progress};
+use crate::error::{Error, Stop};
+use crate::link::AttemptHandle;
+use crate::numbers::shortest;
+
+/// The steps of a run, in the adapter's manifest.
+const TRAIN_LOG: &str = "train_log.jsonl";
+
+/// Everything the model thread needs.
+struct Work {
+    path: PathBuf,
+    quantization: Quantization,
+    rows: Vec<Conversation>,
+    config: TrainConfig,
+    /// `None` keeps a checkpoint at the end of each epoch.
+    checkpoint_steps: Option<u32>,
+    init: Option<AdapterFiles>,
+    resume: Option<SavedState>,
+    base_model: String,
+    attempt: Arc<AttemptHandle>,
+    checkpoints: mpsc::Sender<Vec<u8>>,
+}
+
+/// What a finished run hands over.
+struct Done {
+    trained: Trained,
+    files: AdapterFiles,
+    seconds: f64,
+}
+
+pub(super) async fn run(
+    bench: &Arc<Bench>,
+    task: &TrainTask,
+    assignment: &Assignment,
+    attempt: &Arc<AttemptHandle>,
+) -> Result<TaskResult, Error> {
+    let mut rows = Vec::new();
+    for data in &task.data {
+        let samples = bench.samples(*data, attempt).await?;
+        rows.extend(samples.iter().map(|sample| Conversation {
+            messages: messages(sample.messages()),
+        }));
+    }
+    let init = match task.init_adapter {
+        Some(manifest) => Some(adapter_files(bench, manifest, attempt).await?),
+        None => None,
+    };
+    let resume = resume_from(bench, assignment, attempt).await?;
+    let path = bench
+        .models
+        .resolve_for(&task.local_model.reference, attempt)
+        .await?;
+    // One: while a checkpoint is being stored the next is skipped, and training goes on.
+    let (checkpoints, mut stored) = mpsc::channel::<Vec<u8>>(1);
+    let work = Work {
+        path,
+        quantization: task.local_model.quantization,
+        rows,
+        config: config(&task.settings, task.seed, assignment.batch_halvings),
+        checkpoint_steps: task.settings.checkpoint_steps,
+        init,
+        resume,
+        base_model: crate::models::published_name(&task.local_model.reference),
+        attempt: Arc::clone(attempt),
+        checkpoints,
+    };
+    let store = async {
+        while let Some(bytes) = stored.recv().await {
+            keep_checkpoint(bench, attempt, bytes).await;
+        }
+    };
+    let (done, ()) = tokio::join!(bench.executor.run(move |loaded| work.run(loaded)), store);
+    finish(bench, task, attempt, done?).await
+}
+
+async fn finish(
+    bench: &Bench,
+    task: &TrainTask,
+    attempt: &AttemptHandle,
+    done: Done,
+) -> Result<TaskResult, Error> {
+    let Done {
+        trained,
+        files,
+        seconds,
+    } = done;
+    let log = jsonl::write(&trained.log)?;
+    let named = vec![
+        (peft::CONFIG_FILE, files.config),
+        (peft::TENSORS_FILE, files.tensors),
+        (TRAIN_LOG, log.into_bytes()),
+    ];
+    let parents = task.data.iter().copied().chain(task.init_adapter).collect();
+    let manifest = bench
+        .store(attempt, ManifestKind::Adapter, named, parents)
+        .await?;
+    let loss = |step: Option<&engine::StepLog>| step.map_or(f64::NAN, |step| step.loss);
+    let output = TrainOutput {
+        n_samples: trained.samples as u32,
+        // All steps together see `epochs` passes, the last of them perhaps in part.
+        n_tokens: (trained.tokens as f64 / f64::from(task.settings.epochs)).round() as u64,
+        n_steps: trained.log.len() as u32,
+        loss_first: loss(trained.log.first()),
+        loss_last: loss(trained.log.last()),
+        seconds,
+    };
+    bench.result(attempt, &manifest, TaskOutput::Train(output)).await
+}
+
+/// The checkpoint that an assignment names. One that is gone or damaged costs the steps, not the run.
+async fn resume_from(
+    bench: &Bench,
+    assignment: &Assignment,
+    attempt: &AttemptHandle,
+) -> Result<Option<SavedState>, Error> {
+    let Some(digest) = assignment.checkpoint else {
+        return Ok(None);
+    };
+    let lost = |reason: String| {
+        tracing::warn!(task_id = %attempt.id.task, checkpoint = %digest, reason, "cannot resume from the checkpoint, training anew");
+        Ok(None)
+    };
+    match bench.artifacts.get(digest, attempt.stopped()).await {
+        Ok(bytes) => match SavedState::from_bytes(&bytes) {
+            Ok(saved) => {
+                attempt.set_checkpoint(digest);
+                Ok(Some(saved))
+            }
+            Err(error) => lost(error.message()),
+        },
+        Err(error @ Error::Artifact(_)) if !error.is_retryable() => lost(error.message()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Stores a checkpoint and tells of it. A failure is told to the log only: training goes on, and the next
+/// checkpoint may fare better.
+async fn keep_checkpoint(bench: &Bench, attempt: &AttemptHandle, bytes: Vec<u8>) {
+    // An attempt that is stopped may have no coordinator to publish to; the spool's courier publishes later.
+    let stored = match attempt.check() {
+        Ok(()) => bench.artifacts.put(bytes, attempt.stopped()).await,
+        Err(_) => bench.artifacts.keep(bytes).await,
+    };
+    match stored {
+        Ok(digest) => attempt.set_checkpoint(digest),
+        Err(error) => {
+            tracing::warn!(task_id = %attempt.id.task, reason = %error.message(), "cannot store a checkpoint");
+        }
+    }
+}
+
+impl Work {
+    fn run(self, loaded: &mut Loaded) -> Result<Done, Error> {
+        let begun = Instant::now();
+        let seconds_before = self.resume.as_ref().map_or(0.0, |saved| saved.seconds);
+        let seconds = || seconds_before + begun.elapsed().as_secs_f64();
+        let model = loaded.model(&self.path, self.quantization)?;
+        let init = self
+            .init
+            .as_ref()
+            .map(|files| peft::from_files(files, model.config()))
+            .transpose()?;
+        let resume = self.resume.as_ref().map(|saved| &saved.checkpoint);
+        let (mut n_steps_in_all, mut n_done) = (0, 0);
+        let mut observe = |event: TrainEvent<'_>| {
+            match event {
+                TrainEvent::Started {
+                    n_steps,
+                    n_done: before,
+                    ..
+                } => {
+                    (n_steps_in_all, n_done) = (n_steps, before);
+                    self.attempt
+                        .progress(progress(u64::from(before), u64::from(n_steps), "steps"));
+                }
+                TrainEvent::Step { log, n_steps } => {
+                    n_done = log.step;
+                    let detail = format!("loss {:.3}", log.loss);
+                    let steps = progress(u64::from(log.step), u64::from(n_steps), "steps");
+                    self.attempt.progress(Progress { detail, ..steps });
+                }
+                TrainEvent::Checkpoint(checkpoint) if self.is_due(n_done, n_steps_in_all) => {
+                    self.offer(checkpoint, seconds());
+                }
+                TrainEvent::Checkpoint(_) => {}
+            }
+            if self.attempt.stopped().is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let mut outcome = engine::train(
+            model,
+            &self.rows,
+            &self.config,
+            init.as_ref(),
+            resume,
+            &mut observe,
+        );
+        if let (Err(llamaduo_engine::Error::CheckpointOfOtherRun { what }), true) =
+            (&outcome, resume.is_some())
+        {
+            // For example after an attempt that ran out of memory: the batch is cut otherwise now.
+            tracing::warn!(task_id = %self.attempt.id.task, what, "the checkpoint is of another run, training anew");
+            outcome = engine::train(model, &self.rows, &self.config, init.as_ref(), None, &mut observe);
+        }
+        match outcome? {
+            TrainOutcome::Finished(trained) => {
+                let files = peft::to_files(&trained.adapter, &self.base_model)?;
+                Ok(Done {
+                    trained,
+                    files,
+                    seconds: seconds(),
+                })
+            }
+            TrainOutcome::Stopped(checkpoint) => {
+                let stop = self.attempt.stop_reason().cloned().unwrap_or(Stop::Draining);
+                if matches!(stop, Stop::Draining | Stop::LeaseLost) && checkpoint.step() > 0 {
+                    let bytes = SavedState {
+                        seconds: seconds(),
+                        checkpoint,
+                    }
+                    .to_bytes()?;
+                    // The other side reads until this sender is dropped, so the last one is always taken.
+                    let _taken = self.checkpoints.blocking_send(bytes);
+                }
+                Err(Error::Stopped(stop))
+            }
+        }
+    }
+
+    /// Whether the checkpoint after step `n_done` is to be kept.
+    fn is_due(&self, n_done: u32, n_steps: u32) -> bool {
+        // With a period of our own the engine gives out just those.
+        self.checkpoint_steps.is_some() || ends_epoch(n_done, n_steps, self.config.epochs)
+    }
+
+    fn offer(&self, checkpoint: &Checkpoint, seconds: f64) {
+        if self.checkpoints.capacity() == 0 {
+            return;
+        }
+        match (SavedState {
+            seconds,
+            checkpoint: checkpoint.clone(),
+        })
+        .to_bytes()
+        {
+            // Full only when the one before is still being stored.
+            Ok(bytes) => drop(self.checkpoints.try_send(bytes)),
+            Err(error) => tracing::warn!(reason = %error.message(), "cannot write a checkpoint"),
+        }
+    }
+}
+
+/// Whether `n_done` of `n_steps` steps is the first to reach the end of one of `epochs` passes.
+fn ends_epoch(n_done: u32, n_steps: u32, epochs: f64) -> bool {
+    let passes = |n: u32| (f64::from(n) * epochs / f64::from(n_steps.max(1))).floor();
+    n_done > 0 && passes(n_done) > passes(n_done - 1)
+}
+
+/// A checkpoint as an artifact: the seconds of training it took (f64, little-endian), then the engine's bytes.
+struct SavedState {
+    seconds: f64,
+    checkpoint: Checkpoint,
+}
+
+impl SavedState {
+    fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = self.seconds.to_le_bytes().to_vec();
+        bytes.extend(self.checkpoint.to_bytes()?);
+        Ok(bytes)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let (seconds, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| Error::Task {
+            what: "a checkpoint",
+            expected: "at least 8 bytes".to_owned(),
+            found: format!("{} bytes", bytes.len()),
+        })?;
+        Ok(Self {
+            seconds: f64::from_le_bytes(*seconds),
+            checkpoint: Checkpoint::from_bytes(rest)?,
+        })
+    }
+}
+
+/// The messages of a sample as the engine takes them.
+pub(super) fn messages(messages: &[llamaduo_data::Message]) -> Vec<Message> {
+    let convert = |message: &llamaduo_data::Message| Message {
+        role: match message.role {
+            llamaduo_data::Role::System => Role::System,
+            llamaduo_data::Role::User => Role::User,
+            llamaduo_data::Role::Assistant => Role::Assistant,
+        },
+        content: message.content.clone(),
+    };
+    messages.iter().map(convert).collect()
+}
+
+/// A run's settings as the engine takes them.
+fn config(settings: &TrainSettings, seed: u64, batch_halvings: u32) -> TrainConfig {
+    let defaults = TrainConfig::default();
+    TrainConfig {
+        lora: LoraConfig {
+            rank: settings.lora_rank as usize,
+            alpha: settings.lora_alpha,
+            dropout: settings.lora_dropout,
+            targets: match settings.lora_targets {
+                run::LoraTargets::AllLinear => LoraTargets::AllLinear,
+                run::LoraTargets::QueryValue => LoraTargets::Qv,
+            },
+        },
+        epochs: shortest(settings.epochs),
+        learning_rate: shortest(settings.learning_rate),
+        schedule: Schedule::Cosine,
+        warmup_ratio: shortest(settings.warmup_ratio),
+        weight_decay: settings.weight_decay,
+        max_grad_norm: settings.gradient_norm_max,
+        batch_rows: settings.batch_rows as usize,
+        accumulation: 1,
+        max_seq_len: settings.sequence_tokens_max as usize,
+        loss_on: match settings.loss_on {
+            run::LossOn::WholeSequence => engine::LossOn::WholeSequence,
+            run::LossOn::ResponseOnly => engine::LossOn::ResponseOnly,
+        },
+        packing: settings.packing,
+        seed,
+        // Every step when epochs decide: the engine does not say where they end, the observer finds out.
+        checkpoint_every_steps: settings.checkpoint_steps.unwrap_or(1),
+        recompute: settings.recompute,
+        micro_batch_tokens: halved(defaults.micro_batch_tokens, batch_halvings),
+        ..defaults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_epoch_ends_once() {
+        let ends = |n_steps, epochs| {
+            (1..=n_steps)
+                .filter(|step| ends_epoch(*step, n_steps, epochs))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ends(6, 3.0), [2, 4, 6]);
+        assert_eq!(ends(5, 2.5), [2, 4]);
+        assert_eq!(ends(2, 4.0), [1, 2]);
+        assert!(!ends_epoch(0, 0, 1.0));
+    }
+
+    #[test]
+    fn a_short_checkpoint_is_refused() {
+        assert!(SavedState::from_bytes(b"short").is_err());
+        assert!(SavedState::from_bytes(&[0; 64]).is_err());
+    }
+}
