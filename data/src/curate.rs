@@ -193,8 +193,10 @@ impl Pool {
         for sample in existing {
             let instruction = sample.instruction();
             pool.ids.insert(sample.id());
-            pool.near_duplicates.insert(sample.id(), &instruction);
-            pool.novelty.insert(sample.id(), &instruction);
+            let shingled = pool.near_duplicates.prepare(&instruction);
+            pool.near_duplicates.insert(sample.id(), shingled);
+            let encoded = pool.novelty.prepare(&instruction);
+            pool.novelty.insert(sample.id(), encoded);
         }
         pool
     }
@@ -211,15 +213,17 @@ impl Pool {
         if let Some(evidence) = self.contamination.evidence(&instruction) {
             return Err(DropReason::Contaminated(evidence));
         }
-        if let Some((of, jaccard)) = self.near_duplicates.find(&instruction) {
+        let shingled = self.near_duplicates.prepare(&instruction);
+        if let Some((of, jaccard)) = self.near_duplicates.find(&shingled) {
             return Err(DropReason::NearDuplicate { of, jaccard });
         }
-        if let Some((of, rouge_l)) = self.novelty.find(&instruction) {
+        let encoded = self.novelty.prepare(&instruction);
+        if let Some((of, rouge_l)) = self.novelty.find(&encoded) {
             return Err(DropReason::NotNovel { of, rouge_l });
         }
         self.ids.insert(id);
-        self.near_duplicates.insert(id, &instruction);
-        self.novelty.insert(id, &instruction);
+        self.near_duplicates.insert(id, shingled);
+        self.novelty.insert(id, encoded);
         Ok(())
     }
 }

@@ -174,8 +174,8 @@ fn ungraded(subject: &str, judged: &Judged) -> Option<String> {
     let share = scores.ungraded_responses as f64 / scores.responses.max(1) as f64;
     (share > UNGRADED_SHARE_MAX).then(|| {
         format!(
-            "not passed: {} of {} answers of the {subject} have no grading that could be read, so their scores cannot \
-             be trusted",
+            "{} of {} answers of the {subject} have no grading that could be read, so their scores cannot \
+             be trusted.",
             scores.ungraded_responses, scores.responses
         )
     })
@@ -184,11 +184,11 @@ fn ungraded(subject: &str, judged: &Judged) -> Option<String> {
 fn explain(rule: &GateRule, checks: &[GateCheck]) -> String {
     let lacking = |check: &&GateCheck| check.value.is_none();
     if checks.is_empty() {
-        return "not passed: the rule compares nothing".to_owned();
+        return "The rule compares nothing.".to_owned();
     }
     if let Some(check) = checks.iter().find(lacking) {
         return format!(
-            "not passed: {} of {} cannot be compared; it needs graded answers of both models to at least two prompts",
+            "The {} of {} cannot be compared: it needs graded answers of both models to at least two prompts.",
             check.statistic.name(),
             check.metric.name()
         );
@@ -201,37 +201,33 @@ fn explain(rule: &GateRule, checks: &[GateCheck]) -> String {
     };
     let number = |value: Option<f64>| {
         value.map_or("nothing".to_owned(), |value| {
-            decimal(tightest.statistic, rule, value)
+            in_words(tightest.statistic, rule, value)
         })
     };
     let (metric, statistic) = (tightest.metric.name(), tightest.statistic.name());
-    let subject = match rule {
+    let finding = match rule {
         GateRule::Relative { .. } => format!(
-            "the local model reaches {} of the service LLM's {statistic} of {metric}, at least {} with 95 % confidence",
+            "the local model reaches {} of the service LLM's {statistic} of {metric} (at least {} with 95 % confidence)",
             number(tightest.estimate),
             number(tightest.value)
         ),
-        GateRule::Absolute { .. } => format!("{statistic} of {metric} is {}", number(tightest.value)),
+        GateRule::Absolute { .. } => format!("the {statistic} of {metric} is {}", number(tightest.value)),
     };
     let needed = number(Some(tightest.needed));
-    let failing = checks.iter().filter(|check| !check.passed).count();
+    let (all, failing) = (checks.len(), checks.iter().filter(|check| !check.passed).count());
     match failing {
-        0 => format!(
-            "passed: in the closest of {} comparisons {subject}; {needed} is needed",
-            checks.len()
-        ),
+        0 => format!("In the closest of {all} comparisons {finding}; {needed} is needed."),
         _ => format!(
-            "not passed: {subject}; {needed} is needed ({failing} of {} comparisons fall short)",
-            checks.len()
+            "In the worst of {all} comparisons {finding}; {needed} is needed ({failing} of {all} fall short)."
         ),
     }
 }
 
-/// Shares and ratios to three places, mean scores of 100 to one.
-fn decimal(statistic: Statistic, rule: &GateRule, value: f64) -> String {
+/// Mean scores of 100 as they are, everything else in per cent.
+fn in_words(statistic: Statistic, rule: &GateRule, value: f64) -> String {
     match (rule, statistic) {
         (GateRule::Absolute { .. }, Statistic::Mean) => format!("{value:.1}"),
-        _ => format!("{value:.3}"),
+        _ => format!("{:.1} %", 100.0 * value),
     }
 }
 

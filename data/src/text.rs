@@ -40,23 +40,30 @@ pub fn cut(text: &str, bytes_max: usize) -> &str {
 /// sentence would be one word.
 pub fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
+    each_word(text, |word| words.push(word.to_owned()));
+    words
+}
+
+/// Hands each of the [`words`] of `text` to `visit`, without keeping them.
+pub fn each_word(text: &str, mut visit: impl FnMut(&str)) {
     let mut word = String::new();
     for char in text.chars().flat_map(char::to_lowercase) {
-        if char.is_alphanumeric() && !is_unspaced(char) {
+        let unspaced = is_unspaced(char);
+        if char.is_alphanumeric() && !unspaced {
             word.push(char);
             continue;
         }
         if !word.is_empty() {
-            words.push(std::mem::take(&mut word));
+            visit(&word);
+            word.clear();
         }
-        if is_unspaced(char) {
-            words.push(char.to_string());
+        if unspaced {
+            visit(char.encode_utf8(&mut [0; 4]));
         }
     }
     if !word.is_empty() {
-        words.push(word);
+        visit(&word);
     }
-    words
 }
 
 /// Whether `char` is of a script that puts no spaces between words: Thai and Lao, kana, CJK ideographs.

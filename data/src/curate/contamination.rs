@@ -7,10 +7,10 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::near_duplicate::{jaccard, shingles};
+use super::near_duplicate::{jaccard, runs};
 use super::rouge::{Pattern, Vocabulary};
 use crate::sample::{Sample, SampleId};
-use crate::text::{cut, words};
+use crate::text::{cut, each_word};
 
 /// When an instruction is too close to a test prompt. A threshold above 1 switches its measure off.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,12 +121,13 @@ impl Contamination {
         let pattern = Pattern::new(&words);
         let characters = characters(instruction);
         let config = &self.config;
+        let grams: HashSet<&[u32]> = words.windows(config.ngram_words.max(1)).collect();
         let mut worst: Option<(f64, Evidence)> = None;
         for test in &self.tests {
             let measures = [
                 (
                     Measure::NgramShare,
-                    ngram_share(&words, &test.words, config.ngram_words),
+                    ngram_share(&grams, &test.words, config.ngram_words),
                     config.ngram_share_min,
                 ),
                 (Measure::RougeL, pattern.rouge_l(&test.words), config.rouge_l_min),
@@ -157,13 +158,12 @@ impl Contamination {
     }
 }
 
-/// The share of `test` that lies in runs of `size` words which `instruction` has too.
-fn ngram_share(instruction: &[u32], test: &[u32], size: usize) -> f64 {
+/// The share of `test` that lies in runs of `size` words which are among `grams`.
+fn ngram_share(grams: &HashSet<&[u32]>, test: &[u32], size: usize) -> f64 {
     let size = size.max(1);
     if test.len() < size {
         return 0.0;
     }
-    let grams: HashSet<&[u32]> = instruction.windows(size).collect();
     let (mut covered, mut covered_to) = (0, 0);
     for (start, gram) in test.windows(size).enumerate() {
         if grams.contains(gram) {
@@ -176,8 +176,9 @@ fn ngram_share(instruction: &[u32], test: &[u32], size: usize) -> f64 {
 
 /// The character 5-grams of a text, whatever its case, spacing and punctuation.
 fn characters(text: &str) -> Vec<u64> {
-    let letters: Vec<String> = words(text).concat().chars().map(String::from).collect();
-    shingles(&letters.join(" "), GRAM_CHARS)
+    let mut characters = Vec::new();
+    each_word(text, |word| characters.extend(word.chars().map(u64::from)));
+    runs(&characters, GRAM_CHARS)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::sample::SampleId;
-use crate::text::words;
+use crate::text::each_word;
 
 /// Values in a signature.
 pub const SIGNATURE_LEN: usize = 128;
@@ -44,6 +44,13 @@ impl Default for NearDuplicateConfig {
     }
 }
 
+/// An instruction's shingles and the bands it lies in; none when it has no words or the filter is off.
+#[derive(Debug)]
+pub struct Prepared {
+    shingles: Vec<u64>,
+    bands: Vec<(u8, u64)>,
+}
+
 /// The texts seen so far.
 #[derive(Debug)]
 pub struct NearDuplicates {
@@ -62,28 +69,37 @@ impl NearDuplicates {
         }
     }
 
-    /// Adds an instruction.
-    pub fn insert(&mut self, id: SampleId, instruction: &str) {
+    /// Makes an instruction ready to be looked for and added.
+    pub fn prepare(&self, instruction: &str) -> Prepared {
         if self.config.jaccard_min > 1.0 {
-            return;
+            return Prepared {
+                shingles: Vec::new(),
+                bands: Vec::new(),
+            };
         }
         let shingles = shingles(instruction, self.config.shingle_words);
-        let text = self.texts.len() as u32;
-        for band in bands(&signature(&shingles)) {
-            self.bands.entry(band).or_default().push(text);
-        }
-        self.texts.push((id, shingles));
+        let bands = if shingles.is_empty() {
+            Vec::new()
+        } else {
+            bands(&signature(&shingles)).collect()
+        };
+        Prepared { shingles, bands }
     }
 
-    /// The most similar near duplicate of `instruction`, with its Jaccard similarity.
-    pub fn find(&self, instruction: &str) -> Option<(SampleId, f64)> {
-        if self.config.jaccard_min > 1.0 {
-            return None;
+    /// Adds an instruction.
+    pub fn insert(&mut self, id: SampleId, prepared: Prepared) {
+        let text = self.texts.len() as u32;
+        for band in prepared.bands {
+            self.bands.entry(band).or_default().push(text);
         }
-        let shingles = shingles(instruction, self.config.shingle_words);
+        self.texts.push((id, prepared.shingles));
+    }
+
+    /// The most similar near duplicate of an instruction, with its Jaccard similarity.
+    pub fn find(&self, prepared: &Prepared) -> Option<(SampleId, f64)> {
         let mut candidates: Vec<u32> = Vec::new();
-        for band in bands(&signature(&shingles)) {
-            let texts = self.bands.get(&band).map_or(&[][..], Vec::as_slice);
+        for band in &prepared.bands {
+            let texts = self.bands.get(band).map_or(&[][..], Vec::as_slice);
             candidates.extend(texts.iter().take(VERIFIED_MAX));
         }
         candidates.sort_unstable();
@@ -93,7 +109,7 @@ impl NearDuplicates {
             .into_iter()
             .filter_map(|text| self.texts.get(text as usize))
         {
-            let jaccard = jaccard(&shingles, other);
+            let jaccard = jaccard(&prepared.shingles, other);
             if jaccard >= self.config.jaccard_min && closest.is_none_or(|(_, best)| jaccard > best) {
                 closest = Some((*id, jaccard));
             }
@@ -104,10 +120,13 @@ impl NearDuplicates {
 
 /// The hashes of all runs of `size` words, sorted, each once. A shorter text is one shingle.
 pub fn shingles(text: &str, size: usize) -> Vec<u64> {
-    let hashes: Vec<u64> = words(text)
-        .iter()
-        .map(|word| hash_bytes(word.as_bytes()))
-        .collect();
+    let mut hashes = Vec::new();
+    each_word(text, |word| hashes.push(hash_bytes(word.as_bytes())));
+    runs(&hashes, size)
+}
+
+/// The hashes of all runs of `size` items, sorted, each once.
+pub(super) fn runs(hashes: &[u64], size: usize) -> Vec<u64> {
     if hashes.is_empty() {
         return Vec::new();
     }

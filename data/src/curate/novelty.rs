@@ -6,7 +6,8 @@
 //!
 //! Comparing all pairs is quadratic. But ROUGE-L > t needs LCS > t·(m+n)/2, the LCS is at most the number of words
 //! two texts share, and two texts that share o words of m share one of the m−o+1 rarest (prefix filtering:
-//! Chaudhuri, Ganti, Kaushik, *ICDE* 2006). So each text is indexed under its rarest words only.
+//! Chaudhuri, Ganti, Kaushik, *ICDE* 2006). So each text is indexed under its rarest words only, and where a shared
+//! word stands among them bounds how many more can be shared (positional filtering: Xiao et al., *WWW* 2008).
 
 use std::collections::HashMap;
 
@@ -42,8 +43,16 @@ pub struct Novelty {
     /// Per word, how many of all texts have it.
     frequency: HashMap<u32, u32>,
     texts: Vec<(SampleId, Vec<u32>)>,
-    /// Texts by one of their rarest words; the second number tells the first "the" of a text from its second.
-    index: HashMap<(u32, u32), Vec<u32>>,
+    /// Texts by one of their rarest words, with its place among them. The second number of the key tells the first
+    /// "the" of a text from its second.
+    index: HashMap<(u32, u32), Vec<(u32, u32)>>,
+}
+
+/// An instruction's words, and the rarest of them under which it is indexed.
+#[derive(Debug)]
+pub struct Prepared {
+    words: Vec<u32>,
+    rarest: Vec<(u32, u32)>,
 }
 
 impl Novelty {
@@ -70,52 +79,68 @@ impl Novelty {
         }
     }
 
-    /// Adds an instruction to the pool.
-    pub fn insert(&mut self, id: SampleId, instruction: &str) {
+    /// Makes an instruction ready to be looked for and added.
+    pub fn prepare(&mut self, instruction: &str) -> Prepared {
         if self.config.rouge_l_max >= 1.0 {
-            return;
+            return Prepared {
+                words: Vec::new(),
+                rarest: Vec::new(),
+            };
         }
         let words = self.vocabulary.encode(instruction);
-        let text = self.texts.len() as u32;
-        for key in self.rarest(&words) {
-            self.index.entry(key).or_default().push(text);
+        Prepared {
+            rarest: self.rarest(&words),
+            words,
         }
-        self.texts.push((id, words));
+    }
+
+    /// Adds an instruction to the pool.
+    pub fn insert(&mut self, id: SampleId, prepared: Prepared) {
+        let text = self.texts.len() as u32;
+        for (position, key) in (0..).zip(prepared.rarest) {
+            self.index.entry(key).or_default().push((text, position));
+        }
+        self.texts.push((id, prepared.words));
     }
 
     /// The closest instruction of the pool above the threshold, with its ROUGE-L.
-    pub fn find(&mut self, instruction: &str) -> Option<(SampleId, f64)> {
-        let threshold = self.config.rouge_l_max;
-        if threshold >= 1.0 {
-            return None;
-        }
-        let words = self.vocabulary.encode(instruction);
-        let mut candidates: Vec<u32> = Vec::new();
-        for key in self.rarest(&words) {
-            let texts = self.index.get(&key).map_or(&[][..], Vec::as_slice);
-            candidates.extend(texts.iter().filter(|text| self.length_fits(words.len(), **text)));
-        }
-        candidates.sort_unstable();
-        candidates.dedup();
-        candidates.truncate(COMPARED_MAX);
-        let pattern = Pattern::new(&words);
+    pub fn find(&self, prepared: &Prepared) -> Option<(SampleId, f64)> {
+        let pattern = Pattern::new(&prepared.words);
         let mut closest: Option<(SampleId, f64)> = None;
-        for (id, other) in candidates
-            .into_iter()
-            .filter_map(|text| self.texts.get(text as usize))
-        {
+        let candidates = self.candidates(prepared).into_iter().take(COMPARED_MAX);
+        for (id, other) in candidates.filter_map(|text| self.texts.get(text as usize)) {
             let rouge_l = pattern.rouge_l(other);
-            if rouge_l > closest.map_or(threshold, |(_, best)| best) {
+            if rouge_l > closest.map_or(self.config.rouge_l_max, |(_, best)| best) {
                 closest = Some((*id, rouge_l));
             }
         }
         closest
     }
 
-    /// Whether texts of these lengths can exceed the threshold: 2·min/(m+n) > t.
-    fn length_fits(&self, length: usize, text: u32) -> bool {
-        let other = self.texts.get(text as usize).map_or(0, |(_, words)| words.len());
-        2.0 * length.min(other) as f64 > self.config.rouge_l_max * (length + other) as f64
+    /// The texts that could exceed the threshold, earliest first. Both lists of rarest words are in one order, so
+    /// after a shared word at positions i and j no more than min(m−i, n−j)−1 further words can be shared.
+    fn candidates(&self, prepared: &Prepared) -> Vec<u32> {
+        // How many words are shared so far, or nothing once the threshold is out of reach.
+        let mut shared: HashMap<u32, Option<usize>> = HashMap::new();
+        let length = prepared.words.len();
+        for (position, key) in prepared.rarest.iter().enumerate() {
+            for (text, other_position) in self.index.get(key).map_or(&[][..], Vec::as_slice) {
+                let other = self.texts.get(*text as usize).map_or(0, |(_, words)| words.len());
+                let found = shared.entry(*text).or_insert(Some(0));
+                let Some(count) = *found else { continue };
+                let further = (length - position).min(other.saturating_sub(*other_position as usize));
+                // ROUGE-L > t needs 2·LCS > t·(m+n); `further` counts this word and all that may follow.
+                let most = 2.0 * (count + further) as f64;
+                let can_exceed = most > self.config.rouge_l_max * (length + other) as f64;
+                *found = can_exceed.then_some(count + 1);
+            }
+        }
+        let mut candidates: Vec<u32> = shared
+            .into_iter()
+            .filter_map(|(text, count)| count.map(|_| text))
+            .collect();
+        candidates.sort_unstable();
+        candidates
     }
 
     /// The words under which a text of `words` must be found: the m−o+1 rarest, where o = ⌈m·t/(2−t)⌉ is the

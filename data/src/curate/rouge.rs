@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::text::words;
+use crate::text::each_word;
 
 /// Words as numbers, so that comparing texts compares integers.
 #[derive(Debug, Default)]
@@ -20,14 +20,17 @@ impl Vocabulary {
     /// The words of `text` as numbers; a new word gets the next one. At most 2³² words fit, which no text held in
     /// memory has.
     pub fn encode(&mut self, text: &str) -> Vec<u32> {
-        let ids = &mut self.ids;
-        words(text)
-            .into_iter()
-            .map(|word| {
-                let next = ids.len() as u32;
-                *ids.entry(word).or_insert(next)
-            })
-            .collect()
+        let mut encoded = Vec::new();
+        each_word(text, |word| {
+            let next = self.ids.len() as u32;
+            // Most words are known, so a new String is made only for one that is not.
+            let id = match self.ids.get(word) {
+                Some(&id) => id,
+                None => *self.ids.entry(word.to_owned()).or_insert(next),
+            };
+            encoded.push(id);
+        });
+        encoded
     }
 }
 

@@ -23,8 +23,8 @@ fn a_model_close_to_the_service_passes_and_the_sentence_says_how_close() {
     );
     assert_eq!(
         outcome.reason,
-        "passed: in the closest of 4 comparisons the local model reaches 0.947 of the service LLM's mean of similarity, \
-         at least 0.947 with 95 % confidence; 0.900 is needed"
+        "In the closest of 4 comparisons the local model reaches 94.7 % of the service LLM's mean of similarity (at \
+         least 94.7 % with 95 % confidence); 90.0 % is needed."
     );
 }
 
@@ -35,14 +35,12 @@ fn a_weaker_model_fails_and_the_worst_number_is_named() {
     assert!(
         outcome
             .reason
-            .starts_with("not passed: the local model reaches 0."),
+            .starts_with("In the worst of 4 comparisons the local model reaches "),
         "{}",
         outcome.reason
     );
     assert!(
-        outcome
-            .reason
-            .ends_with("0.900 is needed (2 of 4 comparisons fall short)"),
+        outcome.reason.ends_with("90.0 % is needed (2 of 4 fall short)."),
         "{}",
         outcome.reason
     );
@@ -56,7 +54,7 @@ fn the_papers_rule_looks_at_the_local_model_alone() {
     let outcome = evaluate(&GateRule::paper(), &subject(5, 85), &nobody);
     assert_eq!(
         outcome.reason,
-        "not passed: mean of similarity is 84.2; 90.0 is needed (2 of 4 comparisons fall short)"
+        "In the worst of 4 comparisons the mean of similarity is 84.2; 90.0 is needed (2 of 4 fall short)."
     );
 }
 

@@ -12,7 +12,7 @@ use super::plots::Plot;
 use super::{CycleReport, Report, Status, SubjectReport, chart};
 use crate::Error;
 use crate::gate::GateOutcome;
-use crate::score::{Interval, Metric, MetricScore, Statistic};
+use crate::score::{Interval, Metric, MetricScore};
 
 /// The page's name decides its escaping: HTML.
 const TEMPLATE_NAME: &str = "report.html";
@@ -43,6 +43,7 @@ struct Page<'a> {
     cycles: Vec<CycleRow>,
     plots: Vec<PlotView<'a>>,
     duration: String,
+    coverage_score: String,
 }
 
 /// One of the large numbers at the top.
@@ -129,6 +130,7 @@ impl<'a> Page<'a> {
             cycles: report.cycles.iter().map(cycle_row).collect(),
             plots: plots.collect(),
             duration: duration(report.about.seconds),
+            coverage_score: chart::tick_label(report.about.coverage_score),
         }
     }
 }
@@ -233,9 +235,9 @@ fn cycle_row(cycle: &CycleReport) -> CycleRow {
     let train = cycle
         .train
         .as_ref()
-        .map_or("not trained yet".to_owned(), |train| {
+        .map_or("Not trained yet".to_owned(), |train| {
             format!(
-                "trained on {} samples ({} tokens) in {}; loss {:.3} → {:.3}",
+                "Trained on {} samples ({} tokens) in {}; loss {:.3} → {:.3}",
                 thousands(train.samples),
                 thousands(train.tokens),
                 duration(train.seconds),
@@ -245,7 +247,7 @@ fn cycle_row(cycle: &CycleReport) -> CycleRow {
         });
     let synthesis = cycle.synthesis.map_or(String::new(), |synthesis| {
         format!(
-            "synthesis: {} kept of {} written ({} duplicates, {} filtered, {} too close to a test prompt)",
+            "Synthesis: {} kept of {} written ({} duplicates, {} filtered, {} too close to a test prompt)",
             thousands(synthesis.kept),
             thousands(synthesis.raw),
             thousands(synthesis.duplicates),
@@ -269,21 +271,18 @@ fn cycle_row(cycle: &CycleReport) -> CycleRow {
 }
 
 fn gate_view(gate: &GateOutcome, decides: bool) -> GateView {
-    let number = |statistic: Statistic, needed: f64, value: Option<f64>| match (value, statistic) {
-        (None, _) => "–".to_owned(),
-        // A mean score is held against 1 to 100, everything else against a share.
-        (Some(value), Statistic::Mean) if needed > 2.0 => format!("{value:.1}"),
-        (Some(value), _) => format!("{value:.3}"),
+    // Scores of 1 to 100 to one decimal, shares and ratios to three.
+    let number = |value: Option<f64>| match value {
+        None => "–".to_owned(),
+        Some(value) if value >= 10.0 => format!("{value:.1}"),
+        Some(value) => format!("{value:.3}"),
     };
-    let checks = gate.checks.iter().map(|check| {
-        let number = |value| number(check.statistic, check.needed, value);
-        CheckView {
-            name: format!("{} of {}", check.statistic.name(), check.metric.name()),
-            estimate: number(check.estimate),
-            value: number(check.value),
-            needed: number(Some(check.needed)),
-            passed: check.passed,
-        }
+    let checks = gate.checks.iter().map(|check| CheckView {
+        name: format!("{} of {}", check.statistic.name(), check.metric.name()),
+        estimate: number(check.estimate),
+        value: number(check.value),
+        needed: number(Some(check.needed)),
+        passed: check.passed,
     });
     GateView {
         decides,

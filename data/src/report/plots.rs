@@ -96,7 +96,7 @@ fn scores(report: &Report, statistic: Statistic) -> Option<Plot> {
     for (index, metric) in Metric::ALL.into_iter().enumerate() {
         let left = 44.0 + index as f64 * 446.0;
         let panel = Panel {
-            x: (left, left + 300.0),
+            x: (left, left + 285.0),
             y: (40.0, 258.0),
             x_values: (0.5, report.cycles.len().max(1) as f64 + 0.5),
             y_values: (0.0, 100.0),
@@ -334,7 +334,7 @@ fn losses(report: &Report) -> Option<Plot> {
         );
     }
     drawing.text("note", (422.0, 292.0), Anchor::Middle, "optimizer step");
-    let mut labels = Vec::new();
+    let (mut labels, mut label_x) = (Vec::new(), panel.x.0);
     for (cycle, curve) in &curves {
         let class = ["line-0", "line-1", "line-2", "line-3", "line-4"][*cycle as usize % 5];
         let points: Vec<(f64, f64)> = curve
@@ -347,11 +347,12 @@ fn losses(report: &Report) -> Option<Plot> {
             table.row([cycle.to_string(), point.step.to_string(), point.loss.to_string()]);
         }
         if let Some((x, y)) = points.last() {
-            labels.push((*x, *y, class, format!("cycle {cycle}")));
+            labels.push((*y, class, format!("cycle {cycle}")));
+            label_x = label_x.max(*x);
         }
     }
-    for (x, y, class, text) in labels {
-        drawing.text(class, (x + 6.0, y + 4.0), Anchor::Start, &text);
+    for (y, class, text) in spread(labels, 16.0) {
+        drawing.text(class, (label_x + 6.0, y + 4.0), Anchor::Start, &text);
     }
     let caption = "Mean loss of each optimizer step, in nats per token.".to_owned();
     plot("loss", "Training loss", caption, &drawing, table)
@@ -426,7 +427,7 @@ fn cost(report: &Report) -> Option<Plot> {
         let y = 8.0 + 30.0 * row as f64;
         let name = format!("cycle {}: {}", part.cycle, part.stage);
         drawing.text("label", (160.0, y + 16.0), Anchor::End, &name);
-        let width = 480.0 * amount(part) / most;
+        let width = 400.0 * amount(part) / most;
         drawing.rect("local", (170.0, y), (width, 22.0), &name);
         let tokens = tick_label((part.input_tokens + part.output_tokens) as f64);
         let cost = part

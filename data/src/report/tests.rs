@@ -259,20 +259,3 @@ fn what_synthesis_brought_adds_up() {
         synthesis.kept + synthesis.duplicates + synthesis.filtered + synthesis.contaminated
     );
 }
-
-/// Writes the large report where LLAMADUO_REPORT_OUT says, for looking at it.
-#[test]
-fn the_report_can_be_looked_at() {
-    let rendered = report().render().unwrap();
-    let Some(out) = std::env::var_os("LLAMADUO_REPORT_OUT") else {
-        eprintln!("skipped: LLAMADUO_REPORT_OUT names no directory to write the report to");
-        return;
-    };
-    let out = std::path::Path::new(&out);
-    std::fs::create_dir_all(out.join("plots")).unwrap();
-    std::fs::write(out.join("report.html"), rendered.html).unwrap();
-    std::fs::write(out.join("report.json"), rendered.json).unwrap();
-    for (name, text) in rendered.files {
-        std::fs::write(out.join(name), text).unwrap();
-    }
-}

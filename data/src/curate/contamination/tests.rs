@@ -77,11 +77,11 @@ fn measures_can_be_switched_off() {
 
 #[test]
 fn the_share_of_words_in_runs_is_counted_once_per_word() {
-    assert_eq!(
-        ngram_share(&[9, 1, 2, 3, 4, 9], &[1, 2, 3, 4, 5, 6], 3),
-        4.0 / 6.0
-    );
-    assert_eq!(ngram_share(&[1, 2, 3, 7, 4, 5, 6], &[1, 2, 3, 4, 5, 6], 3), 1.0);
-    assert_eq!(ngram_share(&[1, 2], &[1, 2], 3), 0.0);
-    assert_eq!(ngram_share(&[], &[], 0), 0.0);
+    let share = |instruction: &[u32], test: &[u32], size: usize| {
+        ngram_share(&instruction.windows(size.max(1)).collect(), test, size)
+    };
+    assert_eq!(share(&[9, 1, 2, 3, 4, 9], &[1, 2, 3, 4, 5, 6], 3), 4.0 / 6.0);
+    assert_eq!(share(&[1, 2, 3, 7, 4, 5, 6], &[1, 2, 3, 4, 5, 6], 3), 1.0);
+    assert_eq!(share(&[1, 2], &[1, 2], 3), 0.0);
+    assert_eq!(share(&[], &[], 0), 0.0);
 }
