@@ -193,6 +193,9 @@ pub fn generate<B: Backend>(
 /// Tokens with which the chat templates of the supported families end a turn; some models list only their end of text.
 const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>"];
 
+/// Bounds what a call holds in memory for responses that wait; far beyond any shard.
+const RESPONSES_MAX: usize = 1 << 20;
+
 /// [`generate`] on prompts that are already tokens.
 pub(crate) fn generate_ids<B: Backend>(
     model: &LocalModel<B>,
@@ -202,44 +205,17 @@ pub(crate) fn generate_ids<B: Backend>(
     batch: &BatchOptions,
     observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>> {
-    let at_least_one = |field, value: usize| match value {
-        0 => Err(Error::GenerateOptions {
-            field,
-            expected: "at least 1",
-            found: "0".to_owned(),
-        }),
-        _ => Ok(()),
-    };
-    at_least_one("max_batch", batch.max_batch)?;
+    check(prompts, batch)?;
     let context_len = model.config().context_len;
-    let mut completions = Vec::new();
-    let mut accepted = Vec::new();
-    for (index, prompt) in prompts.iter().enumerate() {
-        at_least_one("max_tokens", prompt.options.max_tokens)?;
-        at_least_one("tokens of the prompt", prompt.ids.len())?;
-        prompt.options.sampling.validate()?;
-        let (prompt_tokens, max_tokens) = (prompt.ids.len(), prompt.options.max_tokens);
-        if prompt_tokens.saturating_add(max_tokens) <= context_len {
-            accepted.push((index, prompt));
-            continue;
-        }
-        let finish = Finish::Refused {
-            prompt_tokens,
-            max_tokens,
-            context_len,
-        };
-        for k in 0..prompt.n {
-            let completion = Completion {
-                request: prompt.id,
-                k,
-                text: String::new(),
-                tokens: 0,
-                ids: vec![],
-                finish: finish.clone(),
-            };
-            completions.push((index, completion));
-        }
-    }
+    let (accepted, refused): (Vec<_>, Vec<_>) = prompts
+        .iter()
+        .enumerate()
+        .partition(|(_, prompt)| prompt.ids.len().saturating_add(prompt.options.max_tokens) <= context_len);
+    let refuse = |(index, prompt): (usize, &PromptIds)| {
+        let (id, finish) = (prompt.id, prompt.refusal(context_len));
+        (0..prompt.n).map(move |k| (index, Completion::refused(id, k, finish.clone())))
+    };
+    let mut completions: Vec<(usize, Completion)> = refused.into_iter().flat_map(refuse).collect();
     let mut flow = ControlFlow::Continue(());
     for (_, refused) in &completions {
         if flow.is_continue() {
@@ -266,4 +242,57 @@ pub(crate) fn generate_ids<B: Backend>(
         .into_iter()
         .map(|(_, completion)| completion)
         .collect())
+}
+
+/// Refuses options without a meaning and calls that could not be held in memory.
+fn check(prompts: &[PromptIds], batch: &BatchOptions) -> Result<()> {
+    let at_least_one = |field, value: usize| match value {
+        0 => Err(Error::GenerateOptions {
+            field,
+            expected: "at least 1",
+            found: "0".to_owned(),
+        }),
+        _ => Ok(()),
+    };
+    at_least_one("max_batch", batch.max_batch)?;
+    for prompt in prompts {
+        at_least_one("max_tokens", prompt.options.max_tokens)?;
+        at_least_one("tokens of the prompt", prompt.ids.len())?;
+        prompt.options.sampling.validate()?;
+    }
+    let n_responses = prompts
+        .iter()
+        .fold(0usize, |sum, prompt| sum.saturating_add(prompt.n));
+    if n_responses > RESPONSES_MAX {
+        let expected = "at most 1,048,576 responses in one call; divide the requests";
+        return Err(Error::GenerateOptions {
+            field: "n",
+            expected,
+            found: n_responses.to_string(),
+        });
+    }
+    Ok(())
+}
+
+impl PromptIds {
+    fn refusal(&self, context_len: usize) -> Finish {
+        Finish::Refused {
+            prompt_tokens: self.ids.len(),
+            max_tokens: self.options.max_tokens,
+            context_len,
+        }
+    }
+}
+
+impl Completion {
+    fn refused(request: u64, k: usize, finish: Finish) -> Self {
+        Self {
+            request,
+            k,
+            text: String::new(),
+            tokens: 0,
+            ids: Vec::new(),
+            finish,
+        }
+    }
 }

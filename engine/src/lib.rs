@@ -16,6 +16,8 @@ mod model;
 mod parity;
 pub mod peft;
 pub mod safetensors;
+#[cfg(test)]
+mod testing;
 pub mod tokenizer;
 pub mod train;
 pub mod weights;

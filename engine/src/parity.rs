@@ -5,40 +5,21 @@
 
 mod smollm2;
 
-use std::path::{Path, PathBuf};
-
 use llamaduo_kernels::{NO_LABEL, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};
-use crate::files::ModelFiles;
 use crate::generate::{BatchOptions, GenerateOptions, PromptIds, Sampling, generate_ids};
-use crate::local_model::{BaseQuant, LoadOptions, LocalModel};
+use crate::local_model::{BaseQuant, LocalModel};
 use crate::lora::{Adapter, LoraLayout};
 use crate::model::{CachePlan, CachedDecoder, Keep, MicroBatch};
 use crate::peft;
 use crate::safetensors::SafetensorsFile;
+use crate::testing::{golden, open};
 use crate::train::{OptimizerState, Row, StepSettings, TrainConfig, Trainer, micro_batches};
 
 const FAMILIES: [&str; 3] = ["llama_tied", "llama3", "mistral"];
 /// Small models: logits, losses and trained tensors absolute, gradients relative to a tensor's largest entry.
 const TOLERANCE: f64 = 2e-5;
-
-/// The references of a family.
-pub(crate) fn golden(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/golden")
-        .join(family)
-}
-
-/// The model of a family.
-pub(crate) fn golden_model(family: &str) -> ModelFiles {
-    ModelFiles::open(&golden(family)).unwrap()
-}
-
-/// The model of a family, ready to run.
-pub(crate) fn open(family: &str, quant: BaseQuant) -> LocalModel {
-    LocalModel::open(golden_model(family), &LoadOptions { quant, threads: None }).unwrap()
-}
 
 fn reference(family: &str, name: &str) -> SafetensorsFile {
     SafetensorsFile::open(&golden(family).join(name)).unwrap()
@@ -135,8 +116,8 @@ fn decoding_over_pages_equals_a_pass_without_a_cache() {
             .prefill(&prompt, &[span(0, 40, 40), span(1, 40, 40)])
             .unwrap();
         let (mut step, mut ours) = (Vec::new(), [Vec::new(), Vec::new()]);
-        for position in 0..16 {
-            let ids = tokens(&[follow[0][position], follow[1][position]]);
+        for (position, pair) in follow[0].iter().zip(&follow[1]).enumerate() {
+            let ids = tokens(&[*pair.0, *pair.1]);
             let spans = [span(0, 1, 41 + position), span(1, 1, 41 + position)];
             decoder.decode(&ids, &spans, &mut step).unwrap();
             for (ours, logits) in ours.iter_mut().zip(step.chunks(model.config().vocab_size)) {
@@ -238,7 +219,7 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
 }
 
 /// AdamW divides a gradient by its own size, so an element whose gradient is smaller than what gradients may differ
-/// by makes a full step in a direction that rounding decides: in llama3, one element of 60,928 has a gradient of
+/// by makes a full step in a direction that rounding decides: in llama3, one element has a gradient of
 /// 2.1e-8 where 1.8e-7 may differ, and training in f64 ends 3.9e-5 from the reference there. Such elements are left
 /// out, and there may only be a few.
 fn compare_trained(params: &[f32], prefix: &str, layout: &LoraLayout, file: &SafetensorsFile) {

@@ -1,8 +1,9 @@
 //! A text does not depend on its batch; pages are shared; what does not fit is refused alone.
 
 use super::*;
+use crate::chat_template::Role;
 use crate::local_model::BaseQuant;
-use crate::parity::open;
+use crate::testing::{open, open_with_text};
 
 const OPTIONS: GenerateOptions = GenerateOptions {
     max_tokens: 20,
@@ -177,7 +178,8 @@ fn options_without_a_meaning_are_refused() {
         ..prompt(1, 3, 1, 0.0)
     };
     let empty = prompt(1, 0, 1, 0.0);
-    for (prompt, max_batch) in [(none, 1), (empty, 1), (prompt(1, 3, 1, 0.0), 0)] {
+    let endless = prompt(1, 3, usize::MAX, 0.0);
+    for (prompt, max_batch) in [(none, 1), (empty, 1), (endless, 1), (prompt(1, 3, 1, 0.0), 0)] {
         let batch = BatchOptions {
             max_batch,
             ..BatchOptions::default()
@@ -189,4 +191,88 @@ fn options_without_a_meaning_are_refused() {
     }
     let nothing = run(&model, &[prompt(1, 3, 0, 0.0)], BatchOptions::default());
     assert!(nothing.is_empty());
+}
+
+fn request(text: &str, n: usize, options: GenerateOptions) -> GenerateRequest {
+    let messages = vec![Message {
+        role: Role::User,
+        content: text.to_owned(),
+    }];
+    GenerateRequest {
+        id: 7,
+        messages,
+        n,
+        options,
+    }
+}
+
+#[test]
+fn streamed_text_is_the_completions_text() {
+    let model = open_with_text();
+    let sampling = Sampling {
+        temperature: 1.5,
+        ..Sampling::GREEDY
+    };
+    let requests = [request("naïve 🙂", 6, GenerateOptions { sampling, ..OPTIONS })];
+    let mut streamed = vec![String::new(); 6];
+    let completions = generate(&model, None, &requests, &BatchOptions::default(), &mut |event| {
+        if let GenerateEvent::Text { k, text, .. } = event {
+            streamed[k] += text;
+        }
+        ControlFlow::Continue(())
+    });
+    let completions = completions.unwrap();
+    assert_eq!(
+        completions
+            .iter()
+            .map(|completion| completion.text.clone())
+            .collect::<Vec<_>>(),
+        streamed
+    );
+    assert!(streamed.iter().any(|text| !text.is_empty()));
+}
+
+#[test]
+fn a_stop_string_ends_a_response_before_it_and_was_never_streamed() {
+    let model = open_with_text();
+    let sampling = Sampling {
+        temperature: 1.0,
+        ..Sampling::GREEDY
+    };
+    let run = |stop: Vec<String>| {
+        let requests = [request(
+            "hello",
+            1,
+            GenerateOptions {
+                sampling,
+                stop,
+                max_tokens: 60,
+                ..OPTIONS
+            },
+        )];
+        let mut streamed = String::new();
+        let completions = generate(&model, None, &requests, &BatchOptions::default(), &mut |event| {
+            if let GenerateEvent::Text { text, .. } = event {
+                streamed += text;
+            }
+            ControlFlow::Continue(())
+        });
+        let completion = completions.unwrap().remove(0);
+        assert_eq!(completion.text, streamed);
+        completion
+    };
+    let free = run(vec![]);
+    let is_plain = |pair: &[char]| pair.iter().all(|&c| c != char::REPLACEMENT_CHARACTER);
+    let characters: Vec<char> = free.text.chars().collect();
+    let stop: String = characters
+        .windows(2)
+        .skip(3)
+        .find(|pair| is_plain(pair))
+        .unwrap()
+        .iter()
+        .collect();
+    let stopped = run(vec![stop.clone()]);
+    assert_eq!(stopped.finish, Finish::Stop);
+    assert_eq!(stopped.text, free.text[..free.text.find(&stop).unwrap()]);
+    assert!(stopped.tokens < free.tokens);
 }

@@ -1,7 +1,7 @@
 //! Layout, first values and spelling of adapters.
 
 use super::*;
-use crate::parity::golden_model;
+use crate::testing::golden_model;
 
 #[test]
 fn pairs_fill_the_flat_buffer_without_gap() {

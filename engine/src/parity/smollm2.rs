@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{assert_close, golden, plain_step};
+use super::{assert_close, plain_step};
 use crate::chat_template::Message;
 use crate::eval::{evaluate_rows, logits};
 use crate::files::ModelFiles;
@@ -12,6 +12,7 @@ use crate::generate::{BatchOptions, GenerateOptions, GenerateRequest, Sampling, 
 use crate::local_model::{BaseQuant, LoadOptions, LocalModel};
 use crate::lora::{Adapter, LoraConfig, LoraLayout};
 use crate::model::Keep;
+use crate::testing::golden;
 use crate::train::{OptimizerState, Row, Trainer, micro_batches};
 
 const LOGITS_TOLERANCE: f64 = 2e-4;

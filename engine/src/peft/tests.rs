@@ -1,7 +1,7 @@
 //! PEFT's own adapters load, and what is written is what PEFT writes.
 
 use super::*;
-use crate::parity::{golden, golden_model};
+use crate::testing::{golden, golden_model};
 
 #[test]
 fn an_adapter_of_peft_round_trips() {

@@ -97,7 +97,7 @@ impl Default for TrainConfig {
             seed: 42,
             checkpoint_every_steps: 100,
             recompute: false,
-            // Large enough that the matrix products run at full speed, small enough for 24 layers' activations of
+            // Large enough that the matrix products run at full speed, small enough for 30 layers' activations of
             // a small model to stay below half a gigabyte.
             micro_batch_tokens: 512,
         }
@@ -109,94 +109,74 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<()> {
         self.lora.validate()?;
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        let fraction = |value: f64| (0.0..1.0).contains(&value);
-        let checks = [
-            (
-                "epochs",
-                positive(self.epochs),
-                "a positive number",
-                self.epochs.to_string(),
-            ),
-            (
-                "learning_rate",
-                positive(self.learning_rate),
-                "a positive number",
-                self.learning_rate.to_string(),
-            ),
-            (
-                "warmup_ratio",
-                (0.0..=1.0).contains(&self.warmup_ratio),
-                "between 0 and 1",
-                self.warmup_ratio.to_string(),
-            ),
-            (
-                "weight_decay",
-                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
-                "0 or more",
-                self.weight_decay.to_string(),
-            ),
-            (
-                "beta1",
-                fraction(self.beta1.into()),
-                "at least 0 and below 1",
-                self.beta1.to_string(),
-            ),
-            (
-                "beta2",
-                fraction(self.beta2.into()),
-                "at least 0 and below 1",
-                self.beta2.to_string(),
-            ),
-            (
-                "epsilon",
-                positive(self.epsilon.into()),
-                "a positive number",
-                self.epsilon.to_string(),
-            ),
-            (
+        let fraction = |value: f32| (0.0..1.0).contains(&value);
+        let warmup = (0.0..=1.0).contains(&self.warmup_ratio);
+        let decay = self.weight_decay.is_finite() && self.weight_decay >= 0.0;
+        check("epochs", self.epochs, positive(self.epochs), "a positive number")?;
+        check(
+            "learning_rate",
+            self.learning_rate,
+            positive(self.learning_rate),
+            "a positive number",
+        )?;
+        check("warmup_ratio", self.warmup_ratio, warmup, "between 0 and 1")?;
+        check("weight_decay", self.weight_decay, decay, "0 or more")?;
+        check(
+            "beta1",
+            self.beta1,
+            fraction(self.beta1),
+            "at least 0 and below 1",
+        )?;
+        check(
+            "beta2",
+            self.beta2,
+            fraction(self.beta2),
+            "at least 0 and below 1",
+        )?;
+        check(
+            "epsilon",
+            self.epsilon,
+            positive(self.epsilon.into()),
+            "a positive number",
+        )?;
+        if let Some(norm) = self.max_grad_norm {
+            check(
                 "max_grad_norm",
-                self.max_grad_norm.is_none_or(|norm| positive(norm.into())),
+                norm,
+                positive(norm.into()),
                 "a positive number, or absent for no clipping",
-                format!("{:?}", self.max_grad_norm),
-            ),
-            (
-                "max_steps",
-                self.max_steps != Some(0),
-                "at least 1, or absent",
-                "0".to_owned(),
-            ),
-            (
-                "batch_rows",
-                self.batch_rows > 0,
-                "at least 1",
-                self.batch_rows.to_string(),
-            ),
-            (
-                "accumulation",
-                self.accumulation > 0,
-                "at least 1",
-                self.accumulation.to_string(),
-            ),
-            (
-                "max_seq_len",
-                self.max_seq_len >= 2,
-                "at least 2",
-                self.max_seq_len.to_string(),
-            ),
-            (
-                "micro_batch_tokens",
-                self.micro_batch_tokens > 0,
-                "at least 1",
-                self.micro_batch_tokens.to_string(),
-            ),
-        ];
-        match checks.into_iter().find(|(_, holds, ..)| !holds) {
-            Some((field, _, expected, found)) => Err(Error::TrainConfig {
-                field,
-                expected: expected.to_owned(),
-                found,
-            }),
-            None => Ok(()),
+            )?;
         }
+        check("max_steps", 0, self.max_steps != Some(0), "at least 1, or absent")?;
+        check("batch_rows", self.batch_rows, self.batch_rows > 0, "at least 1")?;
+        check(
+            "accumulation",
+            self.accumulation,
+            self.accumulation > 0,
+            "at least 1",
+        )?;
+        check(
+            "max_seq_len",
+            self.max_seq_len,
+            self.max_seq_len >= 2,
+            "at least 2",
+        )?;
+        check(
+            "micro_batch_tokens",
+            self.micro_batch_tokens,
+            self.micro_batch_tokens > 0,
+            "at least 1",
+        )
+    }
+}
+
+fn check(field: &'static str, found: impl ToString, holds: bool, expected: &str) -> Result<()> {
+    match holds {
+        true => Ok(()),
+        false => Err(Error::TrainConfig {
+            field,
+            expected: expected.to_owned(),
+            found: found.to_string(),
+        }),
     }
 }

@@ -58,17 +58,24 @@ impl<'a> Plan<'a> {
     pub(crate) fn micro_batch_tokens_max(&self) -> usize {
         let longest = self.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         let unit = self.units.iter().map(|unit| self.tokens(unit)).max().unwrap_or(0);
+        let batch_rows = self.batch_rows.min(self.units.len());
         longest
             .max(self.micro_batch_tokens)
-            .min(unit.saturating_mul(self.batch_rows))
+            .min(unit.saturating_mul(batch_rows))
     }
 
     /// Tokens of the whole run, over all its steps.
     pub(crate) fn n_tokens(&self) -> u64 {
-        (0..self.n_steps)
-            .flat_map(|step| self.units_of(step))
-            .map(|unit| self.tokens(&self.units[unit]) as u64)
-            .sum()
+        let tokens = |units: &[usize]| -> u64 {
+            units
+                .iter()
+                .map(|&unit| self.tokens(&self.units[unit]) as u64)
+                .sum()
+        };
+        let n_epochs = self.n_steps as usize / self.steps_per_epoch();
+        let rest = self.n_steps as usize % self.steps_per_epoch();
+        let order = self.order(n_epochs);
+        n_epochs as u64 * tokens(&order) + tokens(&order[..(rest * self.batch()).min(order.len())])
     }
 
     /// What step `step`, counted from 0, runs.
@@ -86,14 +93,32 @@ impl<'a> Plan<'a> {
     }
 
     fn units_of(&self, step: u32) -> Vec<usize> {
-        let batch = self.batch_rows.saturating_mul(self.accumulation);
-        let steps_per_epoch = self.units.len().div_ceil(batch);
-        let (epoch, step) = (step as usize / steps_per_epoch, step as usize % steps_per_epoch);
-        let order = permutation(
+        let (epoch, step) = (
+            step as usize / self.steps_per_epoch(),
+            step as usize % self.steps_per_epoch(),
+        );
+        self.order(epoch)
+            .into_iter()
+            .skip(step * self.batch())
+            .take(self.batch())
+            .collect()
+    }
+
+    /// The units of an epoch, in its order.
+    fn order(&self, epoch: usize) -> Vec<usize> {
+        permutation(
             random::key(&[self.seed, ORDER_STREAM, epoch as u64]),
             self.units.len(),
-        );
-        order.into_iter().skip(step * batch).take(batch).collect()
+        )
+    }
+
+    /// Units of a step.
+    fn batch(&self) -> usize {
+        self.batch_rows.saturating_mul(self.accumulation)
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        self.units.len().div_ceil(self.batch()).max(1)
     }
 
     fn tokens(&self, unit: &[usize]) -> usize {

@@ -81,7 +81,8 @@ fn fractions_of_epochs_and_a_limit_of_steps_round_as_transformers() {
         accumulation: 1,
         ..TrainConfig::default()
     };
-    assert_eq!(Plan::new(&rows, &config).n_steps(), 5);
+    let plan = Plan::new(&rows, &config);
+    assert_eq!((plan.n_steps(), plan.n_tokens()), (5, 3 * (10 + 8)));
     let limited = TrainConfig {
         max_steps: Some(2),
         ..config
