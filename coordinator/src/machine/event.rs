@@ -165,6 +165,18 @@ pub enum Aggregated {
     },
 }
 
+impl Aggregated {
+    /// Which aggregate this is the outcome of.
+    pub fn aggregate(&self) -> Aggregate {
+        match *self {
+            Self::Scored { cycle, subject, .. } => Aggregate::Score { cycle, subject },
+            Self::Gated { cycle, .. } => Aggregate::Gate { cycle },
+            Self::Curated { cycle, .. } => Aggregate::Curate { cycle },
+            Self::Reported { .. } => Aggregate::Report,
+        }
+    }
+}
+
 /// What to do once the new run is committed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {

@@ -1,0 +1,496 @@
+//! Which workers there are, and which of them gets what.
+//!
+//! Invariant: the table of sessions decides only where messages go; who holds which lease is read from the runs, so
+//! that losing this table loses nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamaduo_proto::Digest;
+use llamaduo_proto::ids::{AttemptId, Incarnation, WorkerId};
+use llamaduo_proto::session::{
+    Assignment, AttemptFailure, Credits, Hello, RunningAttempt, ToWorker, Welcome,
+};
+use llamaduo_proto::task::{FailureKind, TaskStatus};
+use llamaduo_proto::view;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::run::StepError;
+use super::runs::Runs;
+use crate::machine::{self, Event, ReadyTask, Run, WorkerView, place};
+
+/// Messages waiting for the scheduler: a few per session of a large cluster. Beyond it senders wait.
+const MAILBOX_LEN: usize = 1_024;
+/// Messages waiting for one worker: far more than its slots. A worker that lets them pile up has its session ended.
+pub(crate) const OUTBOX_LEN: usize = 256;
+/// Dead processes of one worker that are remembered, so that none of them comes back in place of its successor.
+const SUPERSEDED_MAX: usize = 32;
+/// Longest pause between two rounds of placement.
+const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What the scheduler is told.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A worker began a session.
+    Attach {
+        hello: Hello,
+        outbox: mpsc::Sender<ToWorker>,
+        close: CancellationToken,
+        reply: oneshot::Sender<Result<SessionId, AttachError>>,
+    },
+    /// A worker's slots changed.
+    Credits { session: SessionId, credits: Credits },
+    /// A worker gave a sign of life.
+    Heard { session: SessionId },
+    /// A worker said goodbye.
+    Left { session: SessionId },
+    /// A session's stream ended, which says nothing about the worker.
+    Detached { session: SessionId },
+    /// Somebody asks a worker to finish. Answers whether it has a session.
+    Drain {
+        worker: WorkerId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// Somebody asks who is there.
+    List {
+        reply: oneshot::Sender<Vec<view::WorkerView>>,
+    },
+}
+
+/// One session of one worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SessionId {
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: Incarnation,
+    number: u64,
+}
+
+/// Why a worker cannot attach.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AttachError {
+    /// A newer process has its name.
+    #[error(
+        "worker {worker} was started anew; this older process must not attach again. Give each worker an id of its own"
+    )]
+    Superseded { worker: WorkerId },
+}
+
+/// Attempts to be stopped, on their way to the scheduler. Messages may be lost: acknowledgements of heartbeats say the
+/// same again.
+#[derive(Clone, Debug)]
+pub(crate) struct Cancels {
+    sender: mpsc::Sender<(WorkerId, AttemptId, String)>,
+}
+
+/// The other end of [`Cancels`].
+pub(crate) type Cancelled = mpsc::Receiver<(WorkerId, AttemptId, String)>;
+
+impl Cancels {
+    /// With the receiving end, for the scheduler.
+    pub(crate) fn new() -> (Self, Cancelled) {
+        let (sender, receiver) = mpsc::channel(MAILBOX_LEN);
+        (Self { sender }, receiver)
+    }
+
+    pub(super) fn send(&self, worker: WorkerId, attempt: AttemptId, reason: String) {
+        // Not awaited: a run must not wait for the scheduler, which waits for runs.
+        let _ = self.sender.try_send((worker, attempt, reason));
+    }
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    device: String,
+    credits: Credits,
+    is_draining: bool,
+    outbox: mpsc::Sender<ToWorker>,
+    close: CancellationToken,
+    heard_at: Instant,
+}
+
+/// The actor.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    runs: Arc<Runs>,
+    mailbox: mpsc::Receiver<Message>,
+    cancels: Cancelled,
+    sessions: BTreeMap<WorkerId, Session>,
+    superseded: BTreeMap<WorkerId, VecDeque<Incarnation>>,
+    n_sessions: u64,
+}
+
+impl Scheduler {
+    pub(crate) fn new(runs: Arc<Runs>, cancels: Cancelled) -> (Self, mpsc::Sender<Message>) {
+        let (sender, mailbox) = mpsc::channel(MAILBOX_LEN);
+        let (sessions, superseded) = (BTreeMap::new(), BTreeMap::new());
+        (
+            Self {
+                runs,
+                mailbox,
+                cancels,
+                sessions,
+                superseded,
+                n_sessions: 0,
+            },
+            sender,
+        )
+    }
+
+    /// Runs until the coordinator stops.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let shared = Arc::clone(self.runs.shared());
+        let mut next_round = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(message) = self.mailbox.recv() => {
+                    if self.take(message).await {
+                        next_round = Instant::now();
+                    }
+                }
+                Some((worker, attempt, reason)) = self.cancels.recv() => {
+                    self.tell(&worker, ToWorker::Cancel { attempt, reason });
+                }
+                () = shared.place.notified() => next_round = Instant::now(),
+                () = tokio::time::sleep_until(next_round) => next_round = self.round().await,
+            }
+        }
+    }
+
+    /// Handles a message; says whether something may be placed now.
+    async fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Attach {
+                hello,
+                outbox,
+                close,
+                reply,
+            } => {
+                let attached = self.attach(hello, outbox, close).await;
+                let is_new = attached.is_ok();
+                // A stream that ended meanwhile shows as soon as it is written to.
+                let _ = reply.send(attached);
+                is_new
+            }
+            Message::Credits { session, credits } => self.with(&session, |session| session.credits = credits),
+            Message::Heard { session } => {
+                self.with(&session, |session| session.heard_at = Instant::now());
+                false
+            }
+            Message::Left { session } => {
+                if !self.end(&session) {
+                    return false;
+                }
+                let (worker, incarnation) = (session.worker, session.incarnation);
+                self.everywhere(&Event::Left { worker, incarnation }).await;
+                true
+            }
+            Message::Detached { session } => {
+                self.end(&session);
+                false
+            }
+            Message::Drain { worker, reply } => {
+                let is_there = self
+                    .sessions
+                    .get_mut(&worker)
+                    .map(|session| session.is_draining = true)
+                    .is_some();
+                self.tell(&worker, ToWorker::Drain);
+                let _ = reply.send(is_there);
+                false
+            }
+            Message::List { reply } => {
+                let _ = reply.send(self.list());
+                false
+            }
+        }
+    }
+
+    async fn attach(
+        &mut self,
+        hello: Hello,
+        outbox: mpsc::Sender<ToWorker>,
+        close: CancellationToken,
+    ) -> Result<SessionId, AttachError> {
+        let Hello {
+            worker,
+            incarnation,
+            device,
+            credits,
+            running,
+        } = hello;
+        let superseded = self.superseded.entry(worker.clone()).or_default();
+        if superseded.contains(&incarnation) {
+            return Err(AttachError::Superseded { worker });
+        }
+        self.n_sessions += 1;
+        let id = SessionId {
+            worker: worker.clone(),
+            incarnation: incarnation.clone(),
+            number: self.n_sessions,
+        };
+        let session = Session {
+            id: id.clone(),
+            device,
+            credits,
+            is_draining: false,
+            outbox,
+            close,
+            heard_at: Instant::now(),
+        };
+        if let Some(old) = self.sessions.remove(&worker) {
+            old.close.cancel();
+            if old.id.incarnation != incarnation {
+                superseded.push_back(old.id.incarnation);
+                let surplus = superseded.len().saturating_sub(SUPERSEDED_MAX);
+                superseded.drain(..surplus);
+            }
+        }
+        let runs = self.everywhere_with(|run| {
+            let running = attempts_of(run, &running);
+            Event::Attached {
+                worker: worker.clone(),
+                incarnation: incarnation.clone(),
+                running,
+            }
+        });
+        let runs = runs.await;
+        let is_held = |attempt: &AttemptId| runs.iter().any(|run| holds(run, attempt, &worker, &incarnation));
+        let revoked = running
+            .iter()
+            .map(|running| &running.attempt)
+            .filter(|attempt| !is_held(attempt));
+        let timing = &self.runs.shared().timing;
+        let welcome = Welcome {
+            lease: timing.lease,
+            heartbeat: timing.heartbeat,
+            revoked: revoked.cloned().collect(),
+        };
+        tracing::info!(worker_id = %worker, device = %session.device, "worker attached");
+        // The outbox is new and empty, so there is room unless the stream is gone already.
+        let _ = session.outbox.try_send(ToWorker::Welcome(welcome));
+        self.sessions.insert(worker, session);
+        Ok(id)
+    }
+
+    /// Has the same event happen to every live run.
+    async fn everywhere(&self, event: &Event) -> Vec<Arc<Run>> {
+        self.everywhere_with(|_| event.clone()).await
+    }
+
+    async fn everywhere_with(&self, event: impl Fn(&Run) -> Event) -> Vec<Arc<Run>> {
+        let mut after = Vec::new();
+        for run in self.runs.snapshots() {
+            match self.runs.step(&run.id, event(&run)).await {
+                Ok(run) => after.push(run),
+                // Its leases run out by themselves.
+                Err(error) => {
+                    tracing::warn!(run_id = %run.id, %error, "run did not take a change of workers")
+                }
+            }
+        }
+        after
+    }
+
+    fn with(&mut self, id: &SessionId, change: impl FnOnce(&mut Session)) -> bool {
+        let session = self
+            .sessions
+            .get_mut(&id.worker)
+            .filter(|session| session.id == *id);
+        session.map(change).is_some()
+    }
+
+    /// Forgets a session, if it is still the worker's present one.
+    fn end(&mut self, id: &SessionId) -> bool {
+        if self
+            .sessions
+            .get(&id.worker)
+            .is_none_or(|session| session.id != *id)
+        {
+            return false;
+        }
+        self.sessions.remove(&id.worker);
+        tracing::info!(worker_id = %id.worker, "session ended");
+        true
+    }
+
+    /// Sends to a worker without waiting; a worker that does not read has its session ended.
+    fn tell(&mut self, worker: &WorkerId, message: ToWorker) -> bool {
+        let Some(session) = self.sessions.get(worker) else {
+            return false;
+        };
+        if session.outbox.try_send(message).is_ok() {
+            return true;
+        }
+        session.close.cancel();
+        self.sessions.remove(worker);
+        false
+    }
+
+    fn list(&self) -> Vec<view::WorkerView> {
+        let runs = self.runs.snapshots();
+        let running = |id: &SessionId| {
+            let held = |run: &Arc<Run>| {
+                let by_worker = run.tasks.iter().filter(|(_, task)| {
+                    task.lease
+                        .as_ref()
+                        .is_some_and(|lease| lease.claim.worker == id.worker)
+                });
+                by_worker
+                    .map(|(task, _)| (run.id.clone(), task.clone()))
+                    .collect::<Vec<_>>()
+            };
+            runs.iter().flat_map(held).collect()
+        };
+        let views = self.sessions.values().map(|session| view::WorkerView {
+            worker: session.id.worker.clone(),
+            device: session.device.clone(),
+            running: running(&session.id),
+            draining: session.is_draining,
+        });
+        views.collect()
+    }
+
+    /// Places what can be placed and says when to look again.
+    async fn round(&mut self) -> Instant {
+        let now = self.runs.shared().now().clock;
+        let runs = self.runs.snapshots();
+        let silent_after = self.runs.shared().timing.lease;
+        // Who was not heard of for a lease's time may be gone; it gets nothing new until it speaks.
+        let awake = self
+            .sessions
+            .values()
+            .filter(|session| session.heard_at.elapsed() < silent_after);
+        let workers: Vec<WorkerView> = awake
+            .filter(|session| !session.is_draining)
+            .map(|session| worker_view(session, &runs))
+            .collect();
+        let ready: Vec<ReadyTask> = runs
+            .iter()
+            .filter(|run| run.is_open())
+            .flat_map(|run| ready_tasks(run))
+            .collect();
+        for assignment in place(&ready, &workers, now) {
+            self.assign(assignment).await;
+        }
+        let backing_off = ready
+            .iter()
+            .map(|task| task.not_before)
+            .filter(|not_before| *not_before > now)
+            .min();
+        let pause = backing_off
+            .map_or(ROUND_PAUSE_MAX, |not_before| not_before - now)
+            .min(ROUND_PAUSE_MAX);
+        Instant::now() + pause
+    }
+
+    async fn assign(&mut self, assignment: machine::Assignment) {
+        let machine::Assignment {
+            run: run_id,
+            task,
+            worker,
+            incarnation,
+        } = assignment;
+        let claim = Event::Claim {
+            task: task.clone(),
+            worker: worker.clone(),
+            incarnation,
+        };
+        let run = match self.runs.step(&run_id, claim).await {
+            Ok(run) => run,
+            // Somebody changed the run since the round began; the next round sees it.
+            Err(StepError::Refused(_)) => return,
+            Err(error) => {
+                tracing::warn!(%run_id, task_id = %task, %error, "task could not be claimed");
+                return;
+            }
+        };
+        let Some(message) = assignment_of(&run, &task) else {
+            return;
+        };
+        let attempt = message.attempt.clone();
+        tracing::info!(%run_id, task_id = %task, attempt = attempt.attempt.0, worker_id = %worker, "task assigned");
+        if !self.tell(&worker, ToWorker::Assignment(Box::new(message))) {
+            // It never left this process, so it may go to another worker at once.
+            let failure = AttemptFailure {
+                kind: FailureKind::Released,
+                message: format!("the session of worker {worker} ended before the task was sent"),
+                checkpoint: None,
+            };
+            let digest = Digest::of(b"never sent");
+            let _ = self
+                .runs
+                .step(
+                    &run_id,
+                    Event::Failed {
+                        attempt,
+                        failure,
+                        digest,
+                    },
+                )
+                .await;
+        }
+    }
+}
+
+fn worker_view(session: &Session, runs: &[Arc<Run>]) -> WorkerView {
+    let id = &session.id;
+    let held = runs.iter().flat_map(|run| {
+        let by_worker = run.tasks.values().filter(|task| {
+            task.lease
+                .as_ref()
+                .is_some_and(|lease| lease.claim.worker == id.worker)
+        });
+        by_worker.map(|task| (run.id.clone(), run.lane(task)))
+    });
+    WorkerView {
+        worker: id.worker.clone(),
+        incarnation: id.incarnation.clone(),
+        credits: session.credits,
+        held: held.collect(),
+    }
+}
+
+fn ready_tasks(run: &Run) -> Vec<ReadyTask> {
+    let ready = run
+        .tasks_in_order()
+        .into_iter()
+        .filter(|(_, task)| task.record.status == TaskStatus::Ready);
+    let ready = ready.map(|(id, task)| ReadyTask {
+        run: run.id.clone(),
+        task: id.clone(),
+        lane: run.lane(task),
+        not_before: task.not_before,
+        avoid: task.avoid.clone(),
+    });
+    ready.collect()
+}
+
+fn assignment_of(run: &Run, task: &llamaduo_proto::ids::TaskId) -> Option<Assignment> {
+    let state = run.tasks.get(task)?;
+    Some(Assignment {
+        attempt: run.attempt_id(task)?,
+        spec: run.task_spec(task)?,
+        checkpoint: state.checkpoint,
+        batch_halvings: state.record.batch_halvings,
+    })
+}
+
+/// Those of `running` that belong to `run`.
+pub(crate) fn attempts_of(run: &Run, running: &[RunningAttempt]) -> Vec<RunningAttempt> {
+    running
+        .iter()
+        .filter(|running| running.attempt.run == run.id)
+        .cloned()
+        .collect()
+}
+
+/// Whether this process of this worker holds the lease of `attempt`.
+pub(crate) fn holds(run: &Run, attempt: &AttemptId, worker: &WorkerId, incarnation: &Incarnation) -> bool {
+    let lease = run.current(attempt);
+    lease.is_some_and(|lease| lease.claim.worker == *worker && lease.claim.incarnation == *incarnation)
+}

@@ -1,0 +1,1 @@
+//! Aggregates of made-up artifacts.

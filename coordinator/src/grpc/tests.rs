@@ -1,0 +1,1 @@
+//! The whole coordinator over gRPC with scripted workers.

@@ -1,0 +1,181 @@
+//! A whole coordinator: opens its state, takes up what was left, serves until it is told to stop.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use llamaduo_artifacts::Directory;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::runs::Runs;
+use crate::actors::scheduler::{Cancels, Scheduler};
+use crate::actors::{Shared, Timing};
+use crate::error::Error;
+use crate::grpc;
+use crate::store::StateStore;
+use crate::store::embedded::Embedded;
+use crate::store::memory::Memory;
+
+/// Lease of an attempt: long enough that a busy machine does not lose it, short enough that a dead one is noticed soon.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// Heartbeats of a worker: three may be lost before a lease is.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Shortest heartbeat, for tests: below it scheduling jitter decides.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+
+/// Where the state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateLocation {
+    /// In this file, which is made if there is none.
+    Redb(PathBuf),
+    /// Nowhere: it is gone with the process.
+    Memory,
+}
+
+/// How a coordinator is to run.
+#[derive(Clone)]
+pub struct Options {
+    /// Where the state is kept.
+    pub state: StateLocation,
+    /// The artifact store's directory.
+    pub artifacts: PathBuf,
+    /// Bearer token that requests must carry; `None` lets everybody on this machine in.
+    pub token: Option<String>,
+    /// How long a lease lasts after an acknowledged heartbeat, at least 3 heartbeats.
+    pub lease: Duration,
+    /// How often workers give a sign of life.
+    pub heartbeat: Duration,
+}
+
+impl Options {
+    /// The usual durations and no token.
+    pub fn new(state: StateLocation, artifacts: impl Into<PathBuf>) -> Self {
+        Self {
+            state,
+            artifacts: artifacts.into(),
+            token: None,
+            lease: LEASE,
+            heartbeat: HEARTBEAT,
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("state", &self.state)
+            .field("artifacts", &self.artifacts)
+            .field("token", &self.token.as_ref().map(|_| "hidden"))
+            .field("lease", &self.lease)
+            .field("heartbeat", &self.heartbeat)
+            .finish()
+    }
+}
+
+/// Runs a coordinator on `listener`, which must be on a loopback address, until `shutdown`. When it returns, its state
+/// file is closed and all its tasks are done.
+pub async fn serve(
+    options: Options,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let address = listener
+        .local_addr()
+        .map_err(|source| Error::Listener { source })?;
+    if !address.ip().is_loopback() {
+        return Err(Error::NotLoopback { address });
+    }
+    let Options {
+        state,
+        artifacts,
+        token,
+        lease,
+        heartbeat,
+    } = options;
+    if heartbeat < HEARTBEAT_MIN || lease < heartbeat * 3 {
+        return Err(Error::Timing { lease, heartbeat });
+    }
+    let auth = grpc::Auth::new(token.as_deref())?;
+    let opening = tokio::task::spawn_blocking(move || open(state, artifacts));
+    let (store, thread, artifacts) = opening.await.map_err(|_| Error::Stopped {
+        part: "opening the state",
+    })??;
+    let (cancels, cancelled) = Cancels::new();
+    let shared = Arc::new(Shared::new(
+        store,
+        artifacts,
+        Timing::new(lease, heartbeat),
+        cancels,
+    ));
+    let stop = shutdown.child_token();
+    let outcome = run(shared, cancelled, listener, auth, stop).await;
+    if let Some(thread) = thread {
+        // Everything that held the store is gone by now, so its thread is ending.
+        let closing = tokio::task::spawn_blocking(move || thread.join());
+        if !matches!(closing.await, Ok(Ok(()))) {
+            tracing::error!("the state store's thread failed");
+        }
+    }
+    outcome
+}
+
+type Opened = (
+    Arc<dyn StateStore>,
+    Option<std::thread::JoinHandle<()>>,
+    Directory,
+);
+
+fn open(state: StateLocation, artifacts: PathBuf) -> Result<Opened, Error> {
+    let artifacts = Directory::open(artifacts).map_err(|source| Error::Artifacts { source })?;
+    match state {
+        StateLocation::Memory => Ok((Arc::new(Memory::new()), None, artifacts)),
+        StateLocation::Redb(path) => {
+            let (store, thread) = Embedded::open(&path).map_err(|source| Error::State { source })?;
+            Ok((Arc::new(store), Some(thread), artifacts))
+        }
+    }
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    cancelled: crate::actors::scheduler::Cancelled,
+    listener: TcpListener,
+    auth: grpc::Auth,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let runs = Arc::new(Runs::new(shared, stop.clone()));
+    runs.reconcile().await.map_err(|source| Error::Read { source })?;
+    let (scheduler, mailbox) = Scheduler::new(Arc::clone(&runs), cancelled);
+    let mut parts = JoinSet::new();
+    let (supervised, stopped) = (Arc::clone(&runs), stop.clone());
+    parts.spawn(async move {
+        supervised.supervise().await;
+        ("supervisor", Ok(()))
+    });
+    parts.spawn(async move {
+        scheduler.run(stopped).await;
+        ("scheduler", Ok(()))
+    });
+    let stopped = stop.clone();
+    parts.spawn(async move {
+        (
+            "server",
+            grpc::serve(listener, auth, runs, mailbox, stopped).await,
+        )
+    });
+    let mut outcome = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let was_asked = stop.is_cancelled();
+        let this = match ended {
+            Ok((part, Ok(()))) if !was_asked => Err(Error::Stopped { part }),
+            Ok((_, outcome)) => outcome,
+            Err(_) => Err(Error::Stopped { part: "an actor" }),
+        };
+        // One part cannot go on without the others.
+        stop.cancel();
+        outcome = outcome.and(this);
+    }
+    outcome
+}
