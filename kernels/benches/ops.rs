@@ -22,9 +22,19 @@ const V: usize = 49_152;
 const LAYERS: usize = 30;
 
 fn main() -> Result<()> {
-    let words = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let bench = Bench { cpu: Cpu::new(None)?, words };
-    println!("{} threads, {:?}", bench.cpu.n_threads(), llamaduo_kernels::Isa::detect());
+    let words = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let bench = Bench {
+        cpu: Cpu::new(None)?,
+        words,
+    };
+    println!(
+        "{} threads, {:?}",
+        bench.cpu.n_threads(),
+        llamaduo_kernels::Isa::detect()
+    );
     peak(&bench)?;
     matmul(&bench)?;
     decode(&bench)?;
@@ -43,20 +53,47 @@ struct Bench {
 impl Bench {
     /// Runs an operation for a second, if its name holds all words, and prints its fastest time: what the machine can
     /// do without what disturbed it. `amount` is floating-point operations or bytes.
-    fn time(&self, name: &str, amount: f64, unit: &str, mut run: impl FnMut(&Cpu) -> Result<()>) -> Result<()> {
+    fn time(
+        &self,
+        name: &str,
+        amount: f64,
+        unit: &str,
+        mut run: impl FnMut(&Cpu) -> Result<()>,
+    ) -> Result<()> {
         if !self.words.iter().all(|word| name.contains(word.as_str())) {
             return Ok(());
         }
         run(&self.cpu)?;
-        let (mut best, begin) = (f64::INFINITY, Instant::now());
+        let (mut best, mut n_runs, begin, busy) = (f64::INFINITY, 0u32, Instant::now(), busy_seconds());
         while begin.elapsed().as_secs_f64() < 1.0 {
             let start = Instant::now();
             run(&self.cpu)?;
             best = best.min(start.elapsed().as_secs_f64());
+            n_runs += 1;
         }
-        println!("{name:<52} {:>9.3} ms {:>7.1} G{unit}/s", best * 1e3, amount / best / 1e9);
+        let busy = (busy_seconds() - busy) / f64::from(n_runs) / self.cpu.n_threads() as f64;
+        let rate = amount / best / 1e9;
+        println!(
+            "{name:<52} {:>9.3} ms {:>9.3} ms {rate:>7.1} G{unit}/s",
+            best * 1e3,
+            busy * 1e3
+        );
         Ok(())
     }
+}
+
+/// Seconds that this process's threads have run, where the system tells (Linux), else 0: the second column is their
+/// mean for each thread and run, which shows how much of the first was waiting.
+fn busy_seconds() -> f64 {
+    let threads = std::fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
 }
 
 fn values(len: usize) -> Vec<f32> {
@@ -91,22 +128,33 @@ fn q8_0(n: usize, k: usize) -> Result<HostWeight> {
 
 fn peak(bench: &Bench) -> Result<()> {
     let n_steps = 1 << 20;
-    bench.time("peak: plain multiply-adds", bench.cpu.multiply_add_flops(n_steps), "FLOP", |cpu| {
-        black_box(cpu.multiply_add_loop(black_box(n_steps)));
-        Ok(())
-    })
+    bench.time(
+        "peak: plain multiply-adds",
+        bench.cpu.multiply_add_flops(n_steps),
+        "FLOP",
+        |cpu| {
+            black_box(cpu.multiply_add_loop(black_box(n_steps)));
+            Ok(())
+        },
+    )
 }
 
 fn matmul(bench: &Bench) -> Result<()> {
     for (n, k) in [(F, C), (C, F), (C, C)] {
-        let forms = [("nf4", nf4(n, k)?), ("f32", HostWeight::from_f32(n, k, &values(n * k))?), ("q8_0", q8_0(n, k)?)];
+        let forms = [
+            ("nf4", nf4(n, k)?),
+            ("f32", HostWeight::from_f32(n, k, &values(n * k))?),
+            ("q8_0", q8_0(n, k)?),
+        ];
         for (form, weight) in forms {
             let weight = bench.cpu.load_weight(weight)?;
             for m in [1, 32, 128, 512] {
                 let (x, mut y, mut dx) = (values(m * k), values(m * n), vec![0.0; m * k]);
                 let flops = 2.0 * (m * n * k) as f64;
                 let shape = format!("f32 x {form} M={m} N={n} K={k}");
-                bench.time(&format!("matmul {shape}"), flops, "FLOP", |cpu| cpu.matmul(&mut y, &x, &weight, m))?;
+                bench.time(&format!("matmul {shape}"), flops, "FLOP", |cpu| {
+                    cpu.matmul(&mut y, &x, &weight, m)
+                })?;
                 bench.time(&format!("matmul_backward {shape}"), flops, "FLOP", |cpu| {
                     cpu.matmul_backward(&mut dx, &y, &weight, m)
                 })?;
@@ -136,13 +184,23 @@ fn decode(bench: &Bench) -> Result<()> {
         }
     }
     let head = bench.cpu.load_weight(q8_0(V, C)?)?;
-    let n_weights: usize = weights.iter().map(|weight| weight.shape().0 * weight.shape().1).sum();
+    let n_weights: usize = weights
+        .iter()
+        .map(|weight| weight.shape().0 * weight.shape().1)
+        .sum();
     for m in [1, 8, 32] {
         let (x, mut y) = (values(m * F), values(m * F));
         let flops = 2.0 * (m * n_weights) as f64;
-        bench.time(&format!("decode: linears of a step, M={m}"), flops, "FLOP", |cpu| {
-            weights.iter().try_for_each(|weight| cpu.matmul(&mut y, &x, weight, m))
-        })?;
+        bench.time(
+            &format!("decode: linears of a step, M={m}"),
+            flops,
+            "FLOP",
+            |cpu| {
+                weights
+                    .iter()
+                    .try_for_each(|weight| cpu.matmul(&mut y, &x, weight, m))
+            },
+        )?;
         let mut logits = vec![0.0; m * V];
         let flops = 2.0 * (m * V * C) as f64;
         bench.time(&format!("decode: logits q8_0, M={m}"), flops, "FLOP", |cpu| {
@@ -153,7 +211,11 @@ fn decode(bench: &Bench) -> Result<()> {
 }
 
 const SPEC: AttentionSpec = AttentionSpec {
-    heads: HeadDims { n_heads: H, n_kv_heads: KV, head_dim: D },
+    heads: HeadDims {
+        n_heads: H,
+        n_kv_heads: KV,
+        head_dim: D,
+    },
     scale: 0.125,
     window: None,
 };
@@ -171,9 +233,16 @@ fn attention(bench: &Bench) -> Result<()> {
         })?;
         let dout = values(m * H * D);
         let (mut dq, mut dk, mut dv) = (out.clone(), k.clone(), v.clone());
-        bench.time(&format!("attention_backward {}x{t}", m / t), 2.5 * flops, "FLOP", |cpu| {
-            cpu.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &documents, SPEC)
-        })?;
+        bench.time(
+            &format!("attention_backward {}x{t}", m / t),
+            2.5 * flops,
+            "FLOP",
+            |cpu| {
+                cpu.attention_backward(
+                    &mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &documents, SPEC,
+                )
+            },
+        )?;
     }
     Ok(())
 }
@@ -181,7 +250,9 @@ fn attention(bench: &Bench) -> Result<()> {
 fn attention_paged(bench: &Bench) -> Result<()> {
     let (n_sequences, n_context, page_len) = (32, 320, 32);
     let n_pages = n_context / page_len;
-    let mut cache = bench.cpu.alloc_kv_cache(SPEC.heads, n_sequences * n_pages, page_len)?;
+    let mut cache = bench
+        .cpu
+        .alloc_kv_cache(SPEC.heads, n_sequences * n_pages, page_len)?;
     let sequences: Vec<SequenceSpan> = (0..n_sequences)
         .map(|i| SequenceSpan {
             first_row: i,
@@ -204,9 +275,12 @@ fn loss(bench: &Bench) -> Result<()> {
     let m = 512;
     let (x, labels) = (values(m * C), (0..m as u32).collect());
     let (mut losses, mut dx) = (vec![0.0; m], vec![0.0; m * C]);
-    bench.time("cross_entropy with gradient, M=512 V=49152", 4.0 * (m * V * C) as f64, "FLOP", |cpu| {
-        cpu.cross_entropy(&mut losses, Some(&mut dx), &x, &head, &labels, 1.0, m)
-    })
+    bench.time(
+        "cross_entropy with gradient, M=512 V=49152",
+        4.0 * (m * V * C) as f64,
+        "FLOP",
+        |cpu| cpu.cross_entropy(&mut losses, Some(&mut dx), &x, &head, &labels, 1.0, m),
+    )
 }
 
 const M: usize = 512;
@@ -215,7 +289,11 @@ fn rows(bench: &Bench) -> Result<()> {
     let bytes = |n_floats: usize| 4.0 * n_floats as f64;
     let (x, weight) = (values(M * C), values(C));
     let (mut out, mut rstd) = (vec![0.0; M * C], vec![0.0; M]);
-    let spec = RmsNormSpec { width: C, epsilon: 1e-5, weight_offset: 0.0 };
+    let spec = RmsNormSpec {
+        width: C,
+        epsilon: 1e-5,
+        weight_offset: 0.0,
+    };
     bench.time("rms_norm M=512 C=576", bytes(2 * M * C), "B", |cpu| {
         cpu.rms_norm(&mut out, &mut rstd, &x, &weight, spec, M)
     })?;
@@ -231,21 +309,34 @@ fn rows(bench: &Bench) -> Result<()> {
     let (gate, up, dout) = (values(len), values(len), values(len));
     let (mut out, mut dup) = (vec![0.0; len], vec![0.0; len]);
     let silu = GateActivation::Silu;
-    bench.time("gated M=512 F=1536", bytes(3 * len), "B", |cpu| cpu.gated(&mut out, &gate, &up, silu, len))?;
+    bench.time("gated M=512 F=1536", bytes(3 * len), "B", |cpu| {
+        cpu.gated(&mut out, &gate, &up, silu, len)
+    })?;
     bench.time("gated_backward M=512 F=1536", bytes(5 * len), "B", |cpu| {
         cpu.gated_backward(&mut out, &mut dup, &dout, &gate, &up, silu, len)
     })
 }
 
 fn lora(bench: &Bench) -> Result<()> {
-    let slot = LoraSlot { a_offset: 0, b_offset: 8 * C, rank: 8, n_in: C, n_out: F, scale: 2.0 };
+    let slot = LoraSlot {
+        a_offset: 0,
+        b_offset: 8 * C,
+        rank: 8,
+        n_in: C,
+        n_out: F,
+        scale: 2.0,
+    };
     let params = values(8 * (C + F));
     let (x, dy) = (values(M * C), values(M * F));
     let (mut y, mut h, mut dx) = (vec![0.0; M * F], vec![0.0; M * 8], vec![0.0; M * C]);
     let mut grads = vec![0.0; params.len()];
     let flops = 2.0 * (M * 8 * (C + F)) as f64;
     for dropout in [None, Some(Dropout { rate: 0.05, key: 1 })] {
-        let shape = if dropout.is_some() { "M=512 K=576 N=1536 R=8, dropout" } else { "M=512 K=576 N=1536 R=8" };
+        let shape = if dropout.is_some() {
+            "M=512 K=576 N=1536 R=8, dropout"
+        } else {
+            "M=512 K=576 N=1536 R=8"
+        };
         bench.time(&format!("lora {shape}"), flops, "FLOP", |cpu| {
             cpu.lora(&mut y, &mut h, &x, &params, slot, dropout, M)
         })?;

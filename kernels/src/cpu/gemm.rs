@@ -7,9 +7,9 @@ use super::Cpu;
 use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, versions};
 use super::weight::CpuWeight;
 
-/// Length of a part of K: a panel of B is then 32 KiB and stays close while the rows of A pass by. A multiple of 64,
-/// so that parts begin at a block of every format.
-const PART_LEN: usize = 256;
+/// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
+/// multiple of 64, so that parts begin at a block of every format.
+const PART_LEN: usize = 128;
 
 /// Tasks a thread should find at least, so that the threads end together.
 const TASKS_PER_THREAD: usize = 4;

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use super::simd::{Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, prefetch, transpose_bytes, versions};
+use super::simd::{
+    Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, prefetch, transpose_bytes, versions,
+};
 use crate::nf4::BLOCK_LEN;
 use crate::quant::{decode_row, half_at};
 use crate::weight::{Format, HostWeight, SharedBytes};

@@ -69,25 +69,37 @@ fn columns_body(
     panel: &mut [TileRow],
     levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
 ) {
+    let n_codes = panel.len() / 2;
     for half in 0..2 {
         let n_rows = n_columns.saturating_sub(16 * half).min(16);
-        let row_start = |r: usize| (n_first + 16 * half + r) * weight.k + k_first;
+        let first = n_first + 16 * half;
+        let mut rows: [(&[u8], &[f32]); 16] = [(&[], &[]); 16];
+        for (r, row) in rows.iter_mut().take(n_rows).enumerate() {
+            let start = (first + r) * weight.k + k_first;
+            let codes = &weight.codes[start / 2..][..n_codes];
+            *row = (
+                codes,
+                &weight.scales[start / BLOCK_LEN..][..n_codes.div_ceil(BLOCK_LEN / 2)],
+            );
+            // the same part of the next tile, which this thread packs next
+            let next = start / 2 + TILE_COLUMNS * weight.k / 2;
+            (0..n_codes)
+                .step_by(64)
+                .for_each(|line| prefetch(weight.codes, next + line));
+        }
         for (block, panel) in panel.chunks_mut(BLOCK_LEN).enumerate() {
             let mut scales = [0f32; 16];
-            for (r, scale) in scales.iter_mut().take(n_rows).enumerate() {
-                *scale = weight.scales[row_start(r) / BLOCK_LEN + block];
-                // the same place in the next tile, which this thread packs next
-                prefetch(weight.codes, row_start(r + TILE_COLUMNS) / 2 + block * (BLOCK_LEN / 2));
+            for (scale, (_, row)) in scales.iter_mut().zip(&rows[..n_rows]) {
+                *scale = row[block];
             }
             for (part, panel) in panel.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 let mut bytes = [[0u8; 16]; 16];
-                for (r, bytes) in bytes.iter_mut().take(n_rows).enumerate() {
-                    let at = row_start(r) / 2 + block * (BLOCK_LEN / 2) + part * 16;
-                    bytes.copy_from_slice(&weight.codes[at..at + 16]);
+                for (bytes, (row, _)) in bytes.iter_mut().zip(&rows[..n_rows]) {
+                    *bytes = row.as_chunks().0[2 * block + part];
                 }
                 let columns = transpose_bytes(&bytes);
-                for (codes, rows) in columns.iter().zip(panel.as_chunks_mut::<2>().0) {
-                    let [even, odd] = rows;
+                for (codes, pair) in columns.iter().zip(panel.as_chunks_mut::<2>().0) {
+                    let [even, odd] = pair;
                     levels(
                         &codes.map(|code| code >> 4),
                         &scales,
