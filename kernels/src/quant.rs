@@ -6,8 +6,6 @@
 #[cfg(test)]
 mod tests;
 
-use half::{bf16, f16};
-
 use crate::weight::Format;
 
 /// Elements of a run.
@@ -21,14 +19,35 @@ pub(crate) const RUN_LEN: usize = 32;
 pub(crate) fn decode_row(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
     match format {
         Format::F32 => decode_plain(row, first, out, f32::from_le_bytes),
-        Format::F16 => decode_plain(row, first, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-        Format::Bf16 => decode_plain(row, first, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-        Format::Q8_0 => decode_runs::<34>(row, first, out, 1, |block, _, out| q8_0(block, out)),
-        Format::Q4_0 => decode_runs::<18>(row, first, out, 1, |block, _, out| q4_0(block, out)),
-        Format::Q4_1 => decode_runs::<20>(row, first, out, 1, |block, _, out| q4_1(block, out)),
-        Format::Q4K => decode_runs::<144>(row, first, out, 8, q4_k),
-        Format::Q6K => decode_runs::<210>(row, first, out, 8, q6_k),
+        Format::F16 => decode_plain(row, first, out, f16_of),
+        Format::Bf16 => decode_plain(row, first, out, bf16_of),
+        Format::Q8_0 => decode_runs(row, first, out, 1, q8_0),
+        Format::Q4_0 => decode_runs(row, first, out, 1, q4_0),
+        Format::Q4_1 => decode_runs(row, first, out, 1, q4_1),
+        Format::Q4K => decode_runs(row, first, out, 8, q4_k),
+        Format::Q6K => decode_runs(row, first, out, 8, q6_k),
     }
+}
+
+/// The half whose bytes these are. Written out, since a call into a library would break up vector code.
+#[inline(always)]
+fn f16_of(bytes: [u8; 2]) -> f32 {
+    let half = u32::from(u16::from_le_bytes(bytes));
+    let (sign, magnitude) = (half >> 15 << 31, (half & 0x7fff) << 13);
+    // moving the exponent's bias from 15 to 127 by a product keeps subnormal halves right
+    let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let bits = if magnitude >= 0x1f << 23 {
+        magnitude | 0xff << 23
+    } else {
+        scaled.to_bits()
+    };
+    f32::from_bits(bits | sign)
+}
+
+/// bfloat16 is the upper half of a 32-bit float.
+#[inline(always)]
+fn bf16_of([low, high]: [u8; 2]) -> f32 {
+    f32::from_le_bytes([0, 0, low, high])
 }
 
 #[inline(always)]
@@ -64,11 +83,11 @@ fn decode_runs<const BYTES: usize>(
 
 #[inline(always)]
 pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    f16_of([block[at], block[at + 1]])
 }
 
 #[inline(always)]
-fn q8_0(block: &[u8; 34], out: &mut [f32; RUN_LEN]) {
+fn q8_0(block: &[u8; 34], _: usize, out: &mut [f32; RUN_LEN]) {
     let scale = half_at(block, 0);
     for (out, &q) in out.iter_mut().zip(&block[2..]) {
         *out = scale * f32::from(q as i8);
@@ -76,7 +95,7 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; RUN_LEN]) {
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], out: &mut [f32; RUN_LEN]) {
+fn q4_0(block: &[u8; 18], _: usize, out: &mut [f32; RUN_LEN]) {
     let scale = half_at(block, 0);
     let (low, high) = out.split_at_mut(16);
     for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[2..]) {
@@ -86,7 +105,7 @@ fn q4_0(block: &[u8; 18], out: &mut [f32; RUN_LEN]) {
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], out: &mut [f32; RUN_LEN]) {
+fn q4_1(block: &[u8; 20], _: usize, out: &mut [f32; RUN_LEN]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let (low, high) = out.split_at_mut(16);
     for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[4..]) {

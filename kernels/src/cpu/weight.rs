@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::simd::{
-    Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, prefetch, transpose_bytes, versions,
+    Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, nf4_rows, prefetch, transpose_bytes, versions,
 };
 use crate::nf4::BLOCK_LEN;
 use crate::quant::{decode_row, half_at};
@@ -112,9 +112,24 @@ impl CpuWeight {
         n_columns: usize,
         panel: &mut [TileRow],
     ) {
-        for (i, out) in panel.iter_mut().enumerate() {
-            out[n_columns..].fill(0.0);
-            self.decode(isa, row_first + i, column_first, &mut out[..n_columns]);
+        match &self.values {
+            Values::Nf4 { codes, scales } => {
+                let view = Nf4View {
+                    codes,
+                    scales,
+                    k: self.k,
+                };
+                nf4_rows(isa, view, row_first * self.k + column_first, n_columns, panel);
+            }
+            Values::Blocks {
+                format,
+                bytes,
+                offset,
+                row_bytes,
+            } => {
+                let matrix = &(**bytes).as_ref()[offset + row_first * row_bytes..];
+                block_rows(isa, *format, matrix, *row_bytes, column_first, n_columns, panel);
+            }
         }
     }
 
@@ -162,6 +177,23 @@ impl CpuWeight {
 versions! {
     fn decode_blocks(format: Format, row: &[u8], first: usize, out: &mut [f32]) {
         decode_row(format, row, first, out);
+    }
+}
+
+versions! {
+    /// Decodes `n_columns` elements of each of the matrix's first rows.
+    fn block_rows(
+        format: Format,
+        matrix: &[u8],
+        row_bytes: usize,
+        first: usize,
+        n_columns: usize,
+        panel: &mut [TileRow],
+    ) {
+        for (row, out) in matrix.chunks_exact(row_bytes.max(1)).zip(panel) {
+            out[n_columns..].fill(0.0);
+            decode_row(format, row, first, &mut out[..n_columns]);
+        }
     }
 }
 

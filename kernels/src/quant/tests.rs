@@ -1,3 +1,5 @@
+use half::{bf16, f16};
+
 use super::*;
 use crate::golden::{Golden, assert_same_bits};
 
@@ -48,4 +50,15 @@ fn plain_formats_decode_to_their_values() {
     let full: Vec<u8> = numbers.iter().flat_map(|&x| x.to_le_bytes()).collect();
     decode_row(Format::F32, &full, 0, &mut values);
     assert_eq!(values, numbers);
+}
+
+#[test]
+fn every_half_is_read_as_the_library_reads_it() {
+    for bits in 0..=u16::MAX {
+        let (got, expected) = (f16_of(bits.to_le_bytes()), f16::from_bits(bits).to_f32());
+        assert!(
+            got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(),
+            "{bits:#x}"
+        );
+    }
 }

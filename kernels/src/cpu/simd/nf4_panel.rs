@@ -60,6 +60,26 @@ with_levels!(
     (weight: Nf4View<'_>, first: usize, out: &mut [f32])
 );
 
+with_levels!(
+    /// `panel[i][j] = ` element `first + i * K + j` of the flattened matrix for `j < n_columns`, 0 beyond.
+    fn nf4_rows, rows_body,
+    (weight: Nf4View<'_>, first: usize, n_columns: usize, panel: &mut [TileRow])
+);
+
+#[inline(always)]
+fn rows_body(
+    weight: Nf4View<'_>,
+    first: usize,
+    n_columns: usize,
+    panel: &mut [TileRow],
+    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
+) {
+    for (i, out) in panel.iter_mut().enumerate() {
+        out[n_columns..].fill(0.0);
+        row_body(weight, first + i * weight.k, &mut out[..n_columns], &levels);
+    }
+}
+
 #[inline(always)]
 fn columns_body(
     weight: Nf4View<'_>,
