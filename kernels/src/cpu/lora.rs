@@ -83,13 +83,7 @@ pub(super) fn backward(
     dropout: Option<Dropout>,
     m: usize,
 ) -> Result<()> {
-    let LoraSlot {
-        rank,
-        n_in,
-        n_out,
-        scale,
-        ..
-    } = slot;
+    let (rank, n_in, n_out, scale) = (slot.rank, slot.n_in, slot.n_out, slot.scale);
     let (a, b) = factors(OP_BACKWARD, inputs.params, slot)?;
     factors(OP_BACKWARD, grads, slot)?;
     let dy = check::part(OP_BACKWARD, "dy", inputs.dy, &[m, n_out])?;
@@ -100,23 +94,7 @@ pub(super) fn backward(
         .transpose()?;
     check_rate(OP_BACKWARD, dropout)?;
 
-    // dB [N, R] += scale dyᵀ · h, taken as its transpose, which is as wide as tiles are
-    let h = scaled(cpu, h, scale);
-    let mut db = cpu.scratch(rank * n_out);
-    let h_across = View::rows(&h, rank).transposed();
-    let dy_rows = Right::Floats(View::rows(dy, n_out));
-    cpu.multiply(
-        &mut db,
-        Product {
-            m: rank,
-            n: n_out,
-            k: m,
-            a: h_across,
-            b: dy_rows,
-        },
-        Start::Zero,
-    );
-    add_transposed(&mut grads[slot.b_offset..][..n_out * rank], &db, rank, n_out);
+    add_b_gradient(cpu, &mut grads[slot.b_offset..][..n_out * rank], dy, h, slot, m);
 
     // dh [M, R] = scale dy · B
     let mut dh = cpu.scratch(m * rank);
@@ -160,17 +138,43 @@ pub(super) fn backward(
         a: View::rows(&dh, rank),
         b: a,
     };
-    match dropout {
-        None => cpu.multiply(dx, product, Start::Current),
-        Some(dropout) => {
-            let mut through = cpu.scratch(m * n_in);
-            cpu.multiply(&mut through, product, Start::Zero);
-            in_parts(cpu, dx, &through, |dx, through, first| {
-                add_kept(cpu.isa, dx, through, dropout, first)
-            });
-        }
-    }
+    add_input_gradient(cpu, dx, product, dropout);
     Ok(())
+}
+
+/// `dB [N, R] += scale dyᵀ · h`, computed as its transpose, whose rows are as wide as tiles.
+fn add_b_gradient(cpu: &Cpu, db: &mut [f32], dy: &[f32], h: &[f32], slot: LoraSlot, m: usize) {
+    let LoraSlot {
+        rank, n_out, scale, ..
+    } = slot;
+    let h = scaled(cpu, h, scale);
+    let mut across = cpu.scratch(rank * n_out);
+    let a = View::rows(&h, rank).transposed();
+    let b = Right::Floats(View::rows(dy, n_out));
+    cpu.multiply(
+        &mut across,
+        Product {
+            m: rank,
+            n: n_out,
+            k: m,
+            a,
+            b,
+        },
+        Start::Zero,
+    );
+    add_transposed(db, &across, rank, n_out);
+}
+
+/// `dx += drop'(dh · A)`.
+fn add_input_gradient(cpu: &Cpu, dx: &mut [f32], product: Product<'_>, dropout: Option<Dropout>) {
+    let Some(dropout) = dropout else {
+        return cpu.multiply(dx, product, Start::Current);
+    };
+    let mut through = cpu.scratch(dx.len());
+    cpu.multiply(&mut through, product, Start::Zero);
+    in_parts(cpu, dx, &through, |dx, through, first| {
+        add_kept(cpu.isa, dx, through, dropout, first)
+    });
 }
 
 /// `A [R, K]` and `B [N, R]` inside the flat buffer.

@@ -123,6 +123,18 @@ fn add_shares(documents: &Documents, shape: Shape, sums: &mut [f32], shares: &[f
     }
 }
 
+/// One head's operands.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    queries: QueryRows<'a>,
+    /// `[T, D]`, like the queries.
+    douts: View<'a>,
+    /// Panels of `Kᵀ`, of `Vᵀ` and of `K`.
+    keys_across: &'a TileRows,
+    values_across: &'a TileRows,
+    keys: &'a TileRows,
+}
+
 /// One head's gradients: with `P = softmax(scale S)`, `dP = dO Vᵀ` and `δ = sum(dO * O)` by row,
 /// `dS = scale P (dP - δ)`, `dQ = dS K`, `dK = dSᵀ Q`, `dV = Pᵀ dO`.
 fn head_backward(cpu: &Cpu, mut task: Task<'_>, inputs: Inputs<'_>, shape: Shape) {
@@ -131,98 +143,123 @@ fn head_backward(cpu: &Cpu, mut task: Task<'_>, inputs: Inputs<'_>, shape: Shape
     let q_at = task.rows.start * shape.q_width + task.head * d;
     let key_rows = View::rows(&inputs.k[kv_at..], shape.kv_width);
     let value_rows = View::rows(&inputs.v[kv_at..], shape.kv_width);
-    let queries = QueryRows {
-        view: View::rows(&inputs.q[q_at..], shape.q_width),
-        len: t,
-        position: 0,
-        position_step: 1,
-    };
-    let douts = View::rows(&inputs.dout[q_at..], shape.q_width);
+    let queries = View::rows(&inputs.q[q_at..], shape.q_width);
 
     let key_columns = t.next_multiple_of(TILE_COLUMNS);
     let mut room = cpu.scratch(2 * key_columns * d + shape.head_tiles() * t * TILE_COLUMNS);
     let (across, straight) = room.split_at_mut(2 * key_columns * d);
     let (keys_across, values_across) = across.split_at_mut(key_columns * d);
-    let keys_across = panels_of(cpu, key_rows.transposed(), d, t, keys_across);
-    let values_across = panels_of(cpu, value_rows.transposed(), d, t, values_across);
-    let keys = panels_of(cpu, key_rows, t, d, straight);
+    let head = Head {
+        queries: QueryRows {
+            view: queries,
+            len: t,
+            position: 0,
+            position_step: 1,
+        },
+        douts: View::rows(&inputs.dout[q_at..], shape.q_width),
+        keys_across: panels_of(cpu, key_rows.transposed(), d, t, keys_across),
+        values_across: panels_of(cpu, value_rows.transposed(), d, t, values_across),
+        keys: panels_of(cpu, key_rows, t, d, straight),
+    };
 
     let block_rows = BLOCK_ROWS.min(t);
     let mut score_room = cpu.scratch(2 * block_rows * key_columns);
     let (p_room, ds_room) = score_room.split_at_mut(block_rows * key_columns);
     let mut packed = cpu.scratch(TILE_ROWS * d.max(key_columns).max(block_rows));
-    let mut product = cpu.scratch(block_rows * d);
-    let mut row_panels = cpu.scratch(shape.head_tiles() * block_rows * TILE_COLUMNS);
+    let mut block_room = cpu.scratch(shape.head_tiles() * block_rows * TILE_COLUMNS);
     for row in (0..t).step_by(BLOCK_ROWS) {
-        let block = Block::of(row, queries, shape);
+        let block = Block::of(row, head.queries, shape);
         let len = block.n_rows * block.row_step;
         let (p, ds) = (&mut p_room[..len], &mut ds_room[..len]);
-        block.scores(cpu, queries.view, keys_across, p, &mut packed, shape);
-        block.scores(cpu, douts, values_across, ds, &mut packed, shape);
+        block.scores(cpu, queries, head.keys_across, p, &mut packed, shape);
+        block.scores(cpu, head.douts, head.values_across, ds, &mut packed, shape);
         for i in 0..block.n_rows {
             let at = i * block.row_step..(i + 1) * block.row_step;
             let q_row = q_at + (row + i) * shape.q_width;
-            let delta_rows = [&inputs.dout[q_row..q_row + d], &inputs.out[q_row..q_row + d]];
+            let dout_out = [&inputs.dout[q_row..q_row + d], &inputs.out[q_row..q_row + d]];
             let lse = inputs.lse[(task.rows.start + row + i) * shape.n_heads + task.head];
-            let visible = block.visible(i, queries, shape);
+            let visible = block.visible(i, head.queries, shape);
             score_gradient(
                 cpu.isa,
                 &mut p[at.clone()],
                 &mut ds[at],
-                delta_rows,
+                dout_out,
                 lse,
                 visible,
                 shape.scale,
             );
         }
-        let b = Panels {
-            panels: keys,
-            k_all: t,
-            k_first: block.key,
-        };
-        let dims = (block.n_rows, d, block.n_keys);
-        multiply_panels(
-            cpu.isa,
-            &mut product,
+        query_gradient(
+            cpu,
+            &mut task.dq[row..],
+            ds,
+            head,
+            block,
             d,
-            dims,
-            View::rows(ds, block.row_step),
-            b,
-            Start::Zero,
-            &mut packed,
+            [&mut block_room, &mut packed],
         );
-        for (dq, product) in task.dq[row..]
-            .iter_mut()
-            .zip(product.chunks_exact(d))
-            .take(block.n_rows)
-        {
-            dq.copy_from_slice(product);
-        }
-        for (target, left, right) in [(&mut *task.dk, &*ds, queries.view), (&mut *task.dv, &*p, douts)] {
-            let right = View {
-                values: &right.values[row * right.row_step..],
-                ..right
-            };
-            let panels = panels_of(cpu, right, block.n_rows, d, &mut row_panels);
-            let b = Panels {
-                panels,
-                k_all: block.n_rows,
-                k_first: 0,
-            };
-            let dims = (block.n_keys, d, block.n_rows);
-            let left = View::rows(left, block.row_step).transposed();
-            multiply_panels(
-                cpu.isa,
-                &mut target[block.key * d..],
-                d,
-                dims,
-                left,
-                b,
-                Start::Current,
-                &mut packed,
-            );
-        }
+        let rooms = [&mut *block_room, &mut *packed];
+        add_key_gradient(cpu, task.dk, ds, queries, block, d, rooms);
+        let rooms = [&mut *block_room, &mut *packed];
+        add_key_gradient(cpu, task.dv, p, head.douts, block, d, rooms);
     }
+}
+
+/// `dQ = dS K` of a block.
+fn query_gradient(
+    cpu: &Cpu,
+    dq: &mut [&mut [f32]],
+    ds: &[f32],
+    head: Head<'_>,
+    block: Block,
+    d: usize,
+    [product, packed]: [&mut [f32]; 2],
+) {
+    let keys = Panels {
+        panels: head.keys,
+        k_all: head.queries.len,
+        k_first: block.key,
+    };
+    let dims = (block.n_rows, d, block.n_keys);
+    let ds = View::rows(ds, block.row_step);
+    multiply_panels(cpu.isa, product, d, dims, ds, keys, Start::Zero, packed);
+    for (dq, product) in dq.iter_mut().zip(product.chunks_exact(d)).take(block.n_rows) {
+        dq.copy_from_slice(product);
+    }
+}
+
+/// `dK += dSᵀ Q` of a block, and likewise `dV += Pᵀ dO`.
+fn add_key_gradient(
+    cpu: &Cpu,
+    sums: &mut [f32],
+    scores: &[f32],
+    rows: View<'_>,
+    block: Block,
+    d: usize,
+    [panels, packed]: [&mut [f32]; 2],
+) {
+    let rows = View {
+        values: &rows.values[block.row * rows.row_step..],
+        ..rows
+    };
+    let panels = panels_of(cpu, rows, block.n_rows, d, panels);
+    let rows = Panels {
+        panels,
+        k_all: block.n_rows,
+        k_first: 0,
+    };
+    let dims = (block.n_keys, d, block.n_rows);
+    let scores = View::rows(scores, block.row_step).transposed();
+    multiply_panels(
+        cpu.isa,
+        &mut sums[block.key * d..],
+        d,
+        dims,
+        scores,
+        rows,
+        Start::Current,
+        packed,
+    );
 }
 
 /// Packs a right operand `[K, N]` into `room`.
