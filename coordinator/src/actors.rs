@@ -53,6 +53,8 @@ pub(crate) struct Timing {
     pub(crate) heartbeat: Duration,
     /// The same lease as the coordinator reckons.
     pub(crate) rules: Rules,
+    /// How often a run looks for leases that ran out.
+    pub(crate) tick: Duration,
 }
 
 impl Timing {
@@ -61,12 +63,12 @@ impl Timing {
         // two workers hold one lease. A tick of a twentieth keeps that margin.
         let rules = Rules {
             lease_expiry: lease * 6 / 5,
-            tick: (lease / 20).min(Duration::from_secs(1)),
         };
         Self {
             lease,
             heartbeat,
             rules,
+            tick: (lease / 20).min(Duration::from_secs(1)),
         }
     }
 }

@@ -9,9 +9,6 @@ mod inputs;
 mod report;
 mod score;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use llamaduo_artifacts::Directory;

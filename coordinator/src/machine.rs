@@ -14,7 +14,7 @@ mod spec;
 mod step;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use event::{Action, Aggregate, Aggregated, Amendment, Event, Refusal};
 pub use place::{Assignment, ReadyTask, WorkerView, place};

@@ -25,6 +25,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Shortest heartbeat, for tests: below it scheduling jitter decides.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
+/// How long the state file may take to close: a last commit on a slow disk.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
 /// Where the state is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateLocation {
@@ -112,13 +115,25 @@ pub async fn serve(
     let stop = shutdown.child_token();
     let outcome = run(shared, cancelled, listener, auth, stop).await;
     if let Some(thread) = thread {
-        // Everything that held the store is gone by now, so its thread is ending.
-        let closing = tokio::task::spawn_blocking(move || thread.join());
-        if !matches!(closing.await, Ok(Ok(()))) {
-            tracing::error!("the state store's thread failed");
-        }
+        close(thread).await;
     }
     outcome
+}
+
+/// Waits until the store's thread has closed its file. A connection that does not end holds it open; it is not waited
+/// for longer than it takes to notice.
+async fn close(thread: std::thread::JoinHandle<()>) {
+    let deadline = tokio::time::Instant::now() + CLOSE_WITHIN;
+    while !thread.is_finished() {
+        if tokio::time::Instant::now() > deadline {
+            tracing::warn!("a connection keeps the state file open");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if thread.join().is_err() {
+        tracing::error!("the state store's thread failed");
+    }
 }
 
 type Opened = (

@@ -112,7 +112,7 @@ impl RunActor {
 
     /// Runs until nobody holds a handle or the coordinator stops.
     pub(crate) async fn run(mut self) {
-        let mut ticks = tokio::time::interval(self.shared.timing.rules.tick);
+        let mut ticks = tokio::time::interval(self.shared.timing.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {

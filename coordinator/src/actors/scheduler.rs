@@ -3,20 +3,25 @@
 //! Invariant: the table of sessions decides only where messages go; who holds which lease is read from the runs, so
 //! that losing this table loses nothing.
 
+mod cancels;
+mod questions;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use llamaduo_proto::Digest;
-use llamaduo_proto::ids::{AttemptId, Incarnation, WorkerId};
-use llamaduo_proto::session::{
-    Assignment, AttemptFailure, Credits, Hello, RunningAttempt, ToWorker, Welcome,
-};
-use llamaduo_proto::task::{FailureKind, TaskStatus};
+use llamaduo_proto::ids::{Incarnation, WorkerId};
+use llamaduo_proto::session::{AttemptFailure, Credits, Hello, ToWorker, Welcome};
+use llamaduo_proto::task::FailureKind;
 use llamaduo_proto::view;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use cancels::{Cancelled, Cancels};
+pub(crate) use questions::holds;
+use questions::{assignment_of, attempts_of, is_claimed, ready_tasks, worker_view};
 
 use super::run::StepError;
 use super::runs::Runs;
@@ -28,6 +33,8 @@ const MAILBOX_LEN: usize = 1_024;
 pub(crate) const OUTBOX_LEN: usize = 256;
 /// Dead processes of one worker that are remembered, so that none of them comes back in place of its successor.
 const SUPERSEDED_MAX: usize = 32;
+/// Workers whose processes are remembered; beyond it those without a session are forgotten.
+const WORKERS_MAX: usize = 10_000;
 /// Longest pause between two rounds of placement.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -78,29 +85,6 @@ pub(crate) enum AttachError {
     Superseded { worker: WorkerId },
 }
 
-/// Attempts to be stopped, on their way to the scheduler. Messages may be lost: acknowledgements of heartbeats say the
-/// same again.
-#[derive(Clone, Debug)]
-pub(crate) struct Cancels {
-    sender: mpsc::Sender<(WorkerId, AttemptId, String)>,
-}
-
-/// The other end of [`Cancels`].
-pub(crate) type Cancelled = mpsc::Receiver<(WorkerId, AttemptId, String)>;
-
-impl Cancels {
-    /// With the receiving end, for the scheduler.
-    pub(crate) fn new() -> (Self, Cancelled) {
-        let (sender, receiver) = mpsc::channel(MAILBOX_LEN);
-        (Self { sender }, receiver)
-    }
-
-    pub(super) fn send(&self, worker: WorkerId, attempt: AttemptId, reason: String) {
-        // Not awaited: a run must not wait for the scheduler, which waits for runs.
-        let _ = self.sender.try_send((worker, attempt, reason));
-    }
-}
-
 #[derive(Debug)]
 struct Session {
     id: SessionId,
@@ -112,6 +96,13 @@ struct Session {
     heard_at: Instant,
 }
 
+/// The processes that were seen of one worker.
+#[derive(Debug)]
+struct Processes {
+    newest: Incarnation,
+    superseded: VecDeque<Incarnation>,
+}
+
 /// The actor.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -119,21 +110,22 @@ pub(crate) struct Scheduler {
     mailbox: mpsc::Receiver<Message>,
     cancels: Cancelled,
     sessions: BTreeMap<WorkerId, Session>,
-    superseded: BTreeMap<WorkerId, VecDeque<Incarnation>>,
+    /// Kept when a session ends, so that an older process cannot come back in place of its successor.
+    processes: BTreeMap<WorkerId, Processes>,
     n_sessions: u64,
 }
 
 impl Scheduler {
     pub(crate) fn new(runs: Arc<Runs>, cancels: Cancelled) -> (Self, mpsc::Sender<Message>) {
         let (sender, mailbox) = mpsc::channel(MAILBOX_LEN);
-        let (sessions, superseded) = (BTreeMap::new(), BTreeMap::new());
+        let (sessions, processes) = (BTreeMap::new(), BTreeMap::new());
         (
             Self {
                 runs,
                 mailbox,
                 cancels,
                 sessions,
-                superseded,
+                processes,
                 n_sessions: 0,
             },
             sender,
@@ -223,10 +215,7 @@ impl Scheduler {
             credits,
             running,
         } = hello;
-        let superseded = self.superseded.entry(worker.clone()).or_default();
-        if superseded.contains(&incarnation) {
-            return Err(AttachError::Superseded { worker });
-        }
+        self.admit(&worker, &incarnation)?;
         self.n_sessions += 1;
         let id = SessionId {
             worker: worker.clone(),
@@ -244,11 +233,6 @@ impl Scheduler {
         };
         if let Some(old) = self.sessions.remove(&worker) {
             old.close.cancel();
-            if old.id.incarnation != incarnation {
-                superseded.push_back(old.id.incarnation);
-                let surplus = superseded.len().saturating_sub(SUPERSEDED_MAX);
-                superseded.drain(..surplus);
-            }
         }
         let runs = self.everywhere_with(|run| {
             let running = attempts_of(run, &running);
@@ -259,7 +243,7 @@ impl Scheduler {
             }
         });
         let runs = runs.await;
-        let is_held = |attempt: &AttemptId| runs.iter().any(|run| holds(run, attempt, &worker, &incarnation));
+        let is_held = |attempt| runs.iter().any(|run| holds(run, attempt, &worker, &incarnation));
         let revoked = running
             .iter()
             .map(|running| &running.attempt)
@@ -275,6 +259,31 @@ impl Scheduler {
         let _ = session.outbox.try_send(ToWorker::Welcome(welcome));
         self.sessions.insert(worker, session);
         Ok(id)
+    }
+
+    /// Refuses a process that was followed by another one of the same worker.
+    fn admit(&mut self, worker: &WorkerId, incarnation: &Incarnation) -> Result<(), AttachError> {
+        if self.processes.len() >= WORKERS_MAX {
+            self.processes
+                .retain(|worker, _| self.sessions.contains_key(worker));
+        }
+        let new = || Processes {
+            newest: incarnation.clone(),
+            superseded: VecDeque::new(),
+        };
+        let processes = self.processes.entry(worker.clone()).or_insert_with(new);
+        if processes.superseded.contains(incarnation) {
+            return Err(AttachError::Superseded {
+                worker: worker.clone(),
+            });
+        }
+        if processes.newest != *incarnation {
+            let old = std::mem::replace(&mut processes.newest, incarnation.clone());
+            processes.superseded.push_back(old);
+            let surplus = processes.superseded.len().saturating_sub(SUPERSEDED_MAX);
+            processes.superseded.drain(..surplus);
+        }
+        Ok(())
     }
 
     /// Has the same event happen to every live run.
@@ -367,7 +376,7 @@ impl Scheduler {
             .filter(|session| session.heard_at.elapsed() < silent_after);
         let workers: Vec<WorkerView> = awake
             .filter(|session| !session.is_draining)
-            .map(|session| worker_view(session, &runs))
+            .map(|session| worker_view(&session.id, session.credits, &runs))
             .collect();
         let ready: Vec<ReadyTask> = runs
             .iter()
@@ -398,15 +407,19 @@ impl Scheduler {
         let claim = Event::Claim {
             task: task.clone(),
             worker: worker.clone(),
-            incarnation,
+            incarnation: incarnation.clone(),
         };
         let run = match self.runs.step(&run_id, claim).await {
             Ok(run) => run,
             // Somebody changed the run since the round began; the next round sees it.
             Err(StepError::Refused(_)) => return,
             Err(error) => {
-                tracing::warn!(%run_id, task_id = %task, %error, "task could not be claimed");
-                return;
+                tracing::warn!(%run_id, task_id = %task, %error, "claim of unknown outcome");
+                // The run was read back: either the claim is there, or the next round makes it.
+                match self.runs.find(&run_id).await {
+                    Ok(Some(run)) if is_claimed(&run, &task, &worker, &incarnation) => run,
+                    Ok(_) | Err(_) => return,
+                }
             }
         };
         let Some(message) = assignment_of(&run, &task) else {
@@ -435,62 +448,4 @@ impl Scheduler {
                 .await;
         }
     }
-}
-
-fn worker_view(session: &Session, runs: &[Arc<Run>]) -> WorkerView {
-    let id = &session.id;
-    let held = runs.iter().flat_map(|run| {
-        let by_worker = run.tasks.values().filter(|task| {
-            task.lease
-                .as_ref()
-                .is_some_and(|lease| lease.claim.worker == id.worker)
-        });
-        by_worker.map(|task| (run.id.clone(), run.lane(task)))
-    });
-    WorkerView {
-        worker: id.worker.clone(),
-        incarnation: id.incarnation.clone(),
-        credits: session.credits,
-        held: held.collect(),
-    }
-}
-
-fn ready_tasks(run: &Run) -> Vec<ReadyTask> {
-    let ready = run
-        .tasks_in_order()
-        .into_iter()
-        .filter(|(_, task)| task.record.status == TaskStatus::Ready);
-    let ready = ready.map(|(id, task)| ReadyTask {
-        run: run.id.clone(),
-        task: id.clone(),
-        lane: run.lane(task),
-        not_before: task.not_before,
-        avoid: task.avoid.clone(),
-    });
-    ready.collect()
-}
-
-fn assignment_of(run: &Run, task: &llamaduo_proto::ids::TaskId) -> Option<Assignment> {
-    let state = run.tasks.get(task)?;
-    Some(Assignment {
-        attempt: run.attempt_id(task)?,
-        spec: run.task_spec(task)?,
-        checkpoint: state.checkpoint,
-        batch_halvings: state.record.batch_halvings,
-    })
-}
-
-/// Those of `running` that belong to `run`.
-pub(crate) fn attempts_of(run: &Run, running: &[RunningAttempt]) -> Vec<RunningAttempt> {
-    running
-        .iter()
-        .filter(|running| running.attempt.run == run.id)
-        .cloned()
-        .collect()
-}
-
-/// Whether this process of this worker holds the lease of `attempt`.
-pub(crate) fn holds(run: &Run, attempt: &AttemptId, worker: &WorkerId, incarnation: &Incarnation) -> bool {
-    let lease = run.current(attempt);
-    lease.is_some_and(|lease| lease.claim.worker == *worker && lease.claim.incarnation == *incarnation)
 }

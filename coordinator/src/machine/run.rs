@@ -68,8 +68,6 @@ impl Work {
 pub struct Rules {
     /// A lease that was not renewed for this long is given away: the lease of the worker plus a fifth.
     pub lease_expiry: Duration,
-    /// How often a run is ticked.
-    pub tick: Duration,
 }
 
 /// One run.

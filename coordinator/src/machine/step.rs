@@ -27,8 +27,8 @@ const TEXT_CHARS_MAX: usize = 300;
 const AVOID: Duration = Duration::from_secs(30);
 /// Failures of one aggregate that end the run.
 const AGGREGATE_FAILURES_MAX: u32 = 4;
-/// Ticks that may be missed before the gap is taken for a pause of this process.
-const PAUSE_TICKS: u32 = 3;
+/// A gap between ticks longer than this part of a lease is taken for a pause of this process.
+const PAUSE_SHARE: u32 = 4;
 
 /// What `event` makes of `run`, and what to do about it once that is committed.
 pub fn step(run: &Run, event: Event, now: Now) -> Result<(Run, Vec<Action>), Refusal> {
@@ -373,7 +373,7 @@ impl Step {
         let gap = now.saturating_sub(self.run.last_tick);
         self.run.last_tick = now;
         // This process was stopped or waited for its store: renewals wait in its queues, so the leases are not to blame.
-        let pause = if gap > self.run.rules.tick * PAUSE_TICKS {
+        let pause = if gap > self.run.rules.lease_expiry / PAUSE_SHARE {
             gap
         } else {
             Duration::ZERO

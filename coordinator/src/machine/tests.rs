@@ -4,4 +4,4 @@ mod migration;
 mod placement;
 mod policy;
 mod random;
-mod world;
+pub(crate) mod world;

@@ -171,7 +171,6 @@ impl World {
     pub(crate) fn new(work: Work, passing_cycle: u32) -> Self {
         let rules = Rules {
             lease_expiry: Duration::from_secs(18),
-            tick: Duration::from_secs(1),
         };
         let id = RunId::new("run-1").expect("a valid id");
         let request = RequestId::new("request-1").expect("a valid id");

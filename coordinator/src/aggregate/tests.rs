@@ -1,1 +1,0 @@
-//! Aggregates of made-up artifacts.
