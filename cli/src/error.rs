@@ -81,8 +81,8 @@ pub(crate) enum Error {
     #[error("the worker stopped")]
     Worker(#[source] Box<llamaduo_worker::Error>),
     /// The stand-in in this process.
-    #[error("the stand-in service stopped")]
-    StandIn(#[source] std::io::Error),
+    #[error(transparent)]
+    StandIn(#[from] llamaduo_worker::stand_in::Error),
     /// An address that cannot be had.
     #[error("cannot listen on {address}; name a free address with --listen")]
     Listen {

@@ -40,14 +40,14 @@ pub(super) async fn demo(arguments: &Demo, output: &Output) -> Result<Exit> {
     let stop = CancellationToken::new();
     let mut service = JoinSet::new();
     service.spawn(stand_in::serve(
-        settings::stand_in(record.seed),
+        stand_in::Options::new(record.seed),
         listener,
         stop.clone(),
     ));
     let exit = tokio::select! {
         exit = migrate(plan, &arguments.out, output) => exit,
         ended = service.join_next() => Err(match ended {
-            Some(Ok(Err(error))) => Error::StandIn(error),
+            Some(Ok(Err(error))) => Error::from(error),
             _ => Error::Stopped { what: "the stand-in service".to_owned() },
         }),
     };

@@ -71,12 +71,9 @@ pub(super) async fn stand_in_service(arguments: &args::StandInService, output: &
     output.result(&Listening { url: url.clone() }, || url.clone())?;
     output.line("stand-in for a service LLM listens; name it in a config as service.base_url");
     let stop = CancellationToken::new();
-    let options = worker::stand_in::Options {
-        seed: arguments.seed,
-        ..Default::default()
-    };
+    let options = worker::stand_in::Options::new(arguments.seed);
     let role = worker::stand_in::serve(options, listener, stop.clone());
-    until_interrupted(async { role.await.map_err(Error::StandIn) }, &stop, output).await
+    until_interrupted(async { role.await.map_err(Error::from) }, &stop, output).await
 }
 
 /// Lets a role work until it ends, or until the second Ctrl-C after a first that asked it to end.

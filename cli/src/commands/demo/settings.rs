@@ -25,7 +25,7 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             ..LocalSection::default()
         },
         service: ServiceSection {
-            model: Some("stand-in".to_owned()),
+            model: Some(stand_in::MODEL.to_owned()),
             base_url: Some(format!("http://127.0.0.1:{stand_in_port}/v1")),
             concurrency: 4,
             // Made-up prices, so that costs and budgets show.
@@ -81,13 +81,5 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             measure_base_unquantized: true,
         },
         ..Config::default()
-    }
-}
-
-/// How the stand-in behaves.
-pub(super) fn stand_in(seed: u64) -> stand_in::Options {
-    stand_in::Options {
-        seed,
-        ..stand_in::Options::default()
     }
 }
