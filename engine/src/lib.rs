@@ -34,6 +34,7 @@ pub use local_model::{BaseQuant, LoadOptions, LocalModel};
 pub use lora::{Adapter, LinearName, LoraConfig, LoraTargets};
 pub use tokenizer::Tokenizer;
 pub use train::{
-    Checkpoint, Conversation, LossOn, Schedule, StepLog, TrainConfig, TrainEvent, TrainOutcome, Trained, train,
+    Checkpoint, Conversation, LossOn, Schedule, StepLog, TrainConfig, TrainEvent, TrainOutcome, Trained,
+    train,
 };
 pub use weights::{LayerTensor, TensorName, Weights};
