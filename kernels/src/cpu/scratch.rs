@@ -5,31 +5,41 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
+use bytemuck::{Pod, Zeroable};
+
 /// Buffers kept: several for each thread of a large machine.
 const KEPT_MAX: usize = 256;
 
+/// A cache line. Buffers are made of them, since a vector that lies across two lines is loaded and stored slowly.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LINE_LEN]);
+
+const LINE_LEN: usize = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct ScratchPool {
-    free: Mutex<Vec<Vec<f32>>>,
+    free: Mutex<Vec<Vec<Line>>>,
 }
 
 /// A buffer that goes back to its pool.
 #[derive(Debug)]
 pub(super) struct Scratch<'a> {
     pool: &'a ScratchPool,
-    values: Vec<f32>,
+    lines: Vec<Line>,
     len: usize,
 }
 
 impl ScratchPool {
     /// A buffer of `len` floats with any content: the smallest free one that is large enough, or the largest.
     pub(super) fn take(&self, len: usize) -> Scratch<'_> {
-        let mut values = {
+        let n_lines = len.div_ceil(LINE_LEN);
+        let mut lines = {
             // a poisoned list is still a list of free buffers
             let mut free = self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let fit = (0..free.len()).min_by_key(|&i| {
                 let held = free[i].len();
-                if held >= len {
+                if held >= n_lines {
                     (0, held)
                 } else {
                     (1, usize::MAX - held)
@@ -37,12 +47,12 @@ impl ScratchPool {
             });
             fit.map(|i| free.swap_remove(i)).unwrap_or_default()
         };
-        if values.len() < len {
-            values.resize(len, 0.0);
+        if lines.len() < n_lines {
+            lines.resize(n_lines, Line::zeroed());
         }
         Scratch {
             pool: self,
-            values,
+            lines,
             len,
         }
     }
@@ -51,13 +61,13 @@ impl ScratchPool {
 impl Deref for Scratch<'_> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
+        &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
 
 impl DerefMut for Scratch<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 
@@ -69,7 +79,7 @@ impl Drop for Scratch<'_> {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         if free.len() < KEPT_MAX {
-            free.push(std::mem::take(&mut self.values));
+            free.push(std::mem::take(&mut self.lines));
         }
     }
 }
