@@ -162,10 +162,14 @@ impl Cpu {
     }
 }
 
+/// A tile on the stack, whose rows begin at cache lines.
+#[repr(align(64))]
+struct Tile([TileRow; TILE_ROWS]);
+
 /// One tile of the result: loads it from its rows, goes on with its chains, stores it.
 fn multiply_rows(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
-    let mut tile = [[0f32; TILE_COLUMNS]; TILE_ROWS];
-    let tile = &mut tile[..rows.len()];
+    let mut tile = Tile([[0f32; TILE_COLUMNS]; TILE_ROWS]);
+    let tile = &mut tile.0[..rows.len()];
     if start == Start::Current {
         for (tile, row) in tile.iter_mut().zip(rows.iter()) {
             match row.first_chunk() {
