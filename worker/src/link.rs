@@ -8,7 +8,7 @@ mod registry;
 mod session;
 mod spool;
 
-pub(crate) use deliver::deliver;
+pub(crate) use deliver::Courier;
 pub(crate) use registry::{AttemptHandle, Registry};
 pub(crate) use session::{Link, LinkThread};
 pub(crate) use spool::{Entry, Spool};

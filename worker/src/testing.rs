@@ -2,9 +2,11 @@
 
 mod coordinator;
 mod http;
+mod model;
 
 pub(crate) use coordinator::ScriptedCoordinator;
 pub(crate) use http::{Answer, ScriptedServer};
+pub(crate) use model::tiny_model;
 
 use llamaduo_proto::ids::{AttemptId, AttemptNumber, LeaseToken, RunId, TaskId};
 use llamaduo_proto::run::{ApiKeySource, ServiceLlmSpec, Vendor};

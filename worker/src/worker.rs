@@ -19,7 +19,7 @@ use crate::artifacts::Artifacts;
 use crate::calls::PaidCalls;
 use crate::coordinator::Address;
 use crate::error::{Error, Stop};
-use crate::link::{AttemptHandle, Entry, Link, LinkThread, Registry, Spool, deliver};
+use crate::link::{AttemptHandle, Courier, Entry, Link, LinkThread, Registry, Spool};
 use crate::models::Models;
 use crate::options::Options;
 use crate::random;
@@ -43,73 +43,49 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     };
     let spool = Arc::new(Spool::open(&options.directory.join("spool"))?);
     let registry = Arc::new(Registry::new());
-    adopt(&spool, &registry)?;
-    let bench = Arc::new(Bench {
-        artifacts: artifacts.clone(),
-        calls: PaidCalls::new(
-            coordinator.clone(),
-            artifacts.clone(),
-            Arc::clone(&spool),
-            options.prices.clone(),
-        ),
-        services: Services::default(),
-        models: Models::new(options.models.clone()),
-        executor: Executor::start(options.local_model_slots, options.threads)?,
-    });
-    let n_slots = options.local_model_slots.saturating_add(options.service_slots) as usize;
-    let (assignments, inbox) = mpsc::channel(n_slots);
-    let finished = CancellationToken::new();
-    let link = LinkThread::start(Link {
-        address,
-        worker: options.worker_id.clone(),
-        incarnation: incarnation()?,
-        device: device(options.threads),
-        credits: Credits {
-            local_model_slots: options.local_model_slots,
-            service_slots: options.service_slots,
-        },
-        registry: Arc::clone(&registry),
-        assignments,
-        finished: finished.clone(),
-    })?;
-    let mut courier = JoinSet::new();
     let told = CancellationToken::new();
-    courier.spawn(deliver(
-        Arc::clone(&spool),
-        Arc::clone(&registry),
-        coordinator,
-        artifacts,
-        told.clone(),
-    ));
+    let courier = Courier {
+        spool: Arc::clone(&spool),
+        registry: Arc::clone(&registry),
+        coordinator: coordinator.clone(),
+        artifacts: artifacts.clone(),
+        ended: told.clone(),
+    };
+    tokio::select! {
+        () = courier.deliver_left_over() => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
 
+    let calls = PaidCalls::new(
+        coordinator,
+        artifacts.clone(),
+        Arc::clone(&spool),
+        options.prices.clone(),
+    );
     let mut worker = Worker {
-        id: options.worker_id,
-        bench: Arc::clone(&bench),
+        id: options.worker_id.clone(),
+        bench: Arc::new(Bench {
+            artifacts,
+            calls,
+            services: Services::default(),
+            models: Models::new(options.models.clone()),
+            executor: Executor::start(options.local_model_slots, options.threads)?,
+        }),
         spool,
         registry,
         attempts: JoinSet::new(),
         handles: HashMap::new(),
     };
-    let ended = worker
-        .work(inbox, link, &finished, &shutdown, options.shutdown_grace)
-        .await;
+    let mut courier_task = JoinSet::new();
+    courier_task.spawn(courier.run());
+    let ended = worker.attach(address, &options, &shutdown).await;
     // After an orderly end nothing runs any more; after another, a model thread must not go on for nobody.
     worker.registry.stop_all(&Stop::Draining);
     told.cancel();
-    courier.shutdown().await;
+    courier_task.shutdown().await;
     worker.attempts.shutdown().await;
-    bench.executor.close().await;
+    worker.bench.executor.close().await;
     ended
-}
-
-/// Lists ends that an earlier process could not tell, so that the coordinator waits for them.
-fn adopt(spool: &Spool, registry: &Registry) -> Result<(), Error> {
-    for name in spool.names()? {
-        if let Some(Entry::End(completion)) = spool.read(&name)? {
-            registry.begin(completion.attempt, std::time::Instant::now());
-        }
-    }
-    Ok(())
 }
 
 fn incarnation() -> Result<Incarnation, Error> {
@@ -137,14 +113,45 @@ struct Worker {
 }
 
 impl Worker {
+    /// Links to the coordinator and works until the end.
+    async fn attach(
+        &mut self,
+        address: Address,
+        options: &Options,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
+        let credits = Credits {
+            local_model_slots: options.local_model_slots,
+            service_slots: options.service_slots,
+        };
+        let n_slots = options.local_model_slots.saturating_add(options.service_slots) as usize;
+        let (assignments, inbox) = mpsc::channel(n_slots);
+        let finished = CancellationToken::new();
+        let mut link = LinkThread::start(Link {
+            address,
+            worker: self.id.clone(),
+            incarnation: incarnation()?,
+            device: device(options.threads),
+            credits,
+            registry: Arc::clone(&self.registry),
+            assignments,
+            finished: finished.clone(),
+        })?;
+        tokio::select! {
+            () = self.work(inbox, shutdown, options.shutdown_grace) => {}
+            ended = link.ended() => return ended,
+        }
+        finished.cancel();
+        link.ended().await
+    }
+
+    /// Runs what is assigned until there is nothing left to run, or no time.
     async fn work(
         &mut self,
         mut inbox: mpsc::Receiver<(Assignment, Arc<AttemptHandle>)>,
-        mut link: LinkThread,
-        finished: &CancellationToken,
         shutdown: &CancellationToken,
         grace: Duration,
-    ) -> Result<(), Error> {
+    ) {
         let registry = Arc::clone(&self.registry);
         let draining = registry.draining();
         let mut deadline = Instant::now() + NEVER;
@@ -160,17 +167,14 @@ impl Worker {
                     registry.drain();
                     registry.stop_all(&Stop::Draining);
                 }
-                () = registry.emptied(), if draining.is_cancelled() => break,
+                () = registry.emptied(), if draining.is_cancelled() => return,
                 () = draining.cancelled(), if !draining.is_cancelled() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     tracing::warn!(worker_id = %self.id, "leaving before everything was told; the spool keeps it");
-                    break;
+                    return;
                 }
-                ended = link.ended() => return ended,
             }
         }
-        finished.cancel();
-        link.ended().await
     }
 
     fn begin(&mut self, assignment: Assignment, handle: Arc<AttemptHandle>) {

@@ -21,48 +21,52 @@ use crate::random;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Delivers for as long as the worker lives. `ended` fires when nothing more is to be sent.
-pub(crate) async fn deliver(
-    spool: Arc<Spool>,
-    registry: Arc<Registry>,
-    coordinator: Coordinator,
-    artifacts: Artifacts,
-    ended: CancellationToken,
-) {
-    let courier = Courier {
-        spool,
-        registry,
-        coordinator,
-        artifacts,
-        ended,
-    };
-    let mut n_failed = 0_u32;
-    while !courier.ended.is_cancelled() {
-        match courier.deliver_all().await {
-            Ok(()) => n_failed = 0,
-            Err(error) => {
-                tracing::warn!(reason = %error.message(), "cannot tell the coordinator what ended, trying again");
-                n_failed = n_failed.saturating_add(1);
-            }
-        }
-        let again = random::full_jitter(RETRY_FIRST, RETRY_MAX, n_failed.min(16));
-        tokio::select! {
-            () = courier.spool.added() => {}
-            () = tokio::time::sleep(again), if n_failed > 0 => {}
-            () = courier.ended.cancelled() => {}
-        }
-    }
-}
-
-struct Courier {
-    spool: Arc<Spool>,
-    registry: Arc<Registry>,
-    coordinator: Coordinator,
-    artifacts: Artifacts,
-    ended: CancellationToken,
+/// Tells the coordinator what the spool holds.
+#[derive(Debug)]
+pub(crate) struct Courier {
+    pub(crate) spool: Arc<Spool>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) artifacts: Artifacts,
+    /// Fires when nothing more is to be sent.
+    pub(crate) ended: CancellationToken,
 }
 
 impl Courier {
+    /// Delivers what an earlier process left, before this one says hello: a hello of a new process gives up the
+    /// leases of the old one. Waits for a coordinator that is away, not for one that refuses this worker.
+    pub(crate) async fn deliver_left_over(&self) {
+        self.keep_delivering(true).await;
+    }
+
+    /// Delivers for as long as the worker lives.
+    pub(crate) async fn run(self) {
+        self.keep_delivering(false).await;
+    }
+
+    async fn keep_delivering(&self, until_empty: bool) {
+        let mut n_failed = 0_u32;
+        while !self.ended.is_cancelled() {
+            match self.deliver_all().await {
+                Ok(()) if until_empty => return,
+                Ok(()) => n_failed = 0,
+                Err(error) => {
+                    tracing::warn!(reason = %error.message(), "cannot tell the coordinator what ended, trying again");
+                    if until_empty && !waits_for_coordinator(&error) {
+                        return;
+                    }
+                    n_failed = n_failed.saturating_add(1);
+                }
+            }
+            let again = random::full_jitter(RETRY_FIRST, RETRY_MAX, n_failed.min(16));
+            tokio::select! {
+                () = self.spool.added(), if !until_empty => {}
+                () = tokio::time::sleep(again), if n_failed > 0 => {}
+                () = self.ended.cancelled() => {}
+            }
+        }
+    }
+
     async fn deliver_all(&self) -> Result<(), Error> {
         for name in self.on_disk(|spool| spool.names()).await? {
             let read = name.clone();
@@ -126,6 +130,10 @@ impl Courier {
         let done = tokio::task::spawn_blocking(move || work(&spool)).await;
         done.map_err(|_| Error::Gone("disk task"))?
     }
+}
+
+fn waits_for_coordinator(error: &Error) -> bool {
+    matches!(error, Error::Coordinator { source, .. } if is_away(source))
 }
 
 /// Whether the coordinator has spoken: it took the entry, or refused it for good (`Some`). `Err` when it is away, or
