@@ -6,6 +6,9 @@
     reason = "mapping a file is unsafe: nothing stops another process from truncating it"
 )]
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;

@@ -2,6 +2,9 @@
 //!
 //! Invariant: `data` holds exactly `n * k` elements in `format`, checked when the value is made.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
