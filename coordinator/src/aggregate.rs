@@ -169,3 +169,6 @@ fn on_thread(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use llamaduo_proto::ids::{AttemptId, CallHash, LeaseToken, ReservationId, RunId,
 use llamaduo_proto::run::{Budget, Cost};
 use llamaduo_proto::session::{BeginCall, CallLeave, CallOutcome, CallReply, EndCall};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::commit::{self, decode, encode};
 use crate::machine::Run;
@@ -181,8 +182,8 @@ pub(crate) struct Ledger {
     store: Arc<dyn StateStore>,
     /// Missing until a run's records were counted.
     sums: Mutex<BTreeMap<RunId, Sums>>,
-    /// Held while records are counted, so that none is changed meanwhile.
-    counting: tokio::sync::RwLock<()>,
+    /// Held by whoever counts records, and shared by whoever changes one, so that none changes while it is counted.
+    counting: RwLock<()>,
 }
 
 impl Ledger {
@@ -190,11 +191,11 @@ impl Ledger {
         Self {
             store,
             sums: Mutex::default(),
-            counting: tokio::sync::RwLock::default(),
+            counting: RwLock::default(),
         }
     }
 
-    /// Leave for a call of an attempt of `run`.
+    /// Leave for a call of an attempt of `run`. Must run to its end once begun: what it sets aside it also frees.
     pub(crate) async fn begin(&self, run: &Run, begin: &BeginCall) -> Result<CallLeave, Error> {
         let BeginCall {
             attempt,
@@ -204,15 +205,15 @@ impl Ledger {
         if run.current(attempt).is_none() {
             return Err(Error::StaleToken);
         }
-        self.count(&run.id).await?;
-        let _not_counting = self.counting.read().await;
+        let _counted = self.counted(&run.id).await?;
         for _ in 0..CONFLICTS_MAX {
             let (found, mut record) = self.read(&run.id, call).await?;
             if let Some(reply) = record.reply {
                 return Ok(CallLeave::Cached(reply));
             }
             let before = record.clone();
-            if let Err(why) = self.with(&run.id, |sums| sums.reserve(run.work.budget(), *nano_usd_max)) {
+            let reserved = self.with(&run.id, |sums| sums.reserve(run.work.budget(), *nano_usd_max));
+            if let Err(why) = reserved.ok_or(Error::Contended)? {
                 return Ok(CallLeave::BudgetSpent(why));
             }
             write_off_lost(&mut record, run);
@@ -221,8 +222,8 @@ impl Ledger {
             let written = self
                 .write(&run.id, call, found.as_ref(), &record, Some(claim))
                 .await;
-            self.with(&run.id, |sums| sums.unreserve(*nano_usd_max));
-            if self.settle(&run.id, *call, &before, &record, written)? {
+            let unreserve = |sums: &mut Sums| sums.unreserve(*nano_usd_max);
+            if self.settle((&run.id, *call), (&before, &record), written, unreserve)? {
                 return Ok(CallLeave::Go(reservation));
             }
             let claim = self.store.get(&keys::claim(&run.id, &attempt.task)).await?;
@@ -233,7 +234,7 @@ impl Ledger {
         Err(Error::Contended)
     }
 
-    /// Records what came of a call. A stale token does not matter: what is paid for is kept.
+    /// Records what came of a call. Must run to its end once begun. A stale token does not matter: what is paid for is kept.
     pub(crate) async fn end(&self, end: &EndCall) -> Result<(), Error> {
         let EndCall {
             attempt: AttemptId { run, .. },
@@ -241,8 +242,7 @@ impl Ledger {
             reservation,
             outcome,
         } = end;
-        self.count(run).await?;
-        let _not_counting = self.counting.read().await;
+        let _counted = self.counted(run).await?;
         for _ in 0..CONFLICTS_MAX {
             let (found, mut record) = self.read(run, call).await?;
             let before = record.clone();
@@ -260,7 +260,7 @@ impl Ledger {
                 CallOutcome::Unknown(_) => write_off(&mut record, &opened),
             }
             let written = self.write(run, call, found.as_ref(), &record, None).await;
-            if self.settle(run, *call, &before, &record, written)? {
+            if self.settle((run, *call), (&before, &record), written, |_| {})? {
                 return Ok(());
             }
         }
@@ -269,8 +269,8 @@ impl Ledger {
 
     /// What a run has cost so far. Open calls of attempts that are over count as of unknown outcome.
     pub(crate) async fn cost(&self, run: &Run) -> Result<Cost, Error> {
-        self.count(&run.id).await?;
-        Ok(self.with(&run.id, |sums| {
+        let _counted = self.counted(&run.id).await?;
+        let cost = self.with(&run.id, |sums| {
             let n_lost = sums.open.values().filter(|open| !is_current(run, open)).count();
             Cost {
                 n_calls: sums.n_calls,
@@ -282,7 +282,8 @@ impl Ledger {
                     .n_unknown
                     .saturating_add(u64::try_from(n_lost).unwrap_or(u64::MAX)),
             }
-        }))
+        });
+        cost.ok_or(Error::Contended)
     }
 
     fn sums(&self) -> MutexGuard<'_, BTreeMap<RunId, Sums>> {
@@ -290,15 +291,25 @@ impl Ledger {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, run: &RunId, change: impl FnOnce(&mut Sums) -> T) -> T {
-        change(self.sums().entry(run.clone()).or_default())
+    /// Changes a run's sums; `None` when a failed write made them unknown meanwhile.
+    fn with<T>(&self, run: &RunId, change: impl FnOnce(&mut Sums) -> T) -> Option<T> {
+        self.sums().get_mut(run).map(change)
     }
 
-    /// Counts a run's records unless they are counted.
-    async fn count(&self, run: &RunId) -> Result<(), Error> {
-        if self.sums().contains_key(run) {
-            return Ok(());
+    /// Makes sure that a run's records are counted. While the guard is held nobody counts them anew.
+    async fn counted(&self, run: &RunId) -> Result<RwLockReadGuard<'_, ()>, Error> {
+        for _ in 0..CONFLICTS_MAX {
+            let guard = self.counting.read().await;
+            if self.sums().contains_key(run) {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.count(run).await?;
         }
+        Err(Error::Contended)
+    }
+
+    async fn count(&self, run: &RunId) -> Result<(), Error> {
         let _alone = self.counting.write().await;
         if self.sums().contains_key(run) {
             return Ok(());
@@ -342,24 +353,27 @@ impl Ledger {
             .await?)
     }
 
-    /// Brings the sums in line with what became of a write. `false` when it was refused and has to be tried again.
+    /// Brings the sums in line with what became of a write, and frees what was set aside for it, both at once. `false`
+    /// when the write was refused and has to be tried again.
     fn settle(
         &self,
-        run: &RunId,
-        call: CallHash,
-        before: &CallRecord,
-        after: &CallRecord,
+        (run, call): (&RunId, CallHash),
+        (before, after): (&CallRecord, &CallRecord),
         written: Result<Outcome, Error>,
+        unreserve: impl FnOnce(&mut Sums),
     ) -> Result<bool, Error> {
         match written {
-            Ok(Outcome::Committed(_)) => {
+            Ok(outcome) => {
+                let is_written = outcome != Outcome::Conflict;
                 self.with(run, |sums| {
-                    sums.remove(call, before);
-                    sums.add(call, after);
+                    unreserve(sums);
+                    if is_written {
+                        sums.remove(call, before);
+                        sums.add(call, after);
+                    }
                 });
-                Ok(true)
+                Ok(is_written)
             }
-            Ok(Outcome::Conflict) => Ok(false),
             Err(error) => {
                 // Nobody knows what was written: the records are counted anew before the next call.
                 self.sums().remove(run);

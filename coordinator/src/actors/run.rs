@@ -40,12 +40,19 @@ pub(crate) enum StepError {
     UnknownRun,
 }
 
-type Reply = oneshot::Sender<Result<Arc<Run>, StepError>>;
+/// What a run's actor is asked.
+#[derive(Debug)]
+enum Message {
+    /// To have an event happen.
+    Step(Box<Event>, oneshot::Sender<Result<Arc<Run>, StepError>>),
+    /// How the run stands after everything that was committed so far.
+    Read(oneshot::Sender<Arc<Run>>),
+}
 
 /// A live run's mailbox and its newest state.
 #[derive(Clone, Debug)]
 pub(crate) struct RunHandle {
-    mailbox: mpsc::Sender<(Event, Reply)>,
+    mailbox: mpsc::Sender<Message>,
     snapshots: watch::Receiver<Arc<Run>>,
 }
 
@@ -53,11 +60,21 @@ impl RunHandle {
     /// Has `event` committed, and gives the run after it. `None` when the actor is gone.
     pub(crate) async fn step(&self, event: Event) -> Option<Result<Arc<Run>, StepError>> {
         let (reply, answer) = oneshot::channel();
-        self.mailbox.send((event, reply)).await.ok()?;
+        self.mailbox
+            .send(Message::Step(Box::new(event), reply))
+            .await
+            .ok()?;
         answer.await.ok()
     }
 
-    /// The run as last committed.
+    /// The run after everything that watchers of the store may have seen. `None` when the actor is gone.
+    pub(crate) async fn read(&self) -> Option<Arc<Run>> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.send(Message::Read(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The run as last published: a moment older than the store, perhaps.
     pub(crate) fn snapshot(&self) -> Arc<Run> {
         Arc::clone(&self.snapshots.borrow())
     }
@@ -73,7 +90,7 @@ pub(crate) struct RunActor {
     run: Arc<Run>,
     head: Revision,
     snapshots: watch::Sender<Arc<Run>>,
-    mailbox: mpsc::Receiver<(Event, Reply)>,
+    mailbox: mpsc::Receiver<Message>,
     aggregates: JoinSet<Event>,
     computing: BTreeSet<Aggregate>,
     stop: CancellationToken,
@@ -118,10 +135,8 @@ impl RunActor {
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 message = self.mailbox.recv() => {
-                    let Some((event, reply)) = message else { break };
-                    let outcome = self.take(event).await;
-                    // Who stopped waiting asks again.
-                    let _ = reply.send(outcome);
+                    let Some(message) = message else { break };
+                    self.answer(message).await;
                 }
                 Some(computed) = self.aggregates.join_next() => self.take_aggregate(computed).await,
                 _ = ticks.tick(), if !self.run.has_ended() => {
@@ -131,6 +146,19 @@ impl RunActor {
             }
         }
         self.aggregates.shutdown().await;
+    }
+
+    async fn answer(&mut self, message: Message) {
+        // Who stopped waiting asks again, so that nothing is lost when a reply is.
+        match message {
+            Message::Step(event, reply) => {
+                let outcome = self.take(*event).await;
+                let _ = reply.send(outcome);
+            }
+            Message::Read(reply) => {
+                let _ = reply.send(Arc::clone(&self.run));
+            }
+        }
     }
 
     async fn take_aggregate(&mut self, computed: Result<Event, tokio::task::JoinError>) {

@@ -91,8 +91,10 @@ impl Runs {
 
     /// A run as last committed, live or ended.
     pub(crate) async fn find(&self, id: &RunId) -> Result<Option<Arc<Run>>, commit::Error> {
-        if let Some(handle) = self.live_handle(id) {
-            return Ok(Some(handle.snapshot()));
+        if let Some(handle) = self.live_handle(id)
+            && let Some(run) = handle.read().await
+        {
+            return Ok(Some(run));
         }
         let (rules, now) = (self.shared.timing.rules, self.shared.now());
         let loaded = commit::load(&*self.shared.store, id, rules, now).await?;

@@ -71,7 +71,7 @@ fn counts(counts: &curate::CurationCounts) -> CurationCounts {
     }
 }
 
-fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
+pub(super) fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
     let mut config = CurationConfig::default();
     let words = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     let chars = |n: u32| words(n).saturating_mul(CHARS_PER_WORD_MAX);
@@ -93,7 +93,7 @@ fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
 }
 
 /// The keys that every response among `samples` has, where each is a JSON object.
-fn shared_keys(samples: &[Sample]) -> Vec<String> {
+pub(super) fn shared_keys(samples: &[Sample]) -> Vec<String> {
     let mut objects = samples.iter().filter_map(|sample| {
         serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(sample.response().trim()).ok()
     });

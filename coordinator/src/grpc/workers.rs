@@ -1,5 +1,7 @@
 //! `WorkerService`: what workers report and ask.
 
+use std::sync::Arc;
+
 use llamaduo_proto::Digest;
 use llamaduo_proto::convert::InvalidMessage;
 use llamaduo_proto::session::{AttemptOutcome, BeginCall, CallOutcome, Completion, EndCall, ToWorker};
@@ -111,12 +113,14 @@ impl WorkerService for Services {
         let id = &begin.attempt.run;
         let found = self.runs.find(id).await.map_err(status::of_commit)?;
         let run = found.ok_or_else(|| status::unknown_run(id))?;
-        let leave = self
-            .runs
-            .shared()
-            .ledger
-            .begin(&run, &begin)
+        let shared = Arc::clone(self.runs.shared());
+        // Apart from this request, so that a client that goes away does not break it off halfway.
+        let beginning = self
+            .tasks
+            .spawn(async move { shared.ledger.begin(&run, &begin).await });
+        let leave = beginning
             .await
+            .map_err(|_| status::stopping())?
             .map_err(status::of_ledger)?;
         Ok(Response::new(leave.into()))
     }
@@ -126,11 +130,11 @@ impl WorkerService for Services {
         if let CallOutcome::Answered(reply) = &end.outcome {
             self.check_stored(vec![reply.reply]).await?;
         }
-        self.runs
-            .shared()
-            .ledger
-            .end(&end)
+        let shared = Arc::clone(self.runs.shared());
+        let ending = self.tasks.spawn(async move { shared.ledger.end(&end).await });
+        ending
             .await
+            .map_err(|_| status::stopping())?
             .map_err(status::of_ledger)?;
         Ok(Response::new(wire::EndCallResponse {}))
     }

@@ -28,6 +28,12 @@ const QUEUE_LEN: usize = 1_024;
 /// Transactions in one commit: bounds the memory of a group at 256 × 1.5 MiB.
 const GROUP_LEN_MAX: usize = 256;
 
+/// redb's page cache: small, since everything is read from the mirror.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Opens the database, at the start and again after a failed write.
+type Opener = Box<dyn Fn() -> Result<Database, Error> + Send>;
+
 type Reply = oneshot::Sender<Result<Outcome, Error>>;
 
 /// A store in one file.
@@ -41,11 +47,17 @@ impl Embedded {
     /// Opens or makes the file. Blocks while it is read; call it before the actors start or on a blocking thread.
     /// The file is released once the store and all its requests are dropped; see [`Embedded::open`]'s second value.
     pub fn open(path: &Path) -> Result<(Self, std::thread::JoinHandle<()>), Error> {
-        let database = open_database(path)?;
+        let owned = path.to_owned();
+        Self::open_with(path, Box::new(move || open_database(&owned)))
+    }
+
+    fn open_with(path: &Path, opener: Opener) -> Result<(Self, std::thread::JoinHandle<()>), Error> {
+        let database = opener()?;
         let mirror = Arc::new(RwLock::new(read_mirror(path, &database)?));
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let writer = Writer {
             path: path.to_owned(),
+            opener,
             database: Some(database),
             mirror: Arc::clone(&mirror),
         };
@@ -95,6 +107,7 @@ impl StateStore for Embedded {
 
 struct Writer {
     path: PathBuf,
+    opener: Opener,
     /// `None` after a failed write, until the file could be opened and read back.
     database: Option<Database>,
     mirror: Arc<RwLock<Mirror>>,
@@ -161,7 +174,7 @@ impl Writer {
         if self.database.is_some() {
             return Ok(());
         }
-        let database = open_database(&self.path)?;
+        let database = (self.opener)()?;
         let fresh = read_mirror(&self.path, &database)?;
         self.mirror_mut().replace(fresh);
         self.database = Some(database);
@@ -174,15 +187,18 @@ impl Writer {
 }
 
 fn open_database(path: &Path) -> Result<Database, Error> {
-    Database::create(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => Error::AlreadyOpen {
-            path: path.to_owned(),
-        },
-        other => Error::Open {
-            path: path.to_owned(),
-            source: Box::new(other.into()),
-        },
-    })
+    Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create(path)
+        .map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Error::AlreadyOpen {
+                path: path.to_owned(),
+            },
+            other => Error::Open {
+                path: path.to_owned(),
+                source: Box::new(other.into()),
+            },
+        })
 }
 
 fn read_mirror(path: &Path, database: &Database) -> Result<Mirror, Error> {

@@ -28,6 +28,9 @@ use crate::{Error, Options, StateLocation, serve};
 /// Nothing in these tests takes longer unless it is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often a waiting worker gives a sign of life: often enough for the shortest lease of these tests.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(100);
+
 /// A coordinator with its directory.
 pub(super) struct Cluster {
     directory: tempfile::TempDir,
@@ -263,10 +266,25 @@ impl Worker {
             .map(|message| ToWorker::try_from(message).expect("a valid message"))
     }
 
-    /// The next assignment, noting what is cancelled or revoked before it.
+    /// The next assignment, noting what is cancelled or revoked before it. Gives signs of life while it waits, but
+    /// renews nothing.
     pub(super) async fn assignment(&mut self) -> Assignment {
+        let waiting_since = tokio::time::Instant::now();
         loop {
-            match self.next().await.expect("the session goes on") {
+            assert!(waiting_since.elapsed() < PATIENCE, "an assignment in time");
+            let Ok(message) = tokio::time::timeout(SIGN_OF_LIFE, self.inbound.message()).await else {
+                self.n_heartbeats += 1;
+                let heartbeat = Heartbeat {
+                    seq: self.n_heartbeats,
+                    running: Vec::new(),
+                };
+                self.say(FromWorker::Heartbeat(heartbeat)).await;
+                continue;
+            };
+            let message = message
+                .expect("the session goes on")
+                .expect("the session goes on");
+            match ToWorker::try_from(message).expect("a valid message") {
                 ToWorker::Assignment(assignment) => return *assignment,
                 other => self.note(other),
             }

@@ -108,3 +108,90 @@ async fn commits_what_is_queued_together_but_answers_each() {
         .collect();
     assert_eq!(revisions, expected, "each transaction has a revision of its own");
 }
+
+/// A disk in memory that can be full.
+#[derive(Clone, Debug, Default)]
+struct Disk(std::sync::Arc<std::sync::Mutex<(Vec<u8>, bool)>>);
+
+impl Disk {
+    fn fill(&self, is_full: bool) {
+        self.0.lock().expect("no panic").1 = is_full;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<u8>)) -> std::io::Result<()> {
+        let mut disk = self.0.lock().expect("no panic");
+        if disk.1 {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        change(&mut disk.0);
+        Ok(())
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.0.lock().expect("no panic").0.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let disk = self.0.lock().expect("no panic");
+        let from = offset as usize;
+        let bytes = disk
+            .0
+            .get(from..from + out.len())
+            .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.change(|bytes| bytes.resize(len as usize, 0))
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.change(|_| {})
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let from = offset as usize;
+        self.change(|bytes| bytes[from..from + data.len()].copy_from_slice(data))
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_loses_nothing_and_writing_goes_on_when_there_is_space() {
+    let disk = Disk::default();
+    let path = std::path::PathBuf::from("a disk in memory");
+    let (opened, named) = (disk.clone(), path.clone());
+    let opener = move || {
+        let database = redb::Database::builder().create_with_backend(opened.clone());
+        database.map_err(|error| Error::Open {
+            path: named.clone(),
+            source: Box::new(error.into()),
+        })
+    };
+    let (store, _thread) = Embedded::open_with(&path, Box::new(opener)).expect("a new disk");
+    store.txn(put("a", "1")).await.expect("written");
+    let mut watch = store.watch("", Revision(2)).await.expect("history is kept");
+    disk.fill(true);
+    let large = "x".repeat(1_000_000);
+    let failed = store.txn(put("b", &large)).await.expect_err("the disk is full");
+    assert!(matches!(failed, Error::UnknownOutcome { .. }), "{failed}");
+    let refused = store
+        .txn(put("c", "1"))
+        .await
+        .expect_err("the disk is still full");
+    assert!(
+        matches!(refused, Error::Unavailable { .. } | Error::UnknownOutcome { .. }),
+        "{refused}"
+    );
+    assert!(store.get("a").await.expect("read").is_some(), "reading goes on");
+    disk.fill(false);
+    let written = store.txn(put("d", "1")).await.expect("there is space again");
+    assert!(matches!(written, Outcome::Committed(revision) if revision >= Revision(2)));
+    assert!(
+        matches!(watch.next().await, Err(Error::Compacted { .. })),
+        "watchers list anew"
+    );
+    assert!(store.get("a").await.expect("read").is_some() && store.get("d").await.expect("read").is_some());
+}

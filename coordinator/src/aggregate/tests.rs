@@ -1,0 +1,123 @@
+use llamaduo_data::score::Judged;
+use llamaduo_data::verdict::{Assessment, Judgement, Outcome, Score};
+use llamaduo_data::{Message, Provenance, Role, Sample, ServiceCall, Verdict};
+use llamaduo_proto::run::{CurationSettings, GateRule};
+
+use super::{curate, gate, score};
+
+fn verdict(prompt_index: u32, m: u32, scores: Option<(f64, f64)>) -> Verdict {
+    let assessment = |score| Assessment {
+        score: Score::try_from(score).expect("1 to 100"),
+        reason: String::new(),
+    };
+    let outcome = match scores {
+        Some((similarity, precision)) => Outcome::Graded(Judgement {
+            similarity: assessment(similarity),
+            precision: assessment(precision),
+        }),
+        None => Outcome::Unparsed {
+            raw: "?".to_owned(),
+            why: "no JSON".to_owned(),
+        },
+    };
+    let call = ServiceCall {
+        id: format!("{prompt_index}-{m}"),
+        prompt_hash: String::new(),
+        model: String::new(),
+        input_tokens: 1,
+        output_tokens: 1,
+        cost: None,
+    };
+    Verdict {
+        prompt_index,
+        k: 0,
+        m,
+        outcome,
+        call,
+    }
+}
+
+fn judged(similarity: f64, precision: f64) -> Judged {
+    let verdicts: Vec<Verdict> = (0..8)
+        .map(|prompt| verdict(prompt, 0, Some((similarity, precision))))
+        .collect();
+    Judged::new(&verdicts, 70.0)
+}
+
+#[test]
+fn scores_count_what_was_read_apart_from_what_was_not() {
+    let judged = Judged::new(
+        &[
+            verdict(0, 0, Some((80.0, 60.0))),
+            verdict(1, 0, Some((60.0, 60.0))),
+            verdict(1, 1, None),
+        ],
+        70.0,
+    );
+    let scores = score::scores(&judged);
+    assert_eq!((scores.n_verdicts, scores.n_unparsed), (2, 1));
+    assert_eq!(
+        (scores.similarity.mean, scores.similarity.coverage),
+        (Some(70.0), Some(0.5))
+    );
+    assert_eq!(
+        (scores.precision.mean, scores.precision.coverage),
+        (Some(60.0), Some(0.0))
+    );
+}
+
+#[test]
+fn absolute_thresholds_may_differ_by_metric() {
+    let service = judged(95.0, 95.0);
+    for (similarity, precision, expected) in [(85.0, 75.0, true), (79.0, 90.0, false), (90.0, 71.0, false)] {
+        let rule = GateRule::Absolute {
+            similarity_mean_min: 80.0,
+            precision_mean_min: 72.0,
+            coverage_min: 0.9,
+        };
+        let outcome = gate::evaluate(&rule, &judged(similarity, precision), &service);
+        assert_eq!(
+            outcome.passed, expected,
+            "{similarity}, {precision}: {}",
+            outcome.reason
+        );
+        assert_eq!(outcome.checks.len(), 4, "mean and coverage of both metrics");
+    }
+}
+
+#[test]
+fn the_relative_gate_compares_with_the_service() {
+    let service = judged(90.0, 90.0);
+    let rule = GateRule::Relative { ratio_min: 0.9 };
+    assert!(gate::evaluate(&rule, &judged(88.0, 88.0), &service).passed);
+    let short = gate::evaluate(&rule, &judged(88.0, 75.0), &service);
+    assert!(!short.passed);
+}
+
+#[test]
+fn keys_that_all_train_responses_share_are_required_of_new_ones() {
+    let sample = |response: &str| {
+        let messages = vec![
+            Message::new(Role::User, "ask"),
+            Message::new(Role::Assistant, response),
+        ];
+        Sample::new(messages, Provenance::Coverage { line: 1 }).expect("a valid sample")
+    };
+    let existing = [
+        sample("{\"team\": 1, \"priority\": 2}"),
+        sample(" {\"priority\": 1, \"other\": 3} "),
+    ];
+    assert_eq!(curate::shared_keys(&existing), ["priority"]);
+    assert!(curate::shared_keys(&[sample("no JSON")]).is_empty());
+    let settings = CurationSettings {
+        response_json: true,
+        near_duplicate_jaccard: 0.5,
+        ..Default::default()
+    };
+    let config = curate::config(&settings, &existing);
+    assert_eq!(config.near_duplicates.jaccard_min, 0.5);
+    assert!(matches!(
+        config.rules.response_form,
+        llamaduo_data::curate::rules::ResponseForm::JsonObject { required_keys, .. } if required_keys == ["priority"]
+    ));
+}
