@@ -18,8 +18,8 @@ pub use teacher::reference_label;
 use phrases::{Phrases, phrases};
 
 /// The task's standing instruction. It is short: every sample pays for its tokens.
-pub const TASK_INSTRUCTION: &str = "Triage this support message. Reply with one line of JSON: category, team, priority, \
-    language, refund, order.";
+pub const TASK_INSTRUCTION: &str =
+    "Triage the message as JSON: category, team, priority, language, refund, order.";
 
 /// Pairs of the demo's coverage dataset.
 pub const COVERAGE_PAIRS: usize = 150;
@@ -77,7 +77,7 @@ const DEVICES: [&str; 8] = [
     "Polar Fridge",
     "Vela Camera",
 ];
-/// Things that are logged in to and subscribed to. The second word tells, see [`teacher`].
+/// Things that are logged in to and subscribed to.
 const PROGRAMS: [&str; 8] = [
     "Taskly App",
     "PhotoVault Cloud",
@@ -149,7 +149,7 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
     let order = draw.chance(0.6).then(|| format!("K{:04}", draw.below(10_000)));
     if let Some(order) = &order {
         sentences.push(draw.text(phrases.order).replace("{o}", order));
-    } else if draw.chance(0.3) {
+    } else if draw.chance(0.2) {
         let customer = format!("C{:04}", draw.below(10_000));
         sentences.push(draw.text(phrases.customer).replace("{c}", &customer));
     }
@@ -160,7 +160,7 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
     }
     let (wish, refund) = refund_wish(category, phrases, draw);
     sentences.extend(wish.map(str::to_owned));
-    if draw.chance(0.3) {
+    if draw.chance(0.25) {
         sentences.push(fill(draw.text(phrases.details), product, phrases, draw));
     }
     // Most people begin with what happened.
@@ -168,16 +168,16 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
     if let Some(movable) = sentences.get_mut(first..) {
         draw.shuffle(movable);
     }
-    if draw.chance(0.35) {
+    if draw.chance(0.3) {
         let greeting = draw.text(phrases.greetings);
         if let Some(first) = sentences.first_mut() {
             *first = format!("{greeting}\n{first}");
         }
     }
-    if draw.chance(0.3) {
+    if draw.chance(0.2) {
         sentences.push(format!("{} {}", draw.text(phrases.closings), draw.text(&NAMES)));
     }
-    let team = Team::of(category, is_software);
+    let team = Team::of(category);
     Ticket {
         message: sentences.join(" "),
         label: Label {
@@ -194,7 +194,7 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
 /// A sentence about money, if any, and whether it asks for some.
 fn refund_wish(category: Category, phrases: &Phrases, draw: &mut Draw) -> (Option<&'static str>, bool) {
     let may_ask = !matches!(category, Category::Question | Category::Login);
-    if may_ask && draw.chance(0.45) {
+    if may_ask && draw.chance(0.65) {
         (Some(draw.text(phrases.refund)), true)
     } else if may_ask && draw.chance(0.3) {
         (Some(draw.text(phrases.no_refund)), false)

@@ -115,7 +115,7 @@ fn the_synthesis_prompt_is_recognized() {
 
 #[test]
 fn a_support_message_is_recognized_with_and_without_its_instruction() {
-    let message = "My Lumo Lamp has not arrived yet.";
+    let message = "The parcel with my Lumo Lamp is lost.";
     let triage = Ask::Triage {
         message: message.to_owned(),
     };

@@ -96,7 +96,7 @@ async fn a_key_is_asked_for_when_one_is_set() {
     };
     let models = "GET /v1/models HTTP/1.1";
     let heads = with_server(options, |address| async move {
-        let body = triage_body("My Lumo Lamp has not arrived yet.", 0);
+        let body = triage_body("The parcel with my Lumo Lamp is lost.", 0);
         let (without, error) = send(address, CHAT, &body).await;
         assert!(error.contains("\"code\":\"invalid_api_key\""), "{error}");
         let (wrong, _) = send(address, &format!("{models}\r\nauthorization: Bearer secre"), b"").await;
@@ -204,7 +204,7 @@ fn the_third_try_always_succeeds() {
         faults: always,
         ..Options::new(1)
     };
-    let body = triage_body("My Lumo Lamp has not arrived yet.", 0);
+    let body = triage_body("The parcel with my Lumo Lamp is lost.", 0);
     let statuses: Vec<u16> = (0..4)
         .map(|n_seen| try_of(&options, &body, n_seen).status)
         .collect();
@@ -233,7 +233,7 @@ fn a_429_says_when_to_come_back() {
 #[test]
 fn broken_replies_break_off_only_where_they_should() {
     let json_body = |format: Value| {
-        let messages = json!([{"role": "user", "content": "My Lumo Lamp has not arrived yet."}]);
+        let messages = json!([{"role": "user", "content": "The parcel with my Lumo Lamp is lost."}]);
         json!({"model": "stand-in-1", "messages": messages, "response_format": format})
             .to_string()
             .into_bytes()

@@ -1,6 +1,6 @@
 //! What a ticket is about, as the one line of JSON that the local model must learn to write.
 //!
-//! Invariant: the team follows from the category and, for defects, from the kind of product.
+//! Invariant: the team follows from the category.
 
 use serde::{Deserialize, Serialize};
 
@@ -59,10 +59,8 @@ pub enum Team {
     Finance,
     /// Delivery.
     Logistics,
-    /// Defects of devices.
+    /// Defects.
     Repair,
-    /// Defects of programs.
-    Software,
     /// Login.
     Security,
     /// Cancellations.
@@ -72,12 +70,11 @@ pub enum Team {
 }
 
 impl Team {
-    /// The team for a category; `is_software` matters for defects.
-    pub fn of(category: Category, is_software: bool) -> Self {
+    /// The team for a category.
+    pub fn of(category: Category) -> Self {
         match category {
             Category::Billing => Self::Finance,
             Category::Delivery => Self::Logistics,
-            Category::Defect if is_software => Self::Software,
             Category::Defect => Self::Repair,
             Category::Login => Self::Security,
             Category::Cancel => Self::Contracts,

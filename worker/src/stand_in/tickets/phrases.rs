@@ -22,7 +22,7 @@ pub(super) struct Phrases {
     pub(super) unhurried: &'static [&'static str],
     /// Money back, please.
     pub(super) refund: &'static [&'static str],
-    /// Money is spoken of, but not asked for.
+    /// Something else than money, please.
     pub(super) no_refund: &'static [&'static str],
     /// Names the order.
     pub(super) order: &'static [&'static str],
@@ -47,12 +47,10 @@ pub(super) struct Cues {
     pub(super) issues: [&'static [&'static str]; 6],
     /// Of `urgent`.
     pub(super) urgent: &'static [&'static str],
-    /// Of `unhurried`: looked for first, since "not urgent" holds "urgent".
+    /// Of `unhurried`.
     pub(super) unhurried: &'static [&'static str],
     /// Of `refund`.
     pub(super) refund: &'static [&'static str],
-    /// Of `no_refund`: looked for first.
-    pub(super) no_refund: &'static [&'static str],
     /// Frequent words that the other languages do not have.
     pub(super) words: &'static [&'static str],
 }

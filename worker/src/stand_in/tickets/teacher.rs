@@ -5,9 +5,6 @@
 use super::label::{Category, Label, Language, Priority, Team};
 use super::phrases::{Cues, phrases};
 
-/// Second words of products that are programs.
-const SOFTWARE_KINDS: [&str; 5] = ["app", "cloud", "sync", "online", "studio"];
-
 /// The label of a message; `None` when it holds no cue of any category.
 pub fn reference_label(message: &str) -> Option<Label> {
     let text = message.to_lowercase();
@@ -24,13 +21,12 @@ pub fn reference_label(message: &str) -> Option<Label> {
     })?;
     let cues = &phrases(language).cues;
     let category = category(&text, cues)?;
-    let is_software = words.iter().any(|word| SOFTWARE_KINDS.contains(word));
     Some(Label {
         category,
-        team: Team::of(category, is_software),
+        team: Team::of(category),
         priority: priority(&text, cues),
         language,
-        refund: count(&text, cues.no_refund) == 0 && count(&text, cues.refund) > 0,
+        refund: count(&text, cues.refund) > 0,
         order: words
             .iter()
             .find(|word| is_order(word))
