@@ -177,8 +177,11 @@ impl Scheduler {
                 if !self.end(&session) {
                     return false;
                 }
-                let (worker, incarnation) = (session.worker, session.incarnation);
-                self.everywhere(&Event::Left { worker, incarnation }).await;
+                let worker = session.worker;
+                self.everywhere(|_| Event::Left {
+                    worker: worker.clone(),
+                })
+                .await;
                 true
             }
             Message::Detached { session } => {
@@ -234,7 +237,7 @@ impl Scheduler {
         if let Some(old) = self.sessions.remove(&worker) {
             old.close.cancel();
         }
-        let runs = self.everywhere_with(|run| {
+        let runs = self.everywhere(|run| {
             let running = attempts_of(run, &running);
             Event::Attached {
                 worker: worker.clone(),
@@ -243,7 +246,7 @@ impl Scheduler {
             }
         });
         let runs = runs.await;
-        let is_held = |attempt| runs.iter().any(|run| holds(run, attempt, &worker, &incarnation));
+        let is_held = |attempt| runs.iter().any(|run| holds(run, attempt, &worker));
         let revoked = running
             .iter()
             .map(|running| &running.attempt)
@@ -286,12 +289,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Has the same event happen to every live run.
-    async fn everywhere(&self, event: &Event) -> Vec<Arc<Run>> {
-        self.everywhere_with(|_| event.clone()).await
-    }
-
-    async fn everywhere_with(&self, event: impl Fn(&Run) -> Event) -> Vec<Arc<Run>> {
+    /// Has an event happen to every live run, and gives the runs after it.
+    async fn everywhere(&self, event: impl Fn(&Run) -> Event) -> Vec<Arc<Run>> {
         let mut after = Vec::new();
         for run in self.runs.snapshots() {
             match self.runs.step(&run.id, event(&run)).await {

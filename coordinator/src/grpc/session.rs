@@ -164,22 +164,19 @@ impl Session {
     /// Renews the leases on one run's attempts and gives those that are gone.
     async fn renew(&self, run: &RunId, running: Vec<RunningAttempt>) -> Result<Vec<AttemptId>, StepError> {
         let attempts: Vec<AttemptId> = running.iter().map(|running| running.attempt.clone()).collect();
-        let SessionId {
-            worker, incarnation, ..
-        } = &self.id;
+        let worker = &self.id.worker;
         let is_live = self.services.runs.is_live(run).await;
         if !is_live {
             return Ok(attempts);
         }
         let event = Event::Heartbeat {
             worker: worker.clone(),
-            incarnation: incarnation.clone(),
             running,
         };
         let run = self.services.runs.step(run, event).await?;
         Ok(attempts
             .into_iter()
-            .filter(|attempt| !holds(&run, attempt, worker, incarnation))
+            .filter(|attempt| !holds(&run, attempt, worker))
             .collect())
     }
 }

@@ -43,12 +43,11 @@ pub enum Event {
     Heartbeat {
         /// The worker.
         worker: WorkerId,
-        /// Which process of it.
-        incarnation: Incarnation,
         /// Its attempts.
         running: Vec<RunningAttempt>,
     },
-    /// A worker began a session: what it still runs is adopted, its other leases are taken back.
+    /// A worker began a session: what it lists is adopted, even from a dead process whose result it found on its disk;
+    /// its other leases are taken back.
     Attached {
         /// The worker.
         worker: WorkerId,
@@ -61,8 +60,6 @@ pub enum Event {
     Left {
         /// The worker.
         worker: WorkerId,
-        /// Which process of it.
-        incarnation: Incarnation,
     },
     /// An aggregate was computed.
     Aggregated(Aggregated),

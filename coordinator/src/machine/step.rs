@@ -54,17 +54,13 @@ pub fn step(run: &Run, event: Event, now: Now) -> Result<(Run, Vec<Action>), Ref
             failure,
             digest,
         } => step.failed(&attempt, failure, digest)?,
-        Event::Heartbeat {
-            worker,
-            incarnation,
-            running,
-        } => step.renew(&worker, &incarnation, &running),
+        Event::Heartbeat { worker, running } => step.renew(&worker, &running),
         Event::Attached {
             worker,
             incarnation,
             running,
         } => step.attached(&worker, &incarnation, &running),
-        Event::Left { worker, incarnation } => step.left(&worker, &incarnation),
+        Event::Left { worker } => step.left(&worker),
         Event::Aggregated(aggregated) => step.aggregated(aggregated),
         Event::AggregateFailed {
             aggregate,
@@ -287,7 +283,7 @@ impl Step {
         }
     }
 
-    fn renew(&mut self, worker: &WorkerId, incarnation: &Incarnation, running: &[RunningAttempt]) {
+    fn renew(&mut self, worker: &WorkerId, running: &[RunningAttempt]) {
         let deadline = self.now.clock + self.run.rules.lease_expiry;
         for RunningAttempt {
             attempt,
@@ -295,8 +291,7 @@ impl Step {
             checkpoint,
         } in running
         {
-            let holds =
-                |lease: &Lease| lease.claim.worker == *worker && lease.claim.incarnation == *incarnation;
+            let holds = |lease: &Lease| lease.claim.worker == *worker;
             if !self.run.current(attempt).is_some_and(holds) {
                 continue;
             }
@@ -331,7 +326,7 @@ impl Step {
     }
 
     fn attached(&mut self, worker: &WorkerId, incarnation: &Incarnation, running: &[RunningAttempt]) {
-        self.renew(worker, incarnation, running);
+        self.renew(worker, running);
         let is_listed = |id: &TaskId, lease: &Lease| {
             running
                 .iter()
@@ -341,27 +336,23 @@ impl Step {
             let Some(lease) = task.lease.as_ref().filter(|lease| lease.claim.worker == *worker) else {
                 continue;
             };
-            let why = if lease.claim.incarnation != *incarnation {
-                (
-                    FailureKind::WorkerLost,
-                    format!("worker {worker} was started anew; its old process is gone"),
-                )
-            } else if !is_listed(id, lease) {
-                (
-                    FailureKind::Released,
-                    format!("worker {worker} attached again without this attempt"),
-                )
-            } else {
+            if is_listed(id, lease) {
                 continue;
+            }
+            let why = if lease.claim.incarnation == *incarnation {
+                let message = format!("worker {worker} attached again without this attempt");
+                (FailureKind::Released, message)
+            } else {
+                let message = format!("worker {worker} was started anew; its old process is gone");
+                (FailureKind::WorkerLost, message)
             };
             revoke(task, why);
         }
     }
 
-    fn left(&mut self, worker: &WorkerId, incarnation: &Incarnation) {
+    fn left(&mut self, worker: &WorkerId) {
         for task in self.run.tasks.values_mut() {
-            let holds =
-                |lease: &Lease| lease.claim.worker == *worker && lease.claim.incarnation == *incarnation;
+            let holds = |lease: &Lease| lease.claim.worker == *worker;
             if task.lease.as_ref().is_some_and(holds) {
                 revoke(task, (FailureKind::Released, format!("worker {worker} left")));
             }

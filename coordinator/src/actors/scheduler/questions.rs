@@ -56,23 +56,27 @@ pub(super) fn assignment_of(run: &Run, task: &TaskId) -> Option<Assignment> {
     })
 }
 
+/// Whether this process of this worker claimed the lease of a task.
+pub(super) fn is_claimed(run: &Run, task: &TaskId, worker: &WorkerId, incarnation: &Incarnation) -> bool {
+    let claim = run
+        .tasks
+        .get(task)
+        .and_then(|task| task.lease.as_ref())
+        .map(|lease| &lease.claim);
+    claim.is_some_and(|claim| claim.worker == *worker && claim.incarnation == *incarnation)
+}
+
+/// Whether this worker holds the lease of `attempt`.
+pub(crate) fn holds(run: &Run, attempt: &AttemptId, worker: &WorkerId) -> bool {
+    run.current(attempt)
+        .is_some_and(|lease| lease.claim.worker == *worker)
+}
+
 /// Those of `running` that belong to `run`.
-pub(crate) fn attempts_of(run: &Run, running: &[RunningAttempt]) -> Vec<RunningAttempt> {
+pub(super) fn attempts_of(run: &Run, running: &[RunningAttempt]) -> Vec<RunningAttempt> {
     running
         .iter()
         .filter(|running| running.attempt.run == run.id)
         .cloned()
         .collect()
-}
-
-/// Whether this process of this worker holds the lease of a task.
-pub(super) fn is_claimed(run: &Run, task: &TaskId, worker: &WorkerId, incarnation: &Incarnation) -> bool {
-    run.attempt_id(task)
-        .is_some_and(|attempt| holds(run, &attempt, worker, incarnation))
-}
-
-/// Whether this process of this worker holds the lease of `attempt`.
-pub(crate) fn holds(run: &Run, attempt: &AttemptId, worker: &WorkerId, incarnation: &Incarnation) -> bool {
-    let lease = run.current(attempt);
-    lease.is_some_and(|lease| lease.claim.worker == *worker && lease.claim.incarnation == *incarnation)
 }

@@ -21,7 +21,6 @@ fn heartbeat(world: &mut World, attempt: &AttemptId, checkpoint: Option<&str>) {
     }];
     let event = Event::Heartbeat {
         worker: worker("w1"),
-        incarnation: incarnation(1),
         running,
     };
     world.step(event).expect("never refused");
@@ -174,14 +173,31 @@ fn attaching_again_adopts_what_runs_and_takes_back_the_rest() {
 }
 
 #[test]
+fn a_result_that_a_dead_process_left_on_its_disk_is_adopted_with_its_lease() {
+    let mut world = World::migration(1);
+    let attempt = world.claim(&first(&world), "w1");
+    let running = vec![RunningAttempt {
+        attempt: attempt.clone(),
+        progress: None,
+        checkpoint: None,
+    }];
+    let event = Event::Attached {
+        worker: worker("w1"),
+        incarnation: incarnation(2),
+        running,
+    };
+    world.step(event).expect("never refused");
+    world
+        .complete(&attempt)
+        .expect("the new process speaks for the old");
+}
+
+#[test]
 fn a_goodbye_gives_everything_back_without_blame() {
     let mut world = World::migration(1);
     let task = first(&world);
     world.claim(&task, "w1");
-    let event = Event::Left {
-        worker: worker("w1"),
-        incarnation: incarnation(1),
-    };
+    let event = Event::Left { worker: worker("w1") };
     world.step(event).expect("never refused");
     let record = &world.run.tasks[&task].record;
     assert_eq!(

@@ -9,7 +9,7 @@ use llamaduo_proto::task::{FailureKind, TaskSpec, TaskStatus};
 use proptest::prelude::*;
 
 use super::world::{World, digest, incarnation, worker};
-use crate::machine::{Event, Run, Work};
+use crate::machine::{Event, Refusal, Run, Work};
 
 /// One thing that the world does to a run. Numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -129,40 +129,12 @@ impl History {
 
     fn play(&mut self, one: Move) {
         match one {
-            Move::Claim { task, worker: by } => {
-                let ready = self.world.ready();
-                if ready.is_empty() {
-                    return;
-                }
-                let attempt =
-                    self.world
-                        .claim_as(&ready[task % ready.len()], &format!("w{by}"), self.process(by));
-                let last = self.tokens.insert(attempt.task.clone(), attempt.token);
-                assert!(
-                    last.is_none_or(|last| last < attempt.token),
-                    "tokens of a task grow"
-                );
-                self.attempts.push(attempt);
-            }
-            Move::Complete { attempt } => {
-                let Some(attempt) = self.pick(attempt) else { return };
-                let was_current = self.world.run.current(&attempt).is_some();
-                let accepted = self.world.complete(&attempt);
-                assert_eq!(
-                    accepted.is_ok(),
-                    was_current,
-                    "exactly the current lease completes: {accepted:?}"
-                );
-            }
+            Move::Claim { task, worker: by } => self.claim(task, by),
+            Move::Complete { attempt } => self.report(attempt, World::complete),
             Move::Fail { attempt, kind } => {
-                let Some(attempt) = self.pick(attempt) else { return };
-                let was_current = self.world.run.current(&attempt).is_some();
-                let accepted = self.world.fail(&attempt, KINDS[kind % KINDS.len()]);
-                assert_eq!(
-                    accepted.is_ok(),
-                    was_current,
-                    "exactly the current lease fails: {accepted:?}"
-                );
+                self.report(attempt, |world, attempt| {
+                    world.fail(attempt, KINDS[kind % KINDS.len()])
+                });
             }
             Move::Heartbeat {
                 worker: by,
@@ -172,7 +144,6 @@ impl History {
                 let running = self.running_on(by, checkpoint);
                 self.step(Event::Heartbeat {
                     worker: worker(&format!("w{by}")),
-                    incarnation: incarnation(self.process(by)),
                     running,
                 });
             }
@@ -180,24 +151,9 @@ impl History {
                 worker: by,
                 restarted,
                 remembers,
-            } => {
-                if restarted {
-                    *self.processes.entry(by).or_insert(1) += 1;
-                }
-                let running = if remembers {
-                    self.running_on(by, false)
-                } else {
-                    vec![]
-                };
-                self.step(Event::Attached {
-                    worker: worker(&format!("w{by}")),
-                    incarnation: incarnation(self.process(by)),
-                    running,
-                });
-            }
+            } => self.attach(by, restarted, remembers),
             Move::Leave { worker: by } => self.step(Event::Left {
                 worker: worker(&format!("w{by}")),
-                incarnation: incarnation(self.process(by)),
             }),
             Move::Aggregate { which } => {
                 let due = self.world.aggregates.clone();
@@ -228,6 +184,51 @@ impl History {
                 reason: "enough".to_owned(),
             }),
         }
+    }
+
+    fn claim(&mut self, task: usize, by: u32) {
+        let ready = self.world.ready();
+        if ready.is_empty() {
+            return;
+        }
+        let attempt = self
+            .world
+            .claim_as(&ready[task % ready.len()], &format!("w{by}"), self.process(by));
+        let last = self.tokens.insert(attempt.task.clone(), attempt.token);
+        assert!(
+            last.is_none_or(|last| last < attempt.token),
+            "tokens of a task grow"
+        );
+        self.attempts.push(attempt);
+    }
+
+    /// Reports the end of an attempt, which may be long over.
+    fn report(&mut self, which: usize, report: impl FnOnce(&mut World, &AttemptId) -> Result<(), Refusal>) {
+        let Some(attempt) = self.pick(which) else { return };
+        let was_current = self.world.run.current(&attempt).is_some();
+        let accepted = report(&mut self.world, &attempt);
+        assert_eq!(
+            accepted.is_ok(),
+            was_current,
+            "exactly the current lease is listened to: {accepted:?}"
+        );
+    }
+
+    fn attach(&mut self, by: u32, restarted: bool, remembers: bool) {
+        if restarted {
+            *self.processes.entry(by).or_insert(1) += 1;
+        }
+        let running = if remembers {
+            self.running_on(by, false)
+        } else {
+            vec![]
+        };
+        let (worker, incarnation) = (worker(&format!("w{by}")), incarnation(self.process(by)));
+        self.step(Event::Attached {
+            worker,
+            incarnation,
+            running,
+        });
     }
 
     /// What is not persisted is lost; leases get a fresh deadline.
