@@ -159,7 +159,18 @@ impl PaidCalls {
                 return Ok(Err(failure));
             }
         };
-        let digest = self.artifacts.keep(body).await?;
+        let digest = match self.artifacts.keep(body).await {
+            Ok(digest) => digest,
+            Err(error) => {
+                // Paid for and lost: without space nobody can keep it, but it must count.
+                self.end(
+                    under,
+                    CallOutcome::Unknown("its reply could not be stored".to_owned()),
+                )
+                .await?;
+                return Err(error);
+            }
+        };
         let answer = self.answer(under.call, reply, question);
         let usage = CallReply {
             reply: digest,

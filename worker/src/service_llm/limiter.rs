@@ -101,7 +101,13 @@ impl Tries<'_> {
         let Some(wait) = wait(&failure, self.n_failed, time_left, random::unit()) else {
             return Err(exhausted(failure, self.n_failed));
         };
-        tracing::warn!(n_failed = self.n_failed, wait_ms = wait.as_millis() as u64, reason = %failure, "service llm call failed, trying again");
+        let wait_ms = wait.as_millis() as u64;
+        if self.n_failed == 1 {
+            // One failure is weather; it is told to those who look closely.
+            tracing::info!(wait_ms, reason = %failure, "service llm call failed, trying again");
+        } else {
+            tracing::warn!(n_failed = self.n_failed, wait_ms, reason = %failure, "service llm call failed again, trying again");
+        }
         if failure.retry_after.is_some() {
             self.limiter.pause(wait);
         }

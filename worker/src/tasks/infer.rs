@@ -138,6 +138,7 @@ async fn locally(
     };
     let attempt = Arc::clone(attempt);
     let work = move |loaded: &mut super::executor::Loaded| {
+        attempt.check()?;
         let model = loaded.model(&path, quantization)?;
         let adapter: Option<Adapter> = adapter
             .map(|files| peft::from_files(&files, model.config()))

@@ -176,9 +176,13 @@ async fn keep_checkpoint(bench: &Bench, attempt: &AttemptHandle, bytes: Vec<u8>)
 
 impl Work {
     fn run(self, loaded: &mut Loaded) -> Result<Done, Error> {
-        let begun = Instant::now();
-        let seconds_before = self.resume.as_ref().map_or(0.0, |saved| saved.seconds);
-        let seconds = || seconds_before + begun.elapsed().as_secs_f64();
+        self.attempt.check()?;
+        let mut watch = Watch {
+            work: &self,
+            begun: Instant::now(),
+            n_done: 0,
+            n_steps: 0,
+        };
         let model = loaded.model(&self.path, self.quantization)?;
         let init = self
             .init
@@ -186,67 +190,39 @@ impl Work {
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;
         let resume = self.resume.as_ref().map(|saved| &saved.checkpoint);
-        let (mut n_steps_in_all, mut n_done) = (0, 0);
-        let mut observe = |event: TrainEvent<'_>| {
-            match event {
-                TrainEvent::Started {
-                    n_steps,
-                    n_done: before,
-                    ..
-                } => {
-                    (n_steps_in_all, n_done) = (n_steps, before);
-                    self.attempt
-                        .progress(progress(u64::from(before), u64::from(n_steps), "steps"));
-                }
-                TrainEvent::Step { log, n_steps } => {
-                    n_done = log.step;
-                    let detail = format!("loss {:.3}", log.loss);
-                    let steps = progress(u64::from(log.step), u64::from(n_steps), "steps");
-                    self.attempt.progress(Progress { detail, ..steps });
-                }
-                TrainEvent::Checkpoint(checkpoint) if self.is_due(n_done, n_steps_in_all) => {
-                    self.offer(checkpoint, seconds());
-                }
-                TrainEvent::Checkpoint(_) => {}
-            }
-            if self.attempt.stopped().is_cancelled() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+        let mut train = |resume: Option<&Checkpoint>| {
+            let mut observe = |event: TrainEvent<'_>| watch.see(event);
+            engine::train(
+                model,
+                &self.rows,
+                &self.config,
+                init.as_ref(),
+                resume,
+                &mut observe,
+            )
         };
-        let mut outcome = engine::train(
-            model,
-            &self.rows,
-            &self.config,
-            init.as_ref(),
-            resume,
-            &mut observe,
-        );
+        let mut outcome = train(resume);
         if let (Err(llamaduo_engine::Error::CheckpointOfOtherRun { what }), true) =
             (&outcome, resume.is_some())
         {
             // For example after an attempt that ran out of memory: the batch is cut otherwise now.
             tracing::warn!(task_id = %self.attempt.id.task, what, "the checkpoint is of another run, training anew");
-            outcome = engine::train(model, &self.rows, &self.config, init.as_ref(), None, &mut observe);
+            outcome = train(None);
         }
+        let seconds = watch.seconds();
         match outcome? {
             TrainOutcome::Finished(trained) => {
                 let files = peft::to_files(&trained.adapter, &self.base_model)?;
                 Ok(Done {
                     trained,
                     files,
-                    seconds: seconds(),
+                    seconds,
                 })
             }
             TrainOutcome::Stopped(checkpoint) => {
                 let stop = self.attempt.stop_reason().cloned().unwrap_or(Stop::Draining);
                 if matches!(stop, Stop::Draining | Stop::LeaseLost) && checkpoint.step() > 0 {
-                    let bytes = SavedState {
-                        seconds: seconds(),
-                        checkpoint,
-                    }
-                    .to_bytes()?;
+                    let bytes = SavedState { seconds, checkpoint }.to_bytes()?;
                     // The other side reads until this sender is dropped, so the last one is always taken.
                     let _taken = self.checkpoints.blocking_send(bytes);
                 }
@@ -275,6 +251,51 @@ impl Work {
             Ok(bytes) => drop(self.checkpoints.try_send(bytes)),
             Err(error) => tracing::warn!(reason = %error.message(), "cannot write a checkpoint"),
         }
+    }
+}
+
+/// Follows a run: tells how far it is, hands out checkpoints, and breaks off when the attempt has to stop.
+struct Watch<'a> {
+    work: &'a Work,
+    begun: Instant,
+    n_done: u32,
+    n_steps: u32,
+}
+
+impl Watch<'_> {
+    fn see(&mut self, event: TrainEvent<'_>) -> ControlFlow<()> {
+        let attempt = &self.work.attempt;
+        let steps = |n_done: u32, n_steps: u32| progress(n_done.into(), n_steps.into(), "steps");
+        match event {
+            TrainEvent::Started { n_steps, n_done, .. } => {
+                // Loading the model is not training.
+                (self.n_steps, self.n_done, self.begun) = (n_steps, n_done, Instant::now());
+                attempt.progress(steps(n_done, n_steps));
+            }
+            TrainEvent::Step { log, n_steps } => {
+                self.n_done = log.step;
+                let detail = format!("loss {:.3}", log.loss);
+                attempt.progress(Progress {
+                    detail,
+                    ..steps(log.step, n_steps)
+                });
+            }
+            TrainEvent::Checkpoint(checkpoint) if self.work.is_due(self.n_done, self.n_steps) => {
+                self.work.offer(checkpoint, self.seconds());
+            }
+            TrainEvent::Checkpoint(_) => {}
+        }
+        if attempt.stopped().is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// Seconds of training, with those before the checkpoint that was resumed from.
+    fn seconds(&self) -> f64 {
+        let before = self.work.resume.as_ref().map_or(0.0, |saved| saved.seconds);
+        before + self.begun.elapsed().as_secs_f64()
     }
 }
 
