@@ -219,25 +219,30 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
 }
 
 /// AdamW divides a gradient by its own size, so an element whose gradient is smaller than what gradients may differ
-/// by makes a full step in a direction that rounding decides: in llama3, one element has a gradient of
-/// 2.1e-8 where 1.8e-7 may differ, and training in f64 ends 3.9e-5 from the reference there. Such elements are left
-/// out, and there may only be a few.
+/// by makes a full step in a direction that rounding decides: in llama3, one element of 60,928 has a gradient of
+/// 2.1e-8 where 1.8e-7 may differ, and training in f64 ends 3.9e-5 from the reference there. Such elements are held
+/// to a fifth of one step instead, and there may only be a few.
 fn compare_trained(params: &[f32], prefix: &str, layout: &LoraLayout, file: &SafetensorsFile) {
+    const UNDECIDED_TOLERANCE: f64 = 2e-4;
     let mut n_undecided = 0;
     for (name, _, range) in peft::tensors(layout) {
         let grads = values(file, &format!("{prefix}grad.{name}"));
         let theirs = values(file, &format!("{prefix}trained.{name}"));
         let noise = TOLERANCE as f32 * largest(&grads);
-        let decided = |of: &[f32]| -> Vec<f32> {
-            of.iter()
-                .zip(&grads)
-                .filter(|(_, grad)| grad.abs() > noise)
-                .map(|(&value, _)| value)
-                .collect()
+        let pairs = params[range].iter().zip(&theirs).zip(&grads);
+        let (decided, undecided): (Vec<_>, Vec<_>) = pairs.partition(|(_, grad)| grad.abs() > noise);
+        let part = |pairs: Vec<((&f32, &f32), &f32)>| -> (Vec<f32>, Vec<f32>) {
+            pairs
+                .into_iter()
+                .map(|((ours, theirs), _)| (*ours, *theirs))
+                .unzip()
         };
-        let (ours, theirs) = (decided(&params[range]), decided(&theirs));
-        n_undecided += grads.len() - theirs.len();
-        assert_close(&format!("{prefix}trained.{name}"), &ours, &theirs, TOLERANCE);
+        n_undecided += undecided.len();
+        let what = format!("{prefix}trained.{name}");
+        let (ours, theirs) = part(decided);
+        assert_close(&what, &ours, &theirs, TOLERANCE);
+        let (ours, theirs) = part(undecided);
+        assert_close(&what, &ours, &theirs, UNDECIDED_TOLERANCE);
     }
     println!(
         "{n_undecided} of {} elements are below the gradients' tolerance",

@@ -152,7 +152,7 @@ pub struct TrainSettings {
     pub loss_on: LossOn,
     /// Whether short samples share a row.
     pub packing: bool,
-    /// Steps between checkpoints; `None` is each epoch's end.
+    /// Steps between checkpoints; `None` is each epoch's end, and every minute between.
     pub checkpoint_steps: Option<u32>,
     /// Recompute activations in the backward pass.
     pub recompute: bool,
@@ -280,8 +280,6 @@ pub struct Gate {
     pub rule: GateRule,
     /// Score from which a response counts as covered.
     pub coverage_score: f64,
-    /// Confidence of the intervals, in (0, 1).
-    pub confidence: f64,
 }
 
 /// A gate's rule.

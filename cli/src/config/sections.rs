@@ -373,7 +373,6 @@ pub(crate) struct GateSection {
     pub(crate) coverage_min: f64,
     /// Score from which a response counts as covered.
     pub(crate) coverage_score: f64,
-    pub(crate) confidence: f64,
 }
 
 impl Default for GateSection {
@@ -386,7 +385,6 @@ impl Default for GateSection {
             precision_mean_min: 90.0,
             coverage_min: 0.5,
             coverage_score: 70.0,
-            confidence: 0.95,
         }
     }
 }

@@ -244,13 +244,6 @@ pub(super) fn gate(section: &GateSection) -> Result<Gate, Error> {
         s.coverage_score,
         "1 to 100",
     )?;
-    let confidence = s.confidence;
-    ensure(
-        confidence > 0.0 && confidence < 1.0,
-        "gate.confidence",
-        confidence,
-        "above 0 and below 1",
-    )?;
     let rule = match s.rule {
         sections::GateRule::Relative => {
             let ratio_min = s.ratio_min;
@@ -293,7 +286,6 @@ pub(super) fn gate(section: &GateSection) -> Result<Gate, Error> {
     Ok(Gate {
         rule,
         coverage_score: s.coverage_score,
-        confidence,
     })
 }
 

@@ -16,9 +16,6 @@ use llamaduo_proto::run::{CurationCounts, CurationSettings, RunSpec};
 use super::{Error, inputs};
 use crate::machine::{Aggregated, Run};
 
-/// Characters to a word when a bound in words has to hold characters: the longest words of ordinary text.
-const CHARS_PER_WORD_MAX: usize = 32;
-
 /// Curates what the synthesize tasks of `cycle` gave back.
 pub(super) fn curate(
     artifacts: &Directory,
@@ -74,10 +71,9 @@ fn counts(counts: &curate::CurationCounts) -> CurationCounts {
 pub(super) fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
     let mut config = CurationConfig::default();
     let words = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-    let chars = |n: u32| words(n).saturating_mul(CHARS_PER_WORD_MAX);
-    config.rules.instruction_chars_min = words(settings.prompt_words_min);
-    config.rules.instruction_chars_max = chars(settings.prompt_words_max);
-    config.rules.response_chars_max = chars(settings.response_words_max);
+    config.rules.instruction_words_min = words(settings.prompt_words_min);
+    config.rules.instruction_words_max = words(settings.prompt_words_max);
+    config.rules.response_words_max = words(settings.response_words_max);
     if settings.response_json {
         let required_keys = shared_keys(existing);
         config.rules.response_form = ResponseForm::JsonObject {

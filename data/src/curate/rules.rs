@@ -15,14 +15,14 @@ use crate::text::cut;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
-    /// Fewest characters of an instruction.
-    pub instruction_chars_min: usize,
-    /// Most characters of an instruction.
-    pub instruction_chars_max: usize,
-    /// Fewest characters of a response.
-    pub response_chars_min: usize,
-    /// Most characters of a response.
-    pub response_chars_max: usize,
+    /// Fewest words of an instruction.
+    pub instruction_words_min: usize,
+    /// Most words of an instruction.
+    pub instruction_words_max: usize,
+    /// Fewest words of a response.
+    pub response_words_min: usize,
+    /// Most words of a response.
+    pub response_words_max: usize,
     /// A response that begins with one of these, whatever the case, is a refusal or talk about itself.
     pub banned_response_prefixes: Vec<String>,
     /// The form that a response must have.
@@ -39,11 +39,11 @@ impl Default for Rules {
             "i can't ",
         ];
         Self {
-            // Shorter than "Hi" is no request; longer than 32,000 characters exceeds any local context.
-            instruction_chars_min: 3,
-            instruction_chars_max: 32_000,
-            response_chars_min: 1,
-            response_chars_max: 32_000,
+            // Fewer words say nothing to learn from; more exceed what a small model is trained on in one row.
+            instruction_words_min: 3,
+            instruction_words_max: 1_000,
+            response_words_min: 1,
+            response_words_max: 1_000,
             banned_response_prefixes: prefixes.map(str::to_owned).to_vec(),
             response_form: ResponseForm::Any,
         }
@@ -103,17 +103,17 @@ impl Rules {
         let instruction = asked.map_or("", |turn| turn.content.trim());
         let breach = |rule, detail| Some(Breach { rule, detail });
         let length = |text: &str, min, max| {
-            let chars = text.chars().count();
-            (chars < min || chars > max).then(|| format!("{chars} characters, expected {min} to {max}"))
+            let words = text.split_whitespace().count();
+            (words < min || words > max).then(|| format!("{words} words, expected {min} to {max}"))
         };
         if let Some(detail) = length(
             instruction,
-            self.instruction_chars_min,
-            self.instruction_chars_max,
+            self.instruction_words_min,
+            self.instruction_words_max,
         ) {
             return breach(Rule::InstructionLength, detail);
         }
-        if let Some(detail) = length(response, self.response_chars_min, self.response_chars_max) {
+        if let Some(detail) = length(response, self.response_words_min, self.response_words_max) {
             return breach(Rule::ResponseLength, detail);
         }
         if instruction == response {

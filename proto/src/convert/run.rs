@@ -257,12 +257,6 @@ impl TryFrom<wire::Gate> for Gate {
         Ok(Self {
             rule,
             coverage_score: score("coverage_score", or_default(wire.coverage_score, 70.0))?,
-            confidence: number(
-                "confidence",
-                or_default(wire.confidence, 0.95),
-                "between 0 and 1, both excluded",
-                |x| x > 0.0 && x < 1.0,
-            )?,
         })
     }
 }
@@ -284,7 +278,6 @@ impl From<Gate> for wire::Gate {
         Self {
             rule: Some(rule),
             coverage_score: gate.coverage_score,
-            confidence: gate.confidence,
         }
     }
 }

@@ -170,7 +170,6 @@ fn a_broken_run_spec_is_refused_by_the_path_of_its_field() {
             let rule = wire::gate::Rule::Relative(wire::RelativeGate { ratio_min: 1.6 });
             m.gate.as_mut().unwrap().rule = Some(rule);
         }),
-        ("gate.confidence", |m| m.gate.as_mut().unwrap().confidence = 1.0),
         ("cycles_max", |m| m.cycles_max = 0),
     ];
     for (field, break_it) in cases {

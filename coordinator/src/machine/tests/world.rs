@@ -89,7 +89,6 @@ pub(crate) fn spec() -> RunSpec {
         gate: Gate {
             rule: GateRule::Relative { ratio_min: 0.9 },
             coverage_score: 70.0,
-            confidence: 0.95,
         },
         budget: Budget::default(),
         cycles_max: 3,

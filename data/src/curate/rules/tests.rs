@@ -13,16 +13,16 @@ fn breach(rules: &Rules, instruction: &str, response: &str) -> Option<Rule> {
 #[test]
 fn each_rule_catches_its_own() {
     let rules = Rules {
-        instruction_chars_max: 50,
-        response_chars_max: 50,
+        instruction_words_max: 50,
+        response_words_max: 50,
         ..Rules::default()
     };
     let cases = [
         ("What is rain?", "Water that falls.", None),
         ("?", "Water.", Some(Rule::InstructionLength)),
-        (&"x".repeat(51), "Water.", Some(Rule::InstructionLength)),
-        ("What is rain?", &"é".repeat(51), Some(Rule::ResponseLength)),
-        ("What is rain?", &"é".repeat(50), None),
+        (&"x ".repeat(51), "Water.", Some(Rule::InstructionLength)),
+        ("What is rain?", &"é ".repeat(51), Some(Rule::ResponseLength)),
+        ("What is rain?", &"é ".repeat(50), None),
         (
             "What is rain?",
             " What is rain? ",
@@ -34,7 +34,11 @@ fn each_rule_catches_its_own() {
             Some(Rule::ResponseTruncated),
         ),
         ("Write a program", "```rust\nfn main() {}\n```", None),
-        ("List rivers", "Here they are:", Some(Rule::ResponseTruncated)),
+        (
+            "List some rivers",
+            "Here they are:",
+            Some(Rule::ResponseTruncated),
+        ),
         (
             "What is rain?",
             "As an AI language model, I",

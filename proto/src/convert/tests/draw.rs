@@ -185,7 +185,6 @@ impl Draw {
         Gate {
             rule,
             coverage_score: 1.0 + 99.0 * self.share(),
-            confidence: self.share(),
         }
     }
 
