@@ -146,6 +146,12 @@ pub(crate) struct Coordinator {
     pub(crate) data: PathBuf,
     #[command(flatten)]
     pub(crate) token: TokenFile,
+    /// How long a silent worker keeps its tasks, milliseconds; at least three heartbeats.
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) lease_ms: Option<u64>,
+    /// How often workers give a sign of life, milliseconds.
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) heartbeat_ms: Option<u64>,
 }
 
 #[derive(Debug, Args)]

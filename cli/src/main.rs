@@ -50,10 +50,11 @@ fn main() -> ExitCode {
     ExitCode::from(exit.code())
 }
 
-/// Logs to stderr: warnings, more with `-v`, as RUST_LOG says when it is set.
+/// Logs to stderr: warnings, more with `-v`, as RUST_LOG says when it is set. That a call to a service LLM is tried
+/// again is an everyday matter, which only `-v` shows.
 fn start_log(verbose: u8, output: &Output) {
     let level = match verbose {
-        0 => "warn",
+        0 => "warn,llamaduo_worker::service_llm=error",
         1 => "warn,llamaduo=info,llamaduo_coordinator=info,llamaduo_worker=info,llamaduo_engine=info",
         _ => "info,llamaduo=debug,llamaduo_coordinator=debug,llamaduo_worker=debug,llamaduo_engine=debug",
     };

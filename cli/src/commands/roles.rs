@@ -1,6 +1,7 @@
 //! `coordinator`, `worker` and `stand-in-service`: one role alone in this process, until it is told to stop.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use llamaduo_coordinator as coordinator;
 use llamaduo_proto::ids::WorkerId;
@@ -28,6 +29,8 @@ pub(super) async fn coordinator(arguments: &args::Coordinator, output: &Output) 
     let state = coordinator::StateLocation::Redb(arguments.data.join("state.redb"));
     let mut options = coordinator::Options::new(state, arguments.data.join("artifacts"));
     options.token = token(&arguments.token)?;
+    options.lease = arguments.lease_ms.map_or(options.lease, Duration::from_millis);
+    options.heartbeat = arguments.heartbeat_ms.map_or(options.heartbeat, Duration::from_millis);
     let url = format!("http://{}", listener.local_addr()?);
     output.result(&Listening { url: url.clone() }, || url.clone())?;
     output.line("coordinator listens; start workers with `llamaduo worker --coordinator URL`");

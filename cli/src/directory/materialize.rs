@@ -10,7 +10,6 @@ use llamaduo_proto::ids::{Cycle, RunId};
 use llamaduo_proto::run::{Quantization, Subject};
 use llamaduo_proto::task::{TaskOutput, TaskSpec};
 use llamaduo_proto::view::{RunDetails, TaskView};
-use serde_json::Value;
 
 use super::{RunDirectory, write_file};
 use crate::client::Client;
@@ -98,15 +97,14 @@ fn with_subject(digest: Digest, bytes: &[u8], subject: Subject) -> Result<Vec<u8
         Subject::Service => "service",
         Subject::Adapter(_) => "adapter",
     };
-    let damaged = |error: serde_json::Error| Error::Artifact {
-        digest: digest.to_string(),
-        problem: error.to_string(),
-    };
     let mut rows = Vec::with_capacity(bytes.len());
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let mut row: serde_json::Map<String, Value> = serde_json::from_slice(line).map_err(damaged)?;
-        row.insert("subject".to_owned(), Value::from(label));
-        serde_json::to_writer(&mut rows, &row).map_err(damaged)?;
+        let fields = line.strip_prefix(b"{").ok_or_else(|| Error::Artifact {
+            digest: digest.to_string(),
+            problem: "a row is no JSON object".to_owned(),
+        })?;
+        rows.extend_from_slice(format!("{{\"subject\":\"{label}\",").as_bytes());
+        rows.extend_from_slice(fields);
         rows.push(b'\n');
     }
     Ok(rows)
@@ -146,7 +144,7 @@ mod tests {
         let rows = with_subject(digest, b"{\"k\":1}\n\n{\"k\":2}\n", Subject::Service).unwrap();
         assert_eq!(
             String::from_utf8(rows).unwrap(),
-            "{\"k\":1,\"subject\":\"service\"}\n{\"k\":2,\"subject\":\"service\"}\n"
+            "{\"subject\":\"service\",\"k\":1}\n{\"subject\":\"service\",\"k\":2}\n"
         );
         assert!(with_subject(digest, b"7\n", Subject::Service).is_err());
     }
