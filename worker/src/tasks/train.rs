@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use llamaduo_data::jsonl;
 use llamaduo_engine::lora::{LoraConfig, LoraTargets};
@@ -28,6 +28,10 @@ use crate::error::{Error, Stop};
 use crate::link::AttemptHandle;
 use crate::numbers::shortest;
 
+/// What a worker that dies may cost at most, where epochs are longer and a run names no period of its own. A
+/// checkpoint of a small model's adapter is some 30 MB.
+const CHECKPOINT_PERIOD: Duration = Duration::from_secs(60);
+
 /// The steps of a run, in the adapter's manifest.
 const TRAIN_LOG: &str = "train_log.jsonl";
 
@@ -37,7 +41,7 @@ struct Work {
     quantization: Quantization,
     rows: Vec<Conversation>,
     config: TrainConfig,
-    /// `None` keeps a checkpoint at the end of each epoch.
+    /// `None` keeps a checkpoint at the end of each epoch, and one every [`CHECKPOINT_PERIOD`] between.
     checkpoint_steps: Option<u32>,
     init: Option<AdapterFiles>,
     resume: Option<SavedState>,
@@ -177,9 +181,11 @@ async fn keep_checkpoint(bench: &Bench, attempt: &AttemptHandle, bytes: Vec<u8>)
 impl Work {
     fn run(self, loaded: &mut Loaded) -> Result<Done, Error> {
         self.attempt.check()?;
+        let now = Instant::now();
         let mut watch = Watch {
             work: &self,
-            begun: Instant::now(),
+            begun: now,
+            kept_at: now,
             n_done: 0,
             n_steps: 0,
         };
@@ -231,12 +237,6 @@ impl Work {
         }
     }
 
-    /// Whether the checkpoint after step `n_done` is to be kept.
-    fn is_due(&self, n_done: u32, n_steps: u32) -> bool {
-        // With a period of our own the engine gives out just those.
-        self.checkpoint_steps.is_some() || ends_epoch(n_done, n_steps, self.config.epochs)
-    }
-
     fn offer(&self, checkpoint: &Checkpoint, seconds: f64) {
         if self.checkpoints.capacity() == 0 {
             return;
@@ -258,6 +258,8 @@ impl Work {
 struct Watch<'a> {
     work: &'a Work,
     begun: Instant,
+    /// When the last checkpoint was kept, or training began.
+    kept_at: Instant,
     n_done: u32,
     n_steps: u32,
 }
@@ -269,7 +271,8 @@ impl Watch<'_> {
         match event {
             TrainEvent::Started { n_steps, n_done, .. } => {
                 // Loading the model is not training.
-                (self.n_steps, self.n_done, self.begun) = (n_steps, n_done, Instant::now());
+                (self.begun, self.kept_at) = (Instant::now(), Instant::now());
+                (self.n_steps, self.n_done) = (n_steps, n_done);
                 attempt.progress(steps(n_done, n_steps));
             }
             TrainEvent::Step { log, n_steps } => {
@@ -280,16 +283,25 @@ impl Watch<'_> {
                     ..steps(log.step, n_steps)
                 });
             }
-            TrainEvent::Checkpoint(checkpoint) if self.work.is_due(self.n_done, self.n_steps) => {
-                self.work.offer(checkpoint, self.seconds());
+            TrainEvent::Checkpoint(checkpoint) => {
+                if self.is_due() {
+                    self.kept_at = Instant::now();
+                    self.work.offer(checkpoint, self.seconds());
+                }
             }
-            TrainEvent::Checkpoint(_) => {}
         }
         if attempt.stopped().is_cancelled() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
+    }
+
+    /// Whether the checkpoint after this step is to be kept. With a period of its own the engine gives out just those.
+    fn is_due(&self) -> bool {
+        self.work.checkpoint_steps.is_some()
+            || ends_epoch(self.n_done, self.n_steps, self.work.config.epochs)
+            || self.kept_at.elapsed() >= CHECKPOINT_PERIOD
     }
 
     /// Seconds of training, with those before the checkpoint that was resumed from.
