@@ -2,7 +2,7 @@
 //!
 //! Invariant: a slip is valid JSON with one wrong value.
 
-use super::tickets::{Category, Draw, Label, Language, Priority, Team, reference_label};
+use super::tickets::{Category, Draw, Label, Language, Priority, Team, Wish, reference_label};
 
 /// Share of answers with a slip: good service LLMs are not perfect either.
 const SLIPS: f64 = 0.03;
@@ -16,7 +16,7 @@ pub(super) fn triage(message: &str, seed: u64, request: u64) -> String {
         team: Team::Sales,
         priority: Priority::Normal,
         language: Language::English,
-        refund: false,
+        wish: Wish::None,
         order: None,
     });
     let mut draw = Draw::new(&[seed, PURPOSE, request]);
@@ -44,7 +44,12 @@ pub(super) fn with_slip(mut label: Label, draw: &mut Draw) -> Label {
                 Priority::Low | Priority::High => Priority::Normal,
             }
         }
-        _ => label.refund = !label.refund,
+        _ => {
+            label.wish = match label.wish {
+                Wish::None => Wish::Refund,
+                Wish::Refund | Wish::Exchange => Wish::None,
+            }
+        }
     }
     label
 }

@@ -27,7 +27,7 @@ impl Default for Flaws {
             duplicates: 0.05,
             malformed: 0.04,
             near_copies: 0.05,
-            wrong_labels: 0.02,
+            wrong_labels: 0.015,
         }
     }
 }

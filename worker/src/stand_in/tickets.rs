@@ -12,14 +12,14 @@ mod teacher;
 mod tests;
 
 pub(super) use draw::Draw;
-pub use label::{Category, Label, Language, Priority, Team};
+pub use label::{Category, Label, Language, Priority, Team, Wish};
 pub use teacher::reference_label;
 
 use phrases::{Phrases, phrases};
 
 /// The task's standing instruction. It is short: every sample pays for its tokens.
 pub const TASK_INSTRUCTION: &str =
-    "Triage the message as JSON: category, team, priority, language, refund, order.";
+    "Triage the message as JSON: category, team, priority, language, wish, order.";
 
 /// Pairs of the demo's coverage dataset.
 pub const COVERAGE_PAIRS: usize = 150;
@@ -158,8 +158,8 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
         Priority::Low => sentences.push(draw.text(phrases.unhurried).to_owned()),
         Priority::Normal => {}
     }
-    let (wish, refund) = refund_wish(category, phrases, draw);
-    sentences.extend(wish.map(str::to_owned));
+    let (wish, sentence) = wish(category, phrases, draw);
+    sentences.extend(sentence.map(str::to_owned));
     if draw.chance(0.25) {
         sentences.push(fill(draw.text(phrases.details), product, phrases, draw));
     }
@@ -185,21 +185,21 @@ fn write(category: Category, language: Language, priority: Priority, draw: &mut 
             team,
             priority,
             language,
-            refund,
+            wish,
             order,
         },
     }
 }
 
-/// A sentence about money, if any, and whether it asks for some.
-fn refund_wish(category: Category, phrases: &Phrases, draw: &mut Draw) -> (Option<&'static str>, bool) {
-    let may_ask = !matches!(category, Category::Question | Category::Login);
-    if may_ask && draw.chance(0.65) {
-        (Some(draw.text(phrases.refund)), true)
-    } else if may_ask && draw.chance(0.3) {
-        (Some(draw.text(phrases.no_refund)), false)
+/// What is to be made good, and the sentence that says so.
+fn wish(category: Category, phrases: &Phrases, draw: &mut Draw) -> (Wish, Option<&'static str>) {
+    let has_damage = !matches!(category, Category::Question | Category::Login);
+    if has_damage && draw.chance(0.4) {
+        (Wish::Refund, Some(draw.text(phrases.refund)))
+    } else if has_damage && draw.chance(0.4) {
+        (Wish::Exchange, Some(draw.text(phrases.exchange)))
     } else {
-        (None, false)
+        (Wish::None, None)
     }
 }
 

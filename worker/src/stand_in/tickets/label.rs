@@ -15,8 +15,8 @@ pub struct Label {
     pub priority: Priority,
     /// What the customer writes in.
     pub language: Language,
-    /// Whether the customer asks for money back.
-    pub refund: bool,
+    /// What the customer wants to have made good.
+    pub wish: Wish,
     /// The order's number, `K` and four digits, where one is named.
     pub order: Option<String>,
 }
@@ -93,6 +93,19 @@ pub enum Priority {
     Normal,
     /// The customer says that it cannot wait.
     High,
+}
+
+/// What a customer wants to have made good. The values are words of the messages, the key is none: a key that stands
+/// in every prompt would drown the word that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wish {
+    /// Nothing is said of it.
+    None,
+    /// The money back.
+    Refund,
+    /// Another piece.
+    Exchange,
 }
 
 /// What a customer writes in.

@@ -22,8 +22,8 @@ pub(super) struct Phrases {
     pub(super) unhurried: &'static [&'static str],
     /// Money back, please.
     pub(super) refund: &'static [&'static str],
-    /// Something else than money, please.
-    pub(super) no_refund: &'static [&'static str],
+    /// Another piece, please.
+    pub(super) exchange: &'static [&'static str],
     /// Names the order.
     pub(super) order: &'static [&'static str],
     /// Names the customer, which looks like an order and is none.
@@ -51,6 +51,8 @@ pub(super) struct Cues {
     pub(super) unhurried: &'static [&'static str],
     /// Of `refund`.
     pub(super) refund: &'static [&'static str],
+    /// Of `exchange`.
+    pub(super) exchange: &'static [&'static str],
     /// Frequent words that the other languages do not have.
     pub(super) words: &'static [&'static str],
 }

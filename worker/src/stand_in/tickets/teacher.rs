@@ -2,7 +2,7 @@
 //!
 //! Invariant: looks at nothing but the words; for every generated ticket it gives the generator's own label.
 
-use super::label::{Category, Label, Language, Priority, Team};
+use super::label::{Category, Label, Language, Priority, Team, Wish};
 use super::phrases::{Cues, phrases};
 
 /// The label of a message; `None` when it holds no cue of any category.
@@ -17,7 +17,7 @@ pub fn reference_label(message: &str) -> Option<Label> {
         let n_words = words.iter().filter(|word| cues.words.contains(word)).count();
         let n_cues: usize = cues.issues.iter().map(|cues| count(&text, cues)).sum();
         // An issue's cue is a rarer find than a frequent word. Ties go to the last of the list.
-        (n_words + 2 * n_cues, *language)
+        (n_words + 3 * n_cues, *language)
     })?;
     let cues = &phrases(language).cues;
     let category = category(&text, cues)?;
@@ -26,7 +26,7 @@ pub fn reference_label(message: &str) -> Option<Label> {
         team: Team::of(category),
         priority: priority(&text, cues),
         language,
-        refund: count(&text, cues.refund) > 0,
+        wish: wish(&text, cues),
         order: words
             .iter()
             .find(|word| is_order(word))
@@ -55,6 +55,16 @@ fn priority(text: &str, cues: &Cues) -> Priority {
         Priority::High
     } else {
         Priority::Normal
+    }
+}
+
+fn wish(text: &str, cues: &Cues) -> Wish {
+    if count(text, cues.refund) > 0 {
+        Wish::Refund
+    } else if count(text, cues.exchange) > 0 {
+        Wish::Exchange
+    } else {
+        Wish::None
     }
 }
 

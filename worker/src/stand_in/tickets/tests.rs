@@ -46,10 +46,10 @@ fn a_label_is_one_line_of_json_with_fixed_keys() {
         team: Team::Repair,
         priority: Priority::High,
         language: Language::German,
-        refund: false,
+        wish: Wish::None,
         order: Some("K0042".to_owned()),
     };
-    let json = "{\"category\":\"defect\",\"team\":\"repair\",\"priority\":\"high\",\"language\":\"de\",\"refund\":false,\
+    let json = "{\"category\":\"defect\",\"team\":\"repair\",\"priority\":\"high\",\"language\":\"de\",\"wish\":\"none\",\
         \"order\":\"K0042\"}";
     assert_eq!(label.to_json(), json);
     assert_eq!(serde_json::from_str::<Label>(json).unwrap(), label);
@@ -100,7 +100,7 @@ fn the_task_cannot_be_passed_by_memory() {
             ("team", label(|l| format!("{:?}", l.team))),
             ("priority", label(|l| format!("{:?}", l.priority))),
             ("language", label(|l| format!("{:?}", l.language))),
-            ("refund", label(|l| l.refund.to_string())),
+            ("wish", label(|l| format!("{:?}", l.wish))),
             ("order", label(|l| l.order.is_some().to_string())),
         ];
         println!(

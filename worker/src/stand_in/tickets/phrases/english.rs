@@ -72,7 +72,12 @@ pub(super) static PHRASES: Phrases = Phrases {
         "I ask for a full refund.",
         "Please send the refund soon.",
     ],
-    no_refund: &["An exchange is fine.", "I would like an exchange."],
+    exchange: &[
+        "An exchange is fine.",
+        "I would like an exchange.",
+        "Please send an exchange.",
+        "Is an exchange possible?",
+    ],
     order: &[
         "Order {o}.",
         "My order number is {o}.",
@@ -117,6 +122,7 @@ pub(super) static PHRASES: Phrases = Phrases {
         urgent: &["urgent"],
         unhurried: &["no rush"],
         refund: &["refund"],
+        exchange: &["exchange"],
         words: &[
             "the", "my", "is", "it", "to", "i", "of", "you", "for", "this", "please", "hello", "what", "does",
         ],
