@@ -1,1 +1,11 @@
-fn main(){}
+//! Whole-system tests: the release binary as a user runs it, killed, starved and fed nonsense, on a tiny model; and
+//! the real model of the demo against its references.
+//!
+//! Invariant: what a test claims, it has seen in the files, streams and exit codes that a user sees.
+
+mod architecture;
+mod bad_input;
+mod cluster;
+mod crash;
+mod cycle;
+mod smollm2;

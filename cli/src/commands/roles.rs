@@ -30,7 +30,9 @@ pub(super) async fn coordinator(arguments: &args::Coordinator, output: &Output) 
     let mut options = coordinator::Options::new(state, arguments.data.join("artifacts"));
     options.token = token(&arguments.token)?;
     options.lease = arguments.lease_ms.map_or(options.lease, Duration::from_millis);
-    options.heartbeat = arguments.heartbeat_ms.map_or(options.heartbeat, Duration::from_millis);
+    options.heartbeat = arguments
+        .heartbeat_ms
+        .map_or(options.heartbeat, Duration::from_millis);
     let url = format!("http://{}", listener.local_addr()?);
     output.result(&Listening { url: url.clone() }, || url.clone())?;
     output.line("coordinator listens; start workers with `llamaduo worker --coordinator URL`");
@@ -98,7 +100,15 @@ async fn until_interrupted(
     }
 }
 
+/// Refuses what others can reach before anything is opened or said.
 async fn bind(address: std::net::SocketAddr) -> Result<TcpListener> {
+    if !address.ip().is_loopback() {
+        return Err(Error::Usage(format!(
+            "--listen {address} can be reached from other machines, which is refused until there is TLS; name a \
+             loopback address such as 127.0.0.1:{}",
+            address.port()
+        )));
+    }
     TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })

@@ -65,7 +65,7 @@ pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<E
             .await?;
         record.run = Some(run.clone());
         directory.set_record(&record)?;
-        resume_if_ended(&client, &run, &plan.spec).await?;
+        go_on(&client, &run, &plan.spec).await?;
         follow(&client, &run, &directory, output).await
     })
     .await?;
@@ -137,16 +137,24 @@ fn differences(path: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// The command was given again on a run that ended short: it goes on, under the limits that hold now.
-async fn resume_if_ended(client: &Client, run: &RunId, spec: &RunSpec) -> Result<()> {
+/// The command was given again: a run that ended short goes on, and one that goes on does so under the limits and on
+/// the ways to the service LLMs that hold now.
+async fn go_on(client: &Client, run: &RunId, spec: &RunSpec) -> Result<()> {
     let details = client.run(run).await?;
-    let more_cycles = spec.cycles_max > details.spec.as_ref().map_or(0, |spec| spec.cycles_max);
-    let goes_on = match details.run.status {
-        RunStatus::Running | RunStatus::Passed => false,
+    let stored = details.spec.as_ref();
+    let more_cycles = spec.cycles_max > stored.map_or(0, |stored| stored.cycles_max);
+    let is_other = |stored: &RunSpec| {
+        (stored.budget, stored.cycles_max) != (spec.budget, spec.cycles_max)
+            || stored.service_llm != spec.service_llm
+            || stored.judge_llm != spec.judge_llm
+    };
+    let is_to_resume = match details.run.status {
+        RunStatus::Passed => false,
+        RunStatus::Running => stored.is_some_and(is_other),
         RunStatus::GateNotReached => more_cycles,
         RunStatus::BudgetSpent | RunStatus::ServiceFailed | RunStatus::Cancelled | RunStatus::Failed => true,
     };
-    if goes_on {
+    if is_to_resume {
         let resume = ResumeRun {
             run: run.clone(),
             budget: Some(spec.budget),

@@ -1,0 +1,388 @@
+//! What users get wrong, and what the world does to them: each a clear error, nothing paid for twice, no panic.
+//!
+//! Invariant: every output is searched for the words of a panic; stdout holds data or nothing.
+
+use std::fs;
+use std::process::Command;
+
+use llamaduo_tests::model;
+use llamaduo_tests::process::{self, Output, Process, llamaduo};
+use llamaduo_tests::run_files::{assert_gapless, comparable};
+use llamaduo_tests::service::{Options, Service};
+use llamaduo_tests::site::Site;
+use llamaduo_tests::tiny_model;
+use serde_json::{Value, json};
+
+/// Runs a command that must be refused with `code`, saying each of `words`.
+fn refused(command: &mut Command, code: i32, words: &[&str]) -> Output {
+    let output = process::run(command);
+    assert_eq!(output.code(), code, "{}\n{}", output.stdout, output.stderr);
+    assert_eq!(output.stdout, "", "an error is no data");
+    for word in words {
+        assert!(output.stderr.contains(word), "no `{word}` in: {}", output.stderr);
+    }
+    output
+}
+
+/// `run` that must be refused before anything is asked of the service.
+fn refused_at_once(site: &Site, settings: &[&str], words: &[&str]) {
+    let service = Service::start(Options::new(0));
+    refused(&mut site.run("out", service.url(), settings), 2, words);
+    assert_eq!(service.requests(), [""; 0], "nothing was spent");
+    assert!(!site.path("out/report.json").exists());
+}
+
+/// One row of a coverage dataset.
+fn row(prompt: &str) -> String {
+    json!({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": "yes"}]})
+        .to_string()
+        + "\n"
+}
+
+#[test]
+fn a_malformed_line_is_named_with_its_file() {
+    let site = Site::new();
+    for broken in [
+        "{\"messages\": [{\"role\":",
+        "{\"messages\": []}",
+        "[]",
+        "{\"messages\": 7}",
+        "\u{0}",
+    ] {
+        site.write(
+            "coverage.jsonl",
+            &format!("{}{}{broken}\n{}", row("a"), row("b"), row("c")),
+        );
+        refused_at_once(&site, &[], &["coverage.jsonl", "line 3"]);
+    }
+    fs::write(
+        site.path("coverage.jsonl"),
+        [row("a").as_bytes(), b"{\"messages\": \"\xff\xfe\"}\n"].concat(),
+    )
+    .unwrap();
+    refused_at_once(&site, &[], &["coverage.jsonl"]);
+    fs::remove_file(site.path("coverage.jsonl")).unwrap();
+    refused_at_once(&site, &[], &["coverage.jsonl"]);
+}
+
+#[test]
+fn an_unknown_key_suggests_the_nearest() {
+    let site = Site::new();
+    refused_at_once(&site, &["train.epoch=2"], &["train.epoch", "train.epochs"]);
+    let config = fs::read_to_string(site.path("llamaduo.toml")).unwrap();
+    site.write("llamaduo.toml", &config.replace("max_tokens", "max_tokns"));
+    refused_at_once(&site, &[], &["llamaduo.toml", "infer.max_tokns", "max_tokens"]);
+    site.write("llamaduo.toml", "[train\n");
+    refused_at_once(&site, &[], &["llamaduo.toml", "line 1"]);
+    let mut command = llamaduo();
+    refused(
+        command.args(["run", "--config"]).arg(site.path("nowhere.toml")),
+        2,
+        &["nowhere.toml", "init"],
+    );
+    refused(llamaduo().args(["run", "--bogus"]), 2, &["--bogus"]);
+}
+
+#[test]
+fn splits_and_values_without_a_meaning_are_refused() {
+    let site = Site::new();
+    refused_at_once(&site, &["data.test_count=0"], &["test split", "empty"]);
+    refused_at_once(&site, &["data.test_count=24"], &["train split", "empty"]);
+    refused_at_once(
+        &site,
+        &["judge.gradings_per_response=0"],
+        &["judge.gradings_per_response", "at least 1"],
+    );
+    refused_at_once(&site, &["train.learning_rate=nan"], &["train.learning_rate"]);
+    refused_at_once(&site, &["train.learning_rate=\"fast\""], &["train.learning_rate"]);
+    refused_at_once(&site, &["infer.max_tokens=-1"], &["infer.max_tokens"]);
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_named_before_anything_is_spent() {
+    let site = Site::new();
+    let prompts: String = (0..4)
+        .map(|i| row(&format!("{i} {}", "word ".repeat(500))))
+        .collect();
+    site.write("coverage.jsonl", &prompts);
+    refused_at_once(
+        &site,
+        &["data.test_count=2"],
+        &["coverage dataset", "line ", "2048", "infer.max_tokens"],
+    );
+    let mut command = llamaduo();
+    command
+        .args([
+            "generate",
+            "--greedy",
+            "--prompt",
+            &"word ".repeat(500),
+            "--model",
+        ])
+        .arg(site.path("model"));
+    let output = process::run(&mut command);
+    assert!(
+        output.code() != 0 && output.stderr.contains("2048"),
+        "{} {}",
+        output.code(),
+        output.stderr
+    );
+}
+
+#[test]
+fn models_that_are_missing_or_damaged_are_named() {
+    let site = Site::new();
+    let service = Service::start(Options::new(0));
+    let mut nowhere = site.run("out", service.url(), &["local.base=./nowhere.gguf"]);
+    refused(&mut nowhere, 1, &["nowhere.gguf", "does not exist"]);
+    assert_eq!(service.requests(), [""; 0], "nothing was spent");
+    let eval = |model: &str| {
+        let mut command = llamaduo();
+        command
+            .args(["eval", "--output", "json", "--data"])
+            .arg(site.path("coverage.jsonl"));
+        command.arg("--model").arg(site.path(model));
+        command
+    };
+    // Cut in the metadata, in the list of tensors, and in the tensors.
+    let whole = fs::read(model::smollm2()).unwrap();
+    for len in [0, 3, 20, 1_000, 1_500_000, whole.len() / 2, whole.len() - 1] {
+        fs::write(site.path("cut.gguf"), &whole[..len]).unwrap();
+        refused(&mut eval("cut.gguf"), 1, &["cut.gguf"]);
+    }
+    let tensors = fs::read(site.path("model/model.safetensors")).unwrap();
+    for len in [0, 7, 100, tensors.len() - 1] {
+        fs::write(site.path("model/model.safetensors"), &tensors[..len]).unwrap();
+        refused(&mut eval("model"), 1, &["model.safetensors"]);
+    }
+    for (file, text) in [
+        ("config.json", "{}"),
+        ("config.json", "not json"),
+        ("tokenizer.json", "[]"),
+    ] {
+        tiny_model::write(&site.path("model")).unwrap();
+        site.write(&format!("model/{file}"), text);
+        refused(&mut eval("model"), 1, &[file]);
+    }
+}
+
+#[test]
+fn a_refused_key_stops_the_run_until_it_is_put_right() {
+    let site = Site::new();
+    let mut options = Options::new(0);
+    options.api_key = Some("the-right-key".to_owned());
+    let service = Service::start(options);
+    let key_file = site.path("key");
+    let setting = format!("service.api_key_file={}", key_file.display());
+    let settings = [setting.as_str()];
+
+    site.write("key", "the-wrong-key\n");
+    let output = process::run(&mut site.run("out", service.url(), &settings));
+    assert_eq!(output.code(), 5, "{}", output.stderr);
+    let printed: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!(printed["status"], "service_failed");
+    assert!(
+        printed["reason"].as_str().unwrap().contains("key"),
+        "{}",
+        printed["reason"]
+    );
+    let said = format!("{}{}", output.stdout, output.stderr);
+    assert!(!said.contains("the-wrong-key"), "a key is never shown");
+    assert_eq!(site.files("out").report()["status"], "service_failed");
+    assert_eq!(site.files("out").report()["cost"]["calls"], 0);
+
+    site.write("key", "the-right-key\n");
+    let run = site.finish("out", service.url(), &settings, 3);
+    assert_eq!(run.report()["status"], "gate_not_reached");
+    assert_gapless(&run.events());
+
+    fs::remove_file(&key_file).unwrap();
+    let output = process::run(&mut site.run("no-key", service.url(), &settings));
+    assert_ne!(output.code(), 0);
+    assert!(
+        format!("{}{}", output.stdout, output.stderr).contains("key"),
+        "{}",
+        output.stderr
+    );
+}
+
+#[test]
+fn a_spent_budget_stops_the_run_until_it_is_raised() {
+    let site = Site::new();
+    let service = Service::start(Options::new(0));
+    let whole = site.finish("whole", service.url(), &[], 3);
+    let service = Service::start(Options::new(0));
+    let output = process::run(&mut site.run("out", service.url(), &["budget.max_calls=10"]));
+    assert_eq!(output.code(), 4, "{}", output.stderr);
+    let report = site.files("out").report();
+    assert_eq!(report["status"], "budget_spent");
+    assert!(
+        report["cost"]["calls"].as_u64().unwrap() <= 10,
+        "{}",
+        report["cost"]
+    );
+    assert!(service.requests().len() <= 10);
+
+    let mut resume = site.run("out", service.url(), &["budget.max_calls=1000"]);
+    let output = process::run(resume.arg("--resume"));
+    assert_eq!(output.code(), 3, "{}", output.stderr);
+    let run = site.files("out");
+    assert_gapless(&run.events());
+    assert_eq!(run.adapter(), whole.adapter());
+    assert_eq!(comparable(run.report()), comparable(whole.report()));
+
+    let mut nothing = site.run("elsewhere", service.url(), &[]);
+    refused(nothing.arg("--resume"), 2, &["elsewhere", "no run to resume"]);
+    let mut other = site.run("out", service.url(), &["budget.max_calls=1000", "train.epochs=1"]);
+    refused(&mut other, 2, &["train.epochs", "--out"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_says_so_and_keeps_what_was_paid_for() {
+    let site = Site::new();
+    let service = Service::start(Options::new(0));
+    let wild = ["train.learning_rate=1e30", "train.gradient_norm_max=0"];
+    let output = process::run(&mut site.run("out", service.url(), &wild));
+    assert_eq!(output.code(), 1, "{}", output.stderr);
+    let printed: Value = serde_json::from_str(&output.stdout).unwrap();
+    let reason = printed["reason"].as_str().unwrap();
+    assert!(reason.contains("loss") && reason.contains("learning"), "{reason}");
+    let report = site.files("out").report();
+    assert!(
+        report["base"]["similarity"]["mean"].is_number(),
+        "the floor was paid for and is kept"
+    );
+    assert!(report["cost"]["calls"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_service_that_is_not_there_is_named() {
+    let site = Site::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let log = site.path("away.log");
+    let mut process = Process::start(&mut site.run("out", &format!("http://{free}/v1"), &[]), &log);
+    let limit = std::time::Duration::from_secs(60);
+    assert!(
+        process.wait_for(&free.port().to_string(), limit),
+        "{}",
+        process.log()
+    );
+    assert!(process.log().contains("base_url"), "{}", process.log());
+    // It goes on trying, since a service may come back. The same run ends as ever once the address is put right.
+    process.kill();
+    let service = Service::start(Options::new(0));
+    site.finish("out", service.url(), &[], 3);
+}
+
+#[test]
+fn a_coordinator_that_is_not_there_is_named() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("http://{free}");
+    for arguments in [vec!["status"], vec!["watch", "run-1"], vec!["cancel", "run-1"]] {
+        let mut command = llamaduo();
+        refused(
+            command.args(arguments).args(["--coordinator", &url]),
+            1,
+            &[&url, "llamaduo coordinator"],
+        );
+    }
+}
+
+#[test]
+fn only_loopback_is_listened_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = llamaduo();
+    coordinator
+        .args(["coordinator", "--listen", "0.0.0.0:7400", "--data"])
+        .arg(folder.path().join("data"));
+    refused(
+        &mut coordinator,
+        2,
+        &["0.0.0.0:7400", "loopback", "127.0.0.1:7400"],
+    );
+    refused(
+        llamaduo().args(["stand-in-service", "--listen", "[::]:0"]),
+        2,
+        &["loopback"],
+    );
+}
+
+/// A file system of a few hundred kilobytes, in a namespace of this process's own; `None` where that is not allowed.
+fn on_small_disk(site: &Site, script: &str) -> Option<Output> {
+    fs::create_dir(site.path("disk")).unwrap();
+    let probe = process::run(Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]));
+    if probe.code() != 0 {
+        println!(
+            "skipped: this machine allows no mount namespace ({})",
+            probe.stderr.trim()
+        );
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        process::binary().to_str().unwrap(),
+    ]);
+    Some(process::run(
+        command.current_dir(site.root()).env("NO_COLOR", "1"),
+    ))
+}
+
+#[test]
+fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
+    let site = Site::new();
+    let service = Service::start(Options::new(0));
+    let whole = site.finish("whole", service.url(), &[], 3);
+    let n_calls = service.requests().len();
+    let command = format!(
+        "\"$0\" run --output json --config llamaduo.toml --set service.base_url={} --out disk/out",
+        service.url()
+    );
+    // The disk fills while the run works; space is made only once it has said so.
+    let script = format!(
+        "mount -t tmpfs -o size=2m tmpfs disk || exit 90
+         {command} >first.json 2>first.log & run=$!
+         for _ in $(seq 300); do
+             if grep -q 'No space left' first.log || ! kill -0 $run; then break; fi; sleep 0.2
+         done
+         sleep 1
+         mount -o remount,size=200m disk || exit 91
+         (sleep 100; kill -9 $run) 2>/dev/null & guard=$!
+         wait $run; code=$?; echo first $code; kill $guard
+         if [ $code != 3 ]; then {command} >second.json 2>second.log; echo second $?; fi
+         cp -r disk/out saved"
+    );
+    let Some(output) = on_small_disk(&site, &script) else {
+        return;
+    };
+    let read = |name: &str| fs::read_to_string(site.path(name)).unwrap_or_default();
+    let said = read("first.json") + &read("first.log") + &read("second.log");
+    assert!(said.contains("No space left"), "{output:?}\n{said}");
+    let remedies = [
+        "check its permissions and the free space",
+        "check the space on its disk",
+        "free some space",
+    ];
+    assert!(remedies.iter().any(|remedy| said.contains(remedy)), "{said}");
+    assert!(!said.contains("panicked at"), "{said}");
+    let ends = ["first 3\n", "first 1\nsecond 3\n"];
+    assert!(ends.contains(&output.stdout.as_str()), "{output:?}\n{said}");
+    let saved = site.files("saved");
+    assert_eq!(saved.adapter(), whole.adapter());
+    assert_eq!(comparable(saved.report()), comparable(whole.report()));
+    println!(
+        "{} calls for both runs, {n_calls} for the first",
+        service.requests().len()
+    );
+}

@@ -1,0 +1,186 @@
+//! `run` killed in the middle of every stage and given again, against the same run undisturbed.
+//!
+//! Invariant: SIGKILL at a moment that the run itself shows, and both runs compared by bytes.
+
+use std::time::{Duration, Instant};
+
+use llamaduo_tests::process::{Process, pause};
+use llamaduo_tests::run_files::{RunFiles, assert_gapless, comparable, of_kind};
+use llamaduo_tests::service::{Ask, FaultRates, Options, Service};
+use llamaduo_tests::site::Site;
+use serde_json::Value;
+
+/// Far beyond what any of these runs takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Calls in flight: `service.concurrency` of the site's config, for the service and the judge each.
+const IN_FLIGHT_MAX: usize = 2 * 2;
+
+/// A stand-in without faults, since a fault depends on how often a request was seen, which a crash changes; slow
+/// enough that a kill finds calls under way.
+pub(crate) fn slow_service() -> Service {
+    let mut options = Options::new(0);
+    options.faults = FaultRates::NONE;
+    options.latency = Duration::from_millis(40);
+    Service::start(options)
+}
+
+/// Milliseconds that the train task of `cycle` took.
+pub(crate) fn train_time(events: &[Value], cycle: u32) -> Duration {
+    let time = |kind: &str| {
+        let found = events.iter().find(|event| {
+            let what = &event["kind"];
+            what["event"] == kind && what["stage"] == "train" && what["cycle"] == cycle
+        });
+        found.and_then(|event| event["time_ms"].as_u64()).unwrap()
+    };
+    Duration::from_millis(time("task_done") - time("attempt_started"))
+}
+
+/// Whether an attempt of `stage` in `cycle` was started, and none of its tasks is done.
+fn is_under_way(events: &[Value], stage: &str, cycle: u32) -> bool {
+    let of = |kind: &str| {
+        let of_kind = of_kind(events, kind);
+        of_kind
+            .iter()
+            .any(|event| event["stage"] == stage && event["cycle"] == cycle)
+    };
+    of("attempt_started") && !of("task_done")
+}
+
+struct Undisturbed {
+    run: RunFiles,
+    train_time: Duration,
+}
+
+#[test]
+fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
+    let site = Site::new();
+    let service = slow_service();
+    let begun = Instant::now();
+    let run = site.finish("undisturbed", service.url(), &[], 3);
+    println!("undisturbed: {:.1} s", begun.elapsed().as_secs_f64());
+    let calls = run.report()["cost"]["calls"].as_u64().unwrap();
+    assert_eq!(
+        service.requests().len() as u64,
+        calls,
+        "each call is counted, and none is made twice"
+    );
+    assert_eq!(service.n_repeated(), 0);
+    let undisturbed = Undisturbed {
+        train_time: train_time(&run.events(), 1),
+        run,
+    };
+
+    let service = slow_service();
+    let n_kills = kill_in_each_stage(&site, &service, &undisturbed);
+    let begun = Instant::now();
+    let killed = site.finish("killed", service.url(), &[], 3);
+    println!("the last part: {:.1} s", begun.elapsed().as_secs_f64());
+
+    assert_gapless(&killed.events());
+    assert_eq!(killed.adapter(), undisturbed.run.adapter());
+    assert_eq!(comparable(killed.report()), comparable(undisturbed.run.report()));
+    let repeated = service.n_repeated();
+    println!(
+        "{repeated} of {} calls were in flight at {n_kills} kills",
+        service.requests().len()
+    );
+    assert!(
+        repeated <= n_kills * IN_FLIGHT_MAX,
+        "{repeated} calls were made again"
+    );
+    assert_eq!(service.requests().len() - repeated, calls as usize);
+
+    // A finished run is not run again.
+    let again = site.finish("killed", service.url(), &[], 3);
+    assert_eq!(service.requests().len() - repeated, calls as usize);
+    assert_eq!(again.events(), killed.events());
+}
+
+/// What the killed run had come to when a new process took it up.
+struct Before {
+    n_events: usize,
+    n_requests: usize,
+}
+
+/// Kills the run in each stage, in the order in which it comes to them; how often.
+fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed) -> usize {
+    let files = site.files("killed");
+    // Of this process: what earlier ones began is begun again by it.
+    let begins = |before: &Before, stage: &str, cycle: u32| {
+        is_under_way(
+            files.events().get(before.n_events..).unwrap_or_default(),
+            stage,
+            cycle,
+        )
+    };
+    let n_asked = |before: &Before| service.requests().len() - before.n_requests;
+    // Past the first checkpoints, before the end.
+    let mid_training = undisturbed.train_time.mul_f64(0.4);
+    let moments: [(&str, u32, &dyn Fn(&Before) -> bool); 5] = [
+        ("judge", 0, &|_| service.count(Ask::Grade) >= 3),
+        ("train", 1, &|before| {
+            begins(before, "train", 1) && wait(mid_training)
+        }),
+        ("infer", 1, &|before| begins(before, "infer", 1)),
+        ("judge", 1, &|before| {
+            begins(before, "judge", 1) && n_asked(before) >= 2
+        }),
+        ("synthesize", 1, &|before| {
+            begins(before, "synthesize", 1) && n_asked(before) >= 2
+        }),
+    ];
+    for (stage, cycle, is_now) in &moments {
+        let begun = Instant::now();
+        let before = Before {
+            n_events: files.events().len(),
+            n_requests: service.requests().len(),
+        };
+        let mut process = Process::start(
+            &mut site.run("killed", service.url(), &[]),
+            &site.path("killed.log"),
+        );
+        while !is_now(&before) {
+            assert!(
+                process.is_running(),
+                "ended before {stage} {cycle}:\n{}",
+                process.log()
+            );
+            assert!(
+                begun.elapsed() < LIMIT,
+                "never came to {stage} {cycle}:\n{}",
+                process.log()
+            );
+            pause();
+        }
+        process.kill();
+        assert!(!process.log().contains("panicked at"), "{}", process.log());
+        println!(
+            "killed in cycle {cycle}, {stage}, after {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+        let n_all = tasks_done(&undisturbed.run.events(), stage, *cycle);
+        let n_done = tasks_done(&files.events(), stage, *cycle);
+        assert!(
+            n_done < n_all,
+            "the kill came after cycle {cycle}, {stage}: all {n_all} tasks were done"
+        );
+    }
+    moments.len()
+}
+
+fn wait(time: Duration) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        pause();
+    }
+    true
+}
+
+fn tasks_done(events: &[Value], stage: &str, cycle: u32) -> usize {
+    let done = of_kind(events, "task_done");
+    done.iter()
+        .filter(|event| event["stage"] == stage && event["cycle"] == cycle)
+        .count()
+}
