@@ -73,6 +73,16 @@ pub(crate) enum Command {
     StandInService(StandInService),
 }
 
+impl Command {
+    /// Whether it is one role alone, which runs until it is stopped.
+    pub(crate) fn is_role(&self) -> bool {
+        matches!(
+            self,
+            Self::Coordinator(_) | Self::Worker(_) | Self::StandInService(_)
+        )
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Seed of the task's data, the stand-in's noise and the training.

@@ -138,3 +138,41 @@ impl From<llamaduo_data::Error> for Error {
         Self::Input(Box::new(error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_exit_code() {
+        let refused = |code| Error::Refused {
+            doing: "x",
+            code,
+            message: String::new(),
+        };
+        let io = || std::io::Error::other("x");
+        let cases = [
+            (Error::from(config::Error::Set { text: String::new() }), 2),
+            (Error::Usage(String::new()), 2),
+            (
+                Error::from(llamaduo_data::Error::NoRows { name: String::new() }),
+                2,
+            ),
+            (refused(tonic::Code::InvalidArgument), 2),
+            (refused(tonic::Code::NotFound), 2),
+            (refused(tonic::Code::Internal), 1),
+            (
+                Error::Read {
+                    path: PathBuf::new(),
+                    source: io(),
+                },
+                1,
+            ),
+            (Error::Stdout(io()), 1),
+            (Error::Interrupted, 130),
+        ];
+        for (error, code) in cases {
+            assert_eq!(error.exit().code(), code, "{error:?}");
+        }
+    }
+}

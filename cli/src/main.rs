@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     let output = Output::new(arguments.output);
-    start_log(arguments.verbose, &output);
+    start_log(arguments.verbose, arguments.command.is_role(), &output);
     // Nothing else installs a provider, so the only failure is that it is installed already.
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -50,12 +50,12 @@ fn main() -> ExitCode {
     ExitCode::from(exit.code())
 }
 
-/// Logs to stderr: warnings, more with `-v`, as RUST_LOG says when it is set. That a call to a service LLM is tried
-/// again is an everyday matter, which only `-v` shows.
-fn start_log(verbose: u8, output: &Output) {
+/// Logs to stderr what `-v` or RUST_LOG ask for. By default a role alone tells each change of state; elsewhere the
+/// run's events tell what its worker would warn of.
+fn start_log(verbose: u8, is_role: bool, output: &Output) {
     let level = match verbose {
-        0 => "warn,llamaduo_worker::service_llm=error",
-        1 => "warn,llamaduo=info,llamaduo_coordinator=info,llamaduo_worker=info,llamaduo_engine=info",
+        0 if !is_role => "warn,llamaduo_worker=error",
+        0 | 1 => "warn,llamaduo=info,llamaduo_coordinator=info,llamaduo_worker=info,llamaduo_engine=info",
         _ => "info,llamaduo=debug,llamaduo_coordinator=debug,llamaduo_worker=debug,llamaduo_engine=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

@@ -24,22 +24,27 @@ fn text(report: &Report, directory: &Path) -> String {
     } else {
         "service LLM"
     };
-    let mut lines = vec![format!(
-        "{:24}  {:>10}  {:>7}  {:>9}  {:>7}",
-        "", "similarity", "covered", "precision", "covered"
-    )];
     let fixed = [
         ("base, file values", &report.base_unquantized),
         ("base, NF4", &report.base),
         (service, &report.service),
     ];
-    lines.extend(
-        fixed
-            .iter()
-            .filter_map(|(name, subject)| Some(row(name, subject.as_ref()?, ""))),
-    );
+    let mut lines: Vec<String> = fixed
+        .iter()
+        .filter_map(|(name, subject)| Some(row(name, subject.as_ref()?, "")))
+        .collect();
     lines.extend(report.cycles.iter().filter_map(cycle_row));
-    lines.push(String::new());
+    if !lines.is_empty() {
+        let head = ["similarity", "covered", "precision", "covered"];
+        lines.insert(
+            0,
+            format!(
+                "{:24}  {:>10}  {:>7}  {:>9}  {:>7}",
+                "", head[0], head[1], head[2], head[3]
+            ),
+        );
+        lines.push(String::new());
+    }
     lines.push(format!("{}: {}", status(report), report.reason));
     let cost = report
         .cost

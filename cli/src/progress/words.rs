@@ -92,9 +92,14 @@ fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String 
         Some(ms) => format!("; next try in {:.1} s", ms as f64 / 1000.0),
         None => String::new(),
     };
+    // Why the others had to stop is told by the event that ended them all.
+    let reason = match failure.kind {
+        FailureKind::Cancelled | FailureKind::Released => String::new(),
+        _ => format!(": {}", failure.message),
+    };
     format!(
-        "  {task} {kind} on {} (attempt {}): {}{next}",
-        failure.worker, failure.attempt.0, failure.message
+        "  {task} {kind} on {} (attempt {}){reason}{next}",
+        failure.worker, failure.attempt.0
     )
 }
 

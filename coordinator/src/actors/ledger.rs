@@ -144,7 +144,7 @@ impl Sums {
             && n_calls >= calls_max
         {
             return Err(format!(
-                "{n_calls} of {calls_max} calls are spent or reserved; raise budget.calls_max"
+                "{n_calls} of {calls_max} calls are spent or reserved; raise budget.max_calls"
             ));
         }
         if let Some(limit) = budget.nano_usd_max {
@@ -158,7 +158,7 @@ impl Sums {
             if nano_usd.saturating_add(most) > limit {
                 let dollars = |nano: u64| nano as f64 / 1e9;
                 return Err(format!(
-                    "{:.4} of {:.4} USD are spent or reserved and the next call may cost {:.4}; raise budget.nano_usd_max",
+                    "{:.4} of {:.4} USD are spent or reserved and the next call may cost {:.4}; raise budget.max_usd",
                     dollars(nano_usd),
                     dollars(limit),
                     dollars(most)

@@ -193,7 +193,7 @@ fn response(completion: Completion) -> Result<Response, Error> {
             what: "a test prompt",
             expected: format!("prompt and response within the context of {context_len} tokens"),
             found: format!(
-                "prompt {} of {prompt_tokens} tokens with up to {max_tokens} new ones; shorten it, lower tokens_max, \
+                "prompt {} of {prompt_tokens} tokens with up to {max_tokens} new ones; shorten it, lower infer.max_tokens, \
                  or choose a model with a longer context",
                 completion.request
             ),

@@ -200,7 +200,7 @@ async fn the_budget_stops_a_run_and_a_larger_one_resumes_it() {
     let over = begin(&mut worker, &task, "b", Some(60))
         .await
         .expect("the lease is current");
-    assert!(matches!(over, CallLeave::BudgetSpent(why) if why.contains("raise budget.nano_usd_max")));
+    assert!(matches!(over, CallLeave::BudgetSpent(why) if why.contains("raise budget.max_usd")));
     let cheap = reply(&worker, "cheap", Some(10));
     end(&mut worker, &task, "a", &first, cheap)
         .await

@@ -74,7 +74,7 @@ pub(super) fn failure(name: &str, status: u16, hints: Hints, error: &ErrorBody) 
         _ if hints.should_retry == Some(true) => (FailureClass::Transient, "it asks for another try"),
         408 | 409 | 429 | 500.. if hints.should_retry != Some(false) => (
             FailureClass::Transient,
-            "it may answer another time; lower concurrency_max or requests_per_minute_max if it happens often",
+            "it may answer another time; lower service.concurrency or service.requests_per_minute if it happens often",
         ),
         _ => (
             FailureClass::BadRequest,
