@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::TaskId;
-use llamaduo_proto::run::{Cost, Stage};
+use llamaduo_proto::run::Cost;
 use llamaduo_proto::task::Progress as TaskProgress;
 use llamaduo_proto::view::{RunView, StageCount};
 
@@ -83,15 +83,8 @@ impl Progress {
             self.output.line(&sentence);
         }
         match &event.kind {
-            RunEventKind::AttemptStarted { task, stage, .. } => self.task_bar(task, *stage),
-            RunEventKind::AttemptProgress {
-                task,
-                stage,
-                progress,
-                ..
-            } => {
-                self.task_progress(task, *stage, progress);
-            }
+            RunEventKind::AttemptStarted { task, .. } => self.task_bar(task),
+            RunEventKind::AttemptProgress { task, progress, .. } => self.task_progress(task, progress),
             RunEventKind::AttemptFailed { task, .. }
             | RunEventKind::TaskDone { task, .. }
             | RunEventKind::TaskQuarantined { task, .. } => self.end_task(task),
@@ -126,18 +119,18 @@ impl Progress {
         }
     }
 
-    fn task_bar(&mut self, task: &TaskId, stage: Stage) {
+    fn task_bar(&mut self, task: &TaskId) {
         if let Some(bars) = &mut self.bars {
             bars.tasks.entry(task.clone()).or_insert_with(|| {
                 let bar = ProgressBar::new(0).with_style(style(TASK_TEMPLATE));
-                bar.set_prefix(format!("{} {task}", words::stage(stage)));
+                bar.set_prefix(task.to_string());
                 bars.multi.insert_before(&bars.run, bar)
             });
         }
     }
 
-    fn task_progress(&mut self, task: &TaskId, stage: Stage, progress: &TaskProgress) {
-        self.task_bar(task, stage);
+    fn task_progress(&mut self, task: &TaskId, progress: &TaskProgress) {
+        self.task_bar(task);
         match &self.bars {
             Some(bars) => {
                 if let Some(bar) = bars.tasks.get(task) {
@@ -172,7 +165,7 @@ impl Drop for Progress {
 }
 
 const RUN_TEMPLATE: &str = "{spinner} {prefix} {bar:24} {pos}/{len} tasks · {msg} · {elapsed}";
-const TASK_TEMPLATE: &str = "  {prefix:36!} {bar:24} {pos}/{len} {wide_msg}";
+const TASK_TEMPLATE: &str = "  {prefix:30!} {bar:16} {pos}/{len} {wide_msg}";
 
 fn style(template: &str) -> ProgressStyle {
     // The templates are constants that a test renders; the plain bar is a fallback that loses only looks.
