@@ -75,7 +75,7 @@ pub fn rows(text: &str) -> Vec<Value> {
 }
 
 /// The report less what may differ between equal runs: ids, times, and calls of which a crash may repeat some.
-pub fn comparable(mut report: Value) -> Value {
+fn comparable(mut report: Value) -> Value {
     report["cost"] = Value::Null;
     report["about"]["run"] = Value::Null;
     report["about"]["seconds"] = Value::Null;
@@ -83,6 +83,20 @@ pub fn comparable(mut report: Value) -> Value {
         cycle["train"]["seconds"] = Value::Null;
     }
     report
+}
+
+/// Fails unless two runs ended with the same adapter, byte for byte, and the same scores.
+pub fn assert_same_end(ours: &RunFiles, theirs: &RunFiles) {
+    let (our_adapter, their_adapter) = (ours.adapter(), theirs.adapter());
+    assert!(
+        our_adapter.keys().eq(their_adapter.keys()),
+        "other files in adapter/"
+    );
+    for (name, bytes) in &our_adapter {
+        // Not `assert_eq`, which would print megabytes.
+        assert!(their_adapter.get(name) == Some(bytes), "adapter/{name} differs");
+    }
+    assert_eq!(comparable(ours.report()), comparable(theirs.report()));
 }
 
 /// Whether events are numbered 1, 2, 3, … and end with the run's end.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use llamaduo_worker::stand_in;
 use serde_json::Value;
@@ -75,6 +76,15 @@ impl Service {
             parts,
             runtime: Some(runtime),
         }
+    }
+
+    /// One without faults, since a fault depends on how often a request was seen, which a crash changes; slow enough
+    /// that a kill finds calls under way.
+    pub fn start_reliable() -> Self {
+        let mut options = Options::new(0);
+        options.faults = FaultRates::NONE;
+        options.latency = Duration::from_millis(40);
+        Self::start(options)
     }
 
     /// For `service.base_url`.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use llamaduo_tests::model;
 use llamaduo_tests::process::{self, Output, Process, llamaduo};
-use llamaduo_tests::run_files::{assert_gapless, comparable};
+use llamaduo_tests::run_files::{assert_gapless, assert_same_end};
 use llamaduo_tests::service::{Options, Service};
 use llamaduo_tests::site::Site;
 use llamaduo_tests::tiny_model;
@@ -209,9 +209,9 @@ fn a_refused_key_stops_the_run_until_it_is_put_right() {
 #[test]
 fn a_spent_budget_stops_the_run_until_it_is_raised() {
     let site = Site::new();
-    let service = Service::start(Options::new(0));
+    let service = Service::start_reliable();
     let whole = site.finish("whole", service.url(), &[], 3);
-    let service = Service::start(Options::new(0));
+    let service = Service::start_reliable();
     let output = process::run(&mut site.run("out", service.url(), &["budget.max_calls=10"]));
     assert_eq!(output.code(), 4, "{}", output.stderr);
     let report = site.files("out").report();
@@ -228,8 +228,7 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
     assert_eq!(output.code(), 3, "{}", output.stderr);
     let run = site.files("out");
     assert_gapless(&run.events());
-    assert_eq!(run.adapter(), whole.adapter());
-    assert_eq!(comparable(run.report()), comparable(whole.report()));
+    assert_same_end(&run, &whole);
 
     let mut nothing = site.run("elsewhere", service.url(), &[]);
     refused(nothing.arg("--resume"), 2, &["elsewhere", "no run to resume"]);
@@ -313,28 +312,28 @@ fn only_loopback_is_listened_on() {
     );
 }
 
-/// A file system of a few hundred kilobytes, in a namespace of this process's own; `None` where that is not allowed.
-fn on_small_disk(site: &Site, script: &str) -> Option<Output> {
+/// Runs `script`, which may mount a small disk, in a namespace of its own; why not, where that is not allowed.
+fn on_small_disk(site: &Site, script: &str) -> Result<Output, String> {
     fs::create_dir(site.path("disk")).unwrap();
-    let probe = process::run(Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]));
-    if probe.code() != 0 {
-        println!(
-            "skipped: this machine allows no mount namespace ({})",
-            probe.stderr.trim()
-        );
-        return None;
+    let namespace = ["--user", "--map-root-user", "--mount"];
+    let probe = Command::new("unshare")
+        .args(namespace)
+        .args(["mount", "-t", "tmpfs", "tmpfs"])
+        .arg(site.path("disk"))
+        .output();
+    match probe {
+        Err(error) => return Err(format!("unshare: {error}")),
+        Ok(probe) if !probe.status.success() => {
+            return Err(String::from_utf8_lossy(&probe.stderr).trim().to_owned());
+        }
+        Ok(_) => {}
     }
     let mut command = Command::new("unshare");
-    command.args([
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        process::binary().to_str().unwrap(),
-    ]);
-    Some(process::run(
+    command
+        .args(namespace)
+        .args(["sh", "-c", script])
+        .arg(process::binary());
+    Ok(process::run(
         command.current_dir(site.root()).env("NO_COLOR", "1"),
     ))
 }
@@ -342,7 +341,7 @@ fn on_small_disk(site: &Site, script: &str) -> Option<Output> {
 #[test]
 fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
     let site = Site::new();
-    let service = Service::start(Options::new(0));
+    let service = Service::start_reliable();
     let whole = site.finish("whole", service.url(), &[], 3);
     let n_calls = service.requests().len();
     let command = format!(
@@ -363,8 +362,9 @@ fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
          if [ $code != 3 ]; then {command} >second.json 2>second.log; echo second $?; fi
          cp -r disk/out saved"
     );
-    let Some(output) = on_small_disk(&site, &script) else {
-        return;
+    let output = match on_small_disk(&site, &script) {
+        Ok(output) => output,
+        Err(why) => return println!("skipped: this machine lets nobody mount a small disk ({why})"),
     };
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap_or_default();
     let said = read("first.json") + &read("first.log") + &read("second.log");
@@ -379,8 +379,7 @@ fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
     let ends = ["first 3\n", "first 1\nsecond 3\n"];
     assert!(ends.contains(&output.stdout.as_str()), "{output:?}\n{said}");
     let saved = site.files("saved");
-    assert_eq!(saved.adapter(), whole.adapter());
-    assert_eq!(comparable(saved.report()), comparable(whole.report()));
+    assert_same_end(&saved, &whole);
     println!(
         "{} calls for both runs, {n_calls} for the first",
         service.requests().len()

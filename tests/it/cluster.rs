@@ -9,12 +9,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use llamaduo_tests::process::{self, Process, llamaduo, pause};
-use llamaduo_tests::run_files::{RunFiles, assert_gapless, comparable, of_kind, rows};
+use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, of_kind, rows};
 use llamaduo_tests::service::{Ask, Service};
 use llamaduo_tests::site::Site;
 use serde_json::Value;
 
-use crate::crash::{slow_service, train_time};
+use crate::crash::train_time;
 
 /// Far beyond what any of these runs takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -120,10 +120,10 @@ fn trainer(events: &[Value], cycle: u32) -> Option<String> {
 #[test]
 fn a_run_survives_the_loss_of_a_worker_and_of_the_coordinator() {
     let site = Site::new();
-    let service = slow_service();
+    let service = Service::start_reliable();
     let alone = site.finish("alone", service.url(), &[], 3);
 
-    let service = slow_service();
+    let service = Service::start_reliable();
     let cluster = Cluster::new(&site);
     let mut coordinator = cluster.coordinator();
     let mut workers = [("one", cluster.worker("one")), ("two", cluster.worker("two"))];
@@ -190,8 +190,7 @@ fn check_end(cluster: &Cluster<'_>, run: &str, alone: &RunFiles) {
     let output = process::run(cluster.client(&["report", run]).arg("--out").arg(&out));
     assert_eq!(output.code(), 0, "{}", output.stderr);
     let fetched = RunFiles::at(Path::new(&out));
-    assert_eq!(fetched.adapter(), alone.adapter());
-    assert_eq!(comparable(fetched.report()), comparable(alone.report()));
+    assert_same_end(&fetched, alone);
     let output = process::run(&mut cluster.client(&["status", run]));
     assert_eq!(output.code(), 0, "{}", output.stderr);
     let details: Value = serde_json::from_str(&output.stdout).unwrap();

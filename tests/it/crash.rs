@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use llamaduo_tests::process::{Process, pause};
-use llamaduo_tests::run_files::{RunFiles, assert_gapless, comparable, of_kind};
-use llamaduo_tests::service::{Ask, FaultRates, Options, Service};
+use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, of_kind};
+use llamaduo_tests::service::{Ask, Service};
 use llamaduo_tests::site::Site;
 use serde_json::Value;
 
@@ -16,16 +16,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Calls in flight: `service.concurrency` of the site's config, for the service and the judge each.
 const IN_FLIGHT_MAX: usize = 2 * 2;
 
-/// A stand-in without faults, since a fault depends on how often a request was seen, which a crash changes; slow
-/// enough that a kill finds calls under way.
-pub(crate) fn slow_service() -> Service {
-    let mut options = Options::new(0);
-    options.faults = FaultRates::NONE;
-    options.latency = Duration::from_millis(40);
-    Service::start(options)
-}
-
-/// Milliseconds that the train task of `cycle` took.
+/// How long the train task of `cycle` took.
 pub(crate) fn train_time(events: &[Value], cycle: u32) -> Duration {
     let time = |kind: &str| {
         let found = events.iter().find(|event| {
@@ -56,7 +47,7 @@ struct Undisturbed {
 #[test]
 fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     let site = Site::new();
-    let service = slow_service();
+    let service = Service::start_reliable();
     let begun = Instant::now();
     let run = site.finish("undisturbed", service.url(), &[], 3);
     println!("undisturbed: {:.1} s", begun.elapsed().as_secs_f64());
@@ -72,22 +63,22 @@ fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
         run,
     };
 
-    let service = slow_service();
-    let n_kills = kill_in_each_stage(&site, &service, &undisturbed);
+    let service = Service::start_reliable();
+    let kills = kill_in_each_stage(&site, &service, &undisturbed);
     let begun = Instant::now();
     let killed = site.finish("killed", service.url(), &[], 3);
     println!("the last part: {:.1} s", begun.elapsed().as_secs_f64());
 
     assert_gapless(&killed.events());
-    assert_eq!(killed.adapter(), undisturbed.run.adapter());
-    assert_eq!(comparable(killed.report()), comparable(undisturbed.run.report()));
+    assert_same_end(&killed, &undisturbed.run);
     let repeated = service.n_repeated();
     println!(
-        "{repeated} of {} calls were in flight at {n_kills} kills",
+        "killed in {}; {repeated} of {} calls were in flight",
+        kills.join("; "),
         service.requests().len()
     );
     assert!(
-        repeated <= n_kills * IN_FLIGHT_MAX,
+        repeated <= kills.len() * IN_FLIGHT_MAX,
         "{repeated} calls were made again"
     );
     assert_eq!(service.requests().len() - repeated, calls as usize);
@@ -104,8 +95,11 @@ struct Before {
     n_requests: usize,
 }
 
-/// Kills the run in each stage, in the order in which it comes to them; how often.
-fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed) -> usize {
+/// Whether the moment for a kill has come.
+type IsNow<'a> = dyn Fn(&Before) -> bool + 'a;
+
+/// Kills the run in each stage, in the order in which it comes to them; where and when.
+fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed) -> Vec<String> {
     let files = site.files("killed");
     // Of this process: what earlier ones began is begun again by it.
     let begins = |before: &Before, stage: &str, cycle: u32| {
@@ -118,7 +112,7 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
     let n_asked = |before: &Before| service.requests().len() - before.n_requests;
     // Past the first checkpoints, before the end.
     let mid_training = undisturbed.train_time.mul_f64(0.4);
-    let moments: [(&str, u32, &dyn Fn(&Before) -> bool); 5] = [
+    let moments: [(&str, u32, &IsNow<'_>); 5] = [
         ("judge", 0, &|_| service.count(Ask::Grade) >= 3),
         ("train", 1, &|before| {
             begins(before, "train", 1) && wait(mid_training)
@@ -131,6 +125,7 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
             begins(before, "synthesize", 1) && n_asked(before) >= 2
         }),
     ];
+    let mut kills = Vec::new();
     for (stage, cycle, is_now) in &moments {
         let begun = Instant::now();
         let before = Before {
@@ -156,10 +151,10 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
         }
         process.kill();
         assert!(!process.log().contains("panicked at"), "{}", process.log());
-        println!(
-            "killed in cycle {cycle}, {stage}, after {:.1} s",
+        kills.push(format!(
+            "cycle {cycle}, {stage}, after {:.1} s",
             begun.elapsed().as_secs_f64()
-        );
+        ));
         let n_all = tasks_done(&undisturbed.run.events(), stage, *cycle);
         let n_done = tasks_done(&files.events(), stage, *cycle);
         assert!(
@@ -167,7 +162,7 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
             "the kill came after cycle {cycle}, {stage}: all {n_all} tasks were done"
         );
     }
-    moments.len()
+    kills
 }
 
 fn wait(time: Duration) -> bool {
