@@ -297,6 +297,8 @@ pub enum FailureKind {
     CorruptInput,
     /// The service LLM refuses for good; ends the run.
     ServiceRefused,
+    /// The service LLM cannot be reached or keeps failing; ends the run after as many tries as any task gets.
+    ServiceUnavailable,
     /// The budget allows no further call; ends the run.
     BudgetSpent,
     /// Given back while draining; does not count.

@@ -158,7 +158,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.failure_kind(),
-            FailureKind::Retryable | FailureKind::OutOfMemory
+            FailureKind::Retryable | FailureKind::OutOfMemory | FailureKind::ServiceUnavailable
         )
     }
 
@@ -173,7 +173,7 @@ impl Error {
             Self::Artifact(_) | Self::Content { .. } => FailureKind::CorruptInput,
             Self::Model(error) if error.is_retryable() => FailureKind::Retryable,
             Self::Service(failure) => match failure.class {
-                FailureClass::Transient => FailureKind::Retryable,
+                FailureClass::Transient => FailureKind::ServiceUnavailable,
                 FailureClass::BadRequest => FailureKind::Permanent,
                 FailureClass::Refused => FailureKind::ServiceRefused,
             },

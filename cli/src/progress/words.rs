@@ -85,6 +85,7 @@ fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String 
         FailureKind::LeaseExpired => "lost its lease",
         FailureKind::CorruptInput => "found its input damaged",
         FailureKind::ServiceRefused => "was refused by the service LLM",
+        FailureKind::ServiceUnavailable => "could not reach the service LLM",
         FailureKind::BudgetSpent => "stopped at the budget",
         FailureKind::Released => "was given back",
     };

@@ -69,6 +69,15 @@ pub(super) fn after(
             }
         }
         FailureKind::Permanent | FailureKind::CorruptInput => Next::Quarantine,
+        FailureKind::ServiceUnavailable => {
+            record.n_failed += 1;
+            if record.n_failed < FAILED_MAX {
+                return Next::Retry(backoff(record.n_failed, jitter));
+            }
+            // The task is not to blame: a resume finds it as fresh as the service may be.
+            record.n_failed = 0;
+            Next::End(RunStatus::ServiceFailed)
+        }
         FailureKind::ServiceRefused => Next::End(RunStatus::ServiceFailed),
         FailureKind::BudgetSpent => Next::End(RunStatus::BudgetSpent),
         // Not at once, or a worker that gives back whatever it gets would be asked without a pause.

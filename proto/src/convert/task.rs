@@ -20,7 +20,7 @@ same_variants!(
 same_variants!(
     FailureKind,
     unspecified Ok(FailureKind::Permanent),
-    Retryable, Permanent, OutOfMemory, Cancelled, WorkerLost, LeaseExpired, CorruptInput, ServiceRefused,
+    Retryable, Permanent, OutOfMemory, Cancelled, WorkerLost, LeaseExpired, CorruptInput, ServiceRefused, ServiceUnavailable,
     BudgetSpent, Released
 );
 

@@ -244,6 +244,23 @@ fn three_lost_workers_of_two_quarantine_and_eight_of_one() {
 }
 
 #[test]
+fn a_service_that_stays_away_fails_the_run_and_not_the_task() {
+    let mut world = World::migration(1);
+    let task = first(&world);
+    for _ in 0..4 {
+        assert!(world.run.is_open());
+        let attempt = world.claim(&task, "w1");
+        world
+            .fail(&attempt, FailureKind::ServiceUnavailable)
+            .expect("the lease is current");
+        world.pass_time(61.0);
+    }
+    world.do_all();
+    assert_eq!(world.run.head.status, RunStatus::ServiceFailed);
+    assert_eq!(world.run.tasks[&task].record.n_failed, 0);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_dropped_and_other_damage_quarantines() {
     let mut world = World::migration(1);
     let task = first(&world);

@@ -68,7 +68,7 @@ fn a_move() -> impl Strategy<Value = Move> {
     ]
 }
 
-const KINDS: [FailureKind; 8] = [
+const KINDS: [FailureKind; 9] = [
     FailureKind::Retryable,
     FailureKind::Retryable,
     FailureKind::OutOfMemory,
@@ -77,6 +77,7 @@ const KINDS: [FailureKind; 8] = [
     FailureKind::CorruptInput,
     FailureKind::Permanent,
     FailureKind::ServiceRefused,
+    FailureKind::ServiceUnavailable,
 ];
 
 struct History {

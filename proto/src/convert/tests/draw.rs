@@ -331,6 +331,7 @@ impl Draw {
             LeaseExpired,
             CorruptInput,
             ServiceRefused,
+            ServiceUnavailable,
             BudgetSpent,
             Released,
         ])
