@@ -70,7 +70,7 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             ..InferSection::default()
         },
         synthesis: SynthesisSection {
-            samples_per_cycle: 300,
+            samples_per_cycle: 360,
             pairs_per_call: 6,
             examples_per_call: 3,
             calls_per_task: 10,
