@@ -66,6 +66,18 @@ impl RunFiles {
     }
 }
 
+/// How many artifacts the store in `directory` holds.
+pub fn n_artifacts(directory: &Path) -> usize {
+    let entries = |path: PathBuf| {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    entries(directory.join("sha256")).flat_map(entries).count()
+}
+
 /// The rows of JSON lines; an unfinished last one is left out.
 pub fn rows(text: &str) -> Vec<Value> {
     let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));

@@ -9,12 +9,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use llamaduo_tests::process::{self, Process, llamaduo, pause};
-use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, of_kind, rows};
+use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, n_artifacts, of_kind, rows};
 use llamaduo_tests::service::{Ask, Service};
 use llamaduo_tests::site::Site;
 use serde_json::Value;
-
-use crate::crash::train_time;
 
 /// Far beyond what any of these runs takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -132,10 +130,13 @@ fn a_run_survives_the_loss_of_a_worker_and_of_the_coordinator() {
     let mut watch = Process::start(&mut cluster.client(&["watch", &run]), &site.path("watch.log"));
 
     let victim = wait_for(&mut watch, |events| trainer(events, 1));
-    let begun = Instant::now();
-    while begun.elapsed() < train_time(&alone.events(), 1).mul_f64(0.4) {
-        pause();
-    }
+    // While training goes on alone, new artifacts are its checkpoints.
+    let store = site.path("coordinator/artifacts");
+    let n_at_start = n_artifacts(&store);
+    wait_for(&mut watch, |events| {
+        assert!(trainer(events, 1).is_some(), "training ended before it was seen");
+        (n_artifacts(&store) >= n_at_start + 3).then_some(())
+    });
     let (_, process) = workers.iter_mut().find(|(name, _)| *name == victim).unwrap();
     process.kill();
     assert_eq!(

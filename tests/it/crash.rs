@@ -2,10 +2,11 @@
 //!
 //! Invariant: SIGKILL at a moment that the run itself shows, and both runs compared by bytes.
 
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
 use llamaduo_tests::process::{Process, pause};
-use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, of_kind};
+use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, n_artifacts, of_kind};
 use llamaduo_tests::service::{Ask, Service};
 use llamaduo_tests::site::Site;
 use serde_json::Value;
@@ -15,18 +16,6 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// Calls in flight: `service.concurrency` of the site's config, for the service and the judge each.
 const IN_FLIGHT_MAX: usize = 2 * 2;
-
-/// How long the train task of `cycle` took.
-pub(crate) fn train_time(events: &[Value], cycle: u32) -> Duration {
-    let time = |kind: &str| {
-        let found = events.iter().find(|event| {
-            let what = &event["kind"];
-            what["event"] == kind && what["stage"] == "train" && what["cycle"] == cycle
-        });
-        found.and_then(|event| event["time_ms"].as_u64()).unwrap()
-    };
-    Duration::from_millis(time("task_done") - time("attempt_started"))
-}
 
 /// Whether an attempt of `stage` in `cycle` was started, and none of its tasks is done.
 fn is_under_way(events: &[Value], stage: &str, cycle: u32) -> bool {
@@ -39,29 +28,20 @@ fn is_under_way(events: &[Value], stage: &str, cycle: u32) -> bool {
     of("attempt_started") && !of("task_done")
 }
 
-struct Undisturbed {
-    run: RunFiles,
-    train_time: Duration,
-}
-
 #[test]
 fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     let site = Site::new();
     let service = Service::start_reliable();
     let begun = Instant::now();
-    let run = site.finish("undisturbed", service.url(), &[], 3);
+    let undisturbed = site.finish("undisturbed", service.url(), &[], 3);
     println!("undisturbed: {:.1} s", begun.elapsed().as_secs_f64());
-    let calls = run.report()["cost"]["calls"].as_u64().unwrap();
+    let calls = undisturbed.report()["cost"]["calls"].as_u64().unwrap();
     assert_eq!(
         service.requests().len() as u64,
         calls,
         "each call is counted, and none is made twice"
     );
     assert_eq!(service.n_repeated(), 0);
-    let undisturbed = Undisturbed {
-        train_time: train_time(&run.events(), 1),
-        run,
-    };
 
     let service = Service::start_reliable();
     let kills = kill_in_each_stage(&site, &service, &undisturbed);
@@ -70,7 +50,7 @@ fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     println!("the last part: {:.1} s", begun.elapsed().as_secs_f64());
 
     assert_gapless(&killed.events());
-    assert_same_end(&killed, &undisturbed.run);
+    assert_same_end(&killed, &undisturbed);
     let repeated = service.n_repeated();
     println!(
         "killed in {}; {repeated} of {} calls were in flight",
@@ -99,7 +79,7 @@ struct Before {
 type IsNow<'a> = dyn Fn(&Before) -> bool + 'a;
 
 /// Kills the run in each stage, in the order in which it comes to them; where and when.
-fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed) -> Vec<String> {
+fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &RunFiles) -> Vec<String> {
     let files = site.files("killed");
     // Of this process: what earlier ones began is begun again by it.
     let begins = |before: &Before, stage: &str, cycle: u32| {
@@ -110,12 +90,14 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
         )
     };
     let n_asked = |before: &Before| service.requests().len() - before.n_requests;
-    // Past the first checkpoints, before the end.
-    let mid_training = undisturbed.train_time.mul_f64(0.4);
+    // While training goes on alone, new artifacts are its checkpoints.
+    let store = files.path(".llamaduo/artifacts");
+    let at_start = OnceCell::new();
+    let n_checkpoints = || n_artifacts(&store) - *at_start.get_or_init(|| n_artifacts(&store));
     let moments: [(&str, u32, &IsNow<'_>); 5] = [
         ("judge", 0, &|_| service.count(Ask::Grade) >= 3),
         ("train", 1, &|before| {
-            begins(before, "train", 1) && wait(mid_training)
+            begins(before, "train", 1) && n_checkpoints() >= 3
         }),
         ("infer", 1, &|before| begins(before, "infer", 1)),
         ("judge", 1, &|before| {
@@ -155,7 +137,7 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
             "cycle {cycle}, {stage}, after {:.1} s",
             begun.elapsed().as_secs_f64()
         ));
-        let n_all = tasks_done(&undisturbed.run.events(), stage, *cycle);
+        let n_all = tasks_done(&undisturbed.events(), stage, *cycle);
         let n_done = tasks_done(&files.events(), stage, *cycle);
         assert!(
             n_done < n_all,
@@ -163,14 +145,6 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &Undisturbed)
         );
     }
     kills
-}
-
-fn wait(time: Duration) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < time {
-        pause();
-    }
-    true
 }
 
 fn tasks_done(events: &[Value], stage: &str, cycle: u32) -> usize {
