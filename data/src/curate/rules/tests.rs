@@ -67,7 +67,7 @@ fn a_form_can_be_asked_for() {
         (r#"["team"]"#, Some(Rule::ResponseForm)),
         (r#"{"team": "it"} done"#, Some(Rule::ResponseForm)),
     ] {
-        assert_eq!(breach(&rules, "Which team?", response), rule, "{response}");
+        assert_eq!(breach(&rules, "Which team is it?", response), rule, "{response}");
     }
 }
 
