@@ -105,8 +105,24 @@ load = lambda: transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch
 compare("bare base", load(), None)
 
 ours = work / "ours"
-llamaduo("train", "--model", gguf, "--data", rows, "--out", ours, "--set", "local.quant=none",
-         "--set", "train.epochs=12", "--set", "train.learning_rate=1e-3")
+config = work / "llamaduo.toml"
+config.write_text(f"""
+[task]
+name = "peft-check"
+[local]
+base = "{gguf}"
+quant = "none"
+[service]
+model = "never-called"
+base_url = "http://127.0.0.1:9/v1"
+[data]
+coverage = "{rows}"
+test_count = 1
+[train]
+epochs = 12
+learning_rate = 1e-3
+""")
+llamaduo("train", "--config", config, "--out", ours)
 adapter = next(iter(sorted(ours.rglob("adapter_config.json")))).parent
 compare("adapter trained by llamaduo", PeftModel.from_pretrained(load(), adapter).eval(), adapter)
 

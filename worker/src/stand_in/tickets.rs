@@ -95,13 +95,11 @@ const TOWNS: [&str; 8] = [
     "Bremen", "Lyon", "Leeds", "Sevilla", "Graz", "Gent", "Bristol", "Toledo",
 ];
 
-/// The languages of six tickets in a row: half of them English.
-const LANGUAGES: [Language; 6] = [
-    Language::English,
+/// The languages of four tickets in a row: half of them English.
+const LANGUAGES: [Language; 4] = [
     Language::English,
     Language::English,
     Language::German,
-    Language::French,
     Language::Spanish,
 ];
 /// The priorities of six tickets in a row.
@@ -114,25 +112,25 @@ const PRIORITIES: [Priority; 6] = [
     Priority::Low,
 ];
 
-/// The ticket at `index`. Six in a row share out categories, languages and priorities evenly, so that no seed is
+/// The ticket at `index`. Tickets in a row share out categories, languages and priorities evenly, so that no seed is
 /// much harder than another.
 pub(super) fn ticket(seed: u64, stream: Stream, index: u64) -> Ticket {
-    let block = |choice: u64| Draw::new(&[seed, stream as u64, 0, choice, index / 6]);
-    let place = index % 6;
-    let category = shuffled(block(0), Category::ALL, place);
-    let language = shuffled(block(1), LANGUAGES, place);
-    let priority = shuffled(block(2), PRIORITIES, place);
+    let category = shared_out(Category::ALL, &[seed, stream as u64, 0], index);
+    let language = shared_out(LANGUAGES, &[seed, stream as u64, 1], index);
+    let priority = shared_out(PRIORITIES, &[seed, stream as u64, 2], index);
     write(
         category,
         language,
         priority,
-        &mut Draw::new(&[seed, stream as u64, 1, index]),
+        &mut Draw::new(&[seed, stream as u64, 3, index]),
     )
 }
 
-fn shuffled<T: Copy>(mut draw: Draw, mut items: [T; 6], place: u64) -> T {
-    draw.shuffle(&mut items);
-    items[(place % 6) as usize]
+/// What falls to `index` when each `N` in a row get all of `items`, in a random order of their own.
+fn shared_out<T: Copy, const N: usize>(mut items: [T; N], key: &[u64; 3], index: u64) -> T {
+    let [seed, stream, choice] = *key;
+    Draw::new(&[seed, stream, choice, index / N as u64]).shuffle(&mut items);
+    items[(index % N as u64) as usize]
 }
 
 fn write(category: Category, language: Language, priority: Priority, draw: &mut Draw) -> Ticket {

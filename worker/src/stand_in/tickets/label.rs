@@ -117,9 +117,6 @@ pub enum Language {
     /// German.
     #[serde(rename = "de")]
     German,
-    /// French.
-    #[serde(rename = "fr")]
-    French,
     /// Spanish.
     #[serde(rename = "es")]
     Spanish,
@@ -127,7 +124,7 @@ pub enum Language {
 
 impl Language {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::English, Self::German, Self::French, Self::Spanish];
+    pub const ALL: [Self; 3] = [Self::English, Self::German, Self::Spanish];
 }
 
 impl Label {

@@ -4,7 +4,6 @@
 //! that two tickets do not share a run of ten words because they share a sentence.
 
 mod english;
-mod french;
 mod german;
 mod spanish;
 
@@ -62,7 +61,6 @@ pub(super) fn phrases(language: Language) -> &'static Phrases {
     match language {
         Language::English => &english::PHRASES,
         Language::German => &german::PHRASES,
-        Language::French => &french::PHRASES,
         Language::Spanish => &spanish::PHRASES,
     }
 }

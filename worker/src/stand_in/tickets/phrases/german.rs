@@ -21,12 +21,12 @@ pub(super) static PHRASES: Phrases = Phrases {
             "Das Paket mit {p} war für {d} zugesagt.",
         ],
         &[
-            "{p} ist kaputt.",
-            "Leider ist {p} kaputt.",
-            "{p} ist schon wieder kaputt.",
-            "{p} ist seit {d} kaputt.",
-            "{p} zeigt Fehler {n} und ist kaputt.",
-            "Nach {n} Tagen ist {p} kaputt.",
+            "{p} ist defekt.",
+            "Leider ist {p} defekt.",
+            "{p} ist schon wieder defekt.",
+            "{p} ist seit {d} defekt.",
+            "{p} zeigt Fehler {n} und ist defekt.",
+            "Nach {n} Tagen ist {p} defekt.",
         ],
         &[
             "Mein Passwort für {p} geht nicht.",
@@ -119,7 +119,7 @@ pub(super) static PHRASES: Phrases = Phrases {
         issues: [
             &["rechnung"],
             &["paket"],
-            &["kaputt"],
+            &["defekt"],
             &["passwort"],
             &["kündigen"],
             &["frage"],

@@ -21,12 +21,12 @@ pub(super) static PHRASES: Phrases = Phrases {
             "El paquete con {p} era para el {d}.",
         ],
         &[
-            "{p} está roto.",
-            "Por desgracia {p} está roto.",
-            "{p} otra vez está roto.",
-            "{p} está roto desde el {d}.",
-            "{p} muestra el error {n} y está roto.",
-            "A los {n} días {p} está roto.",
+            "{p} está defectuoso.",
+            "Por desgracia {p} está defectuoso.",
+            "{p} otra vez está defectuoso.",
+            "{p} está defectuoso desde el {d}.",
+            "{p} muestra el error {n} y está defectuoso.",
+            "A los {n} días {p} está defectuoso.",
         ],
         &[
             "Mi contraseña de {p} no sirve.",
@@ -114,7 +114,7 @@ pub(super) static PHRASES: Phrases = Phrases {
         issues: [
             &["factura"],
             &["paquete"],
-            &["roto"],
+            &["defectuoso"],
             &["contraseña"],
             &["cancelar"],
             &["pregunta"],
