@@ -3,8 +3,6 @@
 //! Invariant: a tolerance is the issue's, a few times the references' own drift between thread counts; nothing is
 //! compared with what this engine itself has made.
 
-mod smollm2;
-
 use llamaduo_kernels::{NO_LABEL, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};

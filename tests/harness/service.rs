@@ -1,10 +1,10 @@
-//! The stand-in service in this process, behind a relay that counts what it is asked.
+//! The stand-in service in this process, behind a relay that counts what it is asked and can hold requests back.
 //!
 //! Invariant: every request that reaches the stand-in is in the list, as sent, before its answer is.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use llamaduo_worker::stand_in;
@@ -32,14 +32,36 @@ pub enum Ask {
 #[derive(Debug)]
 pub struct Service {
     url: String,
-    requests: Requests,
+    log: Log,
     stop: CancellationToken,
     parts: JoinSet<()>,
     runtime: Option<Runtime>,
 }
 
-/// The bodies received so far.
-type Requests = Arc<Mutex<Vec<String>>>;
+/// What the relay knows.
+#[derive(Debug, Default)]
+struct Relayed {
+    /// The bodies received so far.
+    requests: Vec<String>,
+    /// Requests of the kind are held back while the list has more than so many of them.
+    held: Option<(Ask, usize)>,
+}
+
+impl Relayed {
+    fn count(&self, ask: Ask) -> usize {
+        self.requests.iter().filter(|body| ask_of(body) == ask).count()
+    }
+
+    /// Takes a request into the list; whether it is to be held back.
+    fn take(&mut self, body: String) -> bool {
+        let ask = ask_of(&body);
+        self.requests.push(body);
+        self.held
+            .is_some_and(|(held, n_answered)| held == ask && self.count(ask) > n_answered)
+    }
+}
+
+type Log = Arc<Mutex<Relayed>>;
 
 impl Service {
     /// Starts one on a free port.
@@ -57,8 +79,8 @@ impl Service {
         let (inner, outer) = runtime.block_on(async { (bind().await, bind().await) });
         let address = |listener: &TcpListener| listener.local_addr().expect("a listener has an address");
         let (upstream, url) = (address(&inner), format!("http://{}/v1", address(&outer)));
-        let (requests, stop) = (Requests::default(), CancellationToken::new());
-        let (log, stopped, serving) = (Arc::clone(&requests), stop.clone(), stop.clone());
+        let (log, stop) = (Log::default(), CancellationToken::new());
+        let (relayed, stopped, serving) = (Arc::clone(&log), stop.clone(), stop.clone());
         let mut parts = JoinSet::new();
         parts.spawn_on(
             async move {
@@ -68,10 +90,10 @@ impl Service {
             },
             runtime.handle(),
         );
-        parts.spawn_on(relay_all(outer, upstream, log, stopped), runtime.handle());
+        parts.spawn_on(relay_all(outer, upstream, relayed, stopped), runtime.handle());
         Self {
             url,
-            requests,
+            log,
             stop,
             parts,
             runtime: Some(runtime),
@@ -94,15 +116,27 @@ impl Service {
 
     /// The bodies of all requests so far, in the order of arrival.
     pub fn requests(&self) -> Vec<String> {
-        self.requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.relayed().requests.clone()
     }
 
     /// How many requests asked for `ask`.
     pub fn count(&self, ask: Ask) -> usize {
-        self.requests().iter().filter(|body| ask_of(body) == ask).count()
+        self.relayed().count(ask)
+    }
+
+    /// Answers `n` more requests for `ask`; later ones wait until whoever asked has gone.
+    pub fn hold_after(&self, ask: Ask, n: usize) {
+        let mut relayed = self.relayed();
+        relayed.held = Some((ask, relayed.count(ask) + n));
+    }
+
+    /// Answers whatever is asked from now on.
+    pub fn hold_nothing(&self) {
+        self.relayed().held = None;
+    }
+
+    fn relayed(&self) -> MutexGuard<'_, Relayed> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many requests were made beyond the first of each.
@@ -135,7 +169,7 @@ pub fn ask_of(body: &str) -> Ask {
     }
 }
 
-async fn relay_all(listener: TcpListener, upstream: SocketAddr, log: Requests, stop: CancellationToken) {
+async fn relay_all(listener: TcpListener, upstream: SocketAddr, log: Log, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -150,7 +184,7 @@ async fn relay_all(listener: TcpListener, upstream: SocketAddr, log: Requests, s
 }
 
 /// One request and its answer; the end of the answer is the end of the stream.
-async fn relay(mut client: TcpStream, upstream: SocketAddr, log: &Requests) -> io::Result<()> {
+async fn relay(mut client: TcpStream, upstream: SocketAddr, log: &Log) -> io::Result<()> {
     let mut request = Vec::new();
     let mut head_len = None;
     let (head, body) = loop {
@@ -171,9 +205,14 @@ async fn relay(mut client: TcpStream, upstream: SocketAddr, log: &Requests) -> i
             return Ok(());
         }
     };
-    log.lock()
+    let is_held = log
+        .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(String::from_utf8_lossy(&body).into_owned());
+        .take(String::from_utf8_lossy(&body).into_owned());
+    if is_held {
+        while client.read_buf(&mut request).await? > 0 {}
+        return Ok(());
+    }
     let mut server = TcpStream::connect(upstream).await?;
     let head = head.replacen("\r\n", "\r\nconnection: close\r\n", 1);
     server.write_all(head.as_bytes()).await?;

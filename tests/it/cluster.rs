@@ -17,6 +17,9 @@ use serde_json::Value;
 /// Far beyond what any of these runs takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
 
+/// Training long enough that it is seen while it lasts.
+const SETTINGS: &[&str] = &["train.epochs=8"];
+
 /// A coordinator's address, its workers' commands, and a client's.
 struct Cluster<'a> {
     site: &'a Site,
@@ -70,7 +73,7 @@ impl<'a> Cluster<'a> {
     /// Submits the site's config; the run's id.
     fn submit(&self, service: &Service) -> String {
         let mut command = self.client(&["submit", "--request-id", "the-one"]);
-        self.site.configure(&mut command, service.url(), &[]);
+        self.site.configure(&mut command, service.url(), SETTINGS);
         let output = process::run(&mut command);
         assert_eq!(output.code(), 0, "{}", output.stderr);
         let said: Value = serde_json::from_str(&output.stdout).unwrap();
@@ -119,7 +122,7 @@ fn trainer(events: &[Value], cycle: u32) -> Option<String> {
 fn a_run_survives_the_loss_of_a_worker_and_of_the_coordinator() {
     let site = Site::new();
     let service = Service::start_reliable();
-    let alone = site.finish("alone", service.url(), &[], 3);
+    let alone = site.finish("alone", service.url(), SETTINGS, 3);
 
     let service = Service::start_reliable();
     let cluster = Cluster::new(&site);

@@ -17,23 +17,18 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Calls in flight: `service.concurrency` of the site's config, for the service and the judge each.
 const IN_FLIGHT_MAX: usize = 2 * 2;
 
-/// Whether an attempt of `stage` in `cycle` was started, and none of its tasks is done.
-fn is_under_way(events: &[Value], stage: &str, cycle: u32) -> bool {
-    let of = |kind: &str| {
-        let of_kind = of_kind(events, kind);
-        of_kind
-            .iter()
-            .any(|event| event["stage"] == stage && event["cycle"] == cycle)
-    };
-    of("attempt_started") && !of("task_done")
-}
+/// Training long enough that a kill meets it.
+const SETTINGS: &[&str] = &["train.epochs=8"];
+
+/// Local work cannot be held back as the service's answers can: a busy machine may show a moment when it has passed.
+const TRIES: u32 = 5;
 
 #[test]
 fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     let site = Site::new();
     let service = Service::start_reliable();
     let begun = Instant::now();
-    let undisturbed = site.finish("undisturbed", service.url(), &[], 3);
+    let undisturbed = site.finish("undisturbed", service.url(), SETTINGS, 3);
     println!("undisturbed: {:.1} s", begun.elapsed().as_secs_f64());
     let calls = undisturbed.report()["cost"]["calls"].as_u64().unwrap();
     assert_eq!(
@@ -43,10 +38,20 @@ fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     );
     assert_eq!(service.n_repeated(), 0);
 
-    let service = Service::start_reliable();
-    let kills = kill_in_each_stage(&site, &service, &undisturbed);
+    let (out, service, kills) = (1..=TRIES)
+        .find_map(|n| {
+            let (out, service) = (format!("killed-{n}"), Service::start_reliable());
+            match kill_in_each_stage(&site, &out, &service, &undisturbed) {
+                Ok(kills) => Some((out, service, kills)),
+                Err(missed) => {
+                    println!("begun anew: {missed}");
+                    None
+                }
+            }
+        })
+        .expect("this machine lets a process of its own look often enough");
     let begun = Instant::now();
-    let killed = site.finish("killed", service.url(), &[], 3);
+    let killed = site.finish(&out, service.url(), SETTINGS, 3);
     println!("the last part: {:.1} s", begun.elapsed().as_secs_f64());
 
     assert_gapless(&killed.events());
@@ -64,66 +69,47 @@ fn a_run_killed_in_every_stage_ends_as_if_nothing_had_happened() {
     assert_eq!(service.requests().len() - repeated, calls as usize);
 
     // A finished run is not run again.
-    let again = site.finish("killed", service.url(), &[], 3);
+    let again = site.finish(&out, service.url(), SETTINGS, 3);
     assert_eq!(service.requests().len() - repeated, calls as usize);
     assert_eq!(again.events(), killed.events());
 }
 
-/// What the killed run had come to when a new process took it up.
-struct Before {
-    n_events: usize,
-    n_requests: usize,
+/// When to kill.
+enum Moment {
+    /// The service has answered two such requests of this process and holds back the next.
+    Asking(Ask),
+    /// Training has left this many checkpoints.
+    Checkpoints(usize),
+    /// An attempt has been started.
+    Started,
 }
 
-/// Whether the moment for a kill has come.
-type IsNow<'a> = dyn Fn(&Before) -> bool + 'a;
+/// The stages in the order in which a run comes to them.
+const MOMENTS: [(&str, u32, Moment); 5] = [
+    ("judge", 0, Moment::Asking(Ask::Grade)),
+    ("train", 1, Moment::Checkpoints(3)),
+    ("infer", 1, Moment::Started),
+    ("judge", 1, Moment::Asking(Ask::Grade)),
+    ("synthesize", 1, Moment::Asking(Ask::Synthesize)),
+];
 
-/// Kills the run in each stage, in the order in which it comes to them; where and when.
-fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &RunFiles) -> Vec<String> {
-    let files = site.files("killed");
-    // Of this process: what earlier ones began is begun again by it.
-    let begins = |before: &Before, stage: &str, cycle: u32| {
-        is_under_way(
-            files.events().get(before.n_events..).unwrap_or_default(),
-            stage,
-            cycle,
-        )
-    };
-    let n_asked = |before: &Before| service.requests().len() - before.n_requests;
-    // While training goes on alone, new artifacts are its checkpoints.
-    let store = files.path(".llamaduo/artifacts");
-    let at_start = OnceCell::new();
-    let n_checkpoints = || n_artifacts(&store) - *at_start.get_or_init(|| n_artifacts(&store));
-    let moments: [(&str, u32, &IsNow<'_>); 5] = [
-        ("judge", 0, &|_| service.count(Ask::Grade) >= 3),
-        ("train", 1, &|before| {
-            begins(before, "train", 1) && n_checkpoints() >= 3
-        }),
-        ("infer", 1, &|before| begins(before, "infer", 1)),
-        ("judge", 1, &|before| {
-            begins(before, "judge", 1) && n_asked(before) >= 2
-        }),
-        ("synthesize", 1, &|before| {
-            begins(before, "synthesize", 1) && n_asked(before) >= 2
-        }),
-    ];
+/// Kills the run in each stage; where and when, or which moment was missed.
+fn kill_in_each_stage(
+    site: &Site,
+    out: &str,
+    service: &Service,
+    undisturbed: &RunFiles,
+) -> Result<Vec<String>, String> {
+    let files = site.files(out);
+    let log = site.path(&format!("{out}.log"));
     let mut kills = Vec::new();
-    for (stage, cycle, is_now) in &moments {
+    for (stage, cycle, moment) in &MOMENTS {
         let begun = Instant::now();
-        let before = Before {
-            n_events: files.events().len(),
-            n_requests: service.requests().len(),
-        };
-        let mut process = Process::start(
-            &mut site.run("killed", service.url(), &[]),
-            &site.path("killed.log"),
-        );
-        while !is_now(&before) {
-            assert!(
-                process.is_running(),
-                "ended before {stage} {cycle}:\n{}",
-                process.log()
-            );
+        let is_now = watch(&files, service, stage, *cycle, moment);
+        let mut process = Process::start(&mut site.run(out, service.url(), SETTINGS), &log);
+        let mut has_come = false;
+        while process.is_running() && !has_come {
+            has_come = is_now();
             assert!(
                 begun.elapsed() < LIMIT,
                 "never came to {stage} {cycle}:\n{}",
@@ -132,19 +118,56 @@ fn kill_in_each_stage(site: &Site, service: &Service, undisturbed: &RunFiles) ->
             pause();
         }
         process.kill();
+        service.hold_nothing();
         assert!(!process.log().contains("panicked at"), "{}", process.log());
-        kills.push(format!(
-            "cycle {cycle}, {stage}, after {:.1} s",
-            begun.elapsed().as_secs_f64()
-        ));
         let n_all = tasks_done(&undisturbed.events(), stage, *cycle);
         let n_done = tasks_done(&files.events(), stage, *cycle);
+        if n_done == n_all {
+            return Err(format!("all {n_all} tasks of cycle {cycle}, {stage}, were done"));
+        }
         assert!(
-            n_done < n_all,
-            "the kill came after cycle {cycle}, {stage}: all {n_all} tasks were done"
+            has_come,
+            "ended before cycle {cycle}, {stage}:\n{}",
+            process.log()
         );
+        let seconds = begun.elapsed().as_secs_f64();
+        kills.push(format!("cycle {cycle}, {stage}, after {seconds:.1} s"));
     }
-    kills
+    Ok(kills)
+}
+
+/// Whether the moment has come, for the process that is started next.
+fn watch<'a>(
+    files: &'a RunFiles,
+    service: &'a Service,
+    stage: &'a str,
+    cycle: u32,
+    moment: &'a Moment,
+) -> Box<dyn Fn() -> bool + 'a> {
+    let n_events = files.events().len();
+    // What earlier processes began is begun again by this one.
+    let begins = move || {
+        let events = files.events();
+        let started = of_kind(events.get(n_events..).unwrap_or_default(), "attempt_started");
+        started
+            .iter()
+            .any(|event| event["stage"] == stage && event["cycle"] == cycle)
+    };
+    match moment {
+        Moment::Asking(ask) => {
+            let n_asked = service.count(*ask);
+            service.hold_after(*ask, 2);
+            Box::new(move || service.count(*ask) > n_asked + 2)
+        }
+        Moment::Checkpoints(n) => {
+            // While training goes on alone, new artifacts are its checkpoints.
+            let store = files.path(".llamaduo/artifacts");
+            let at_start = OnceCell::new();
+            let n_new = move || n_artifacts(&store) - *at_start.get_or_init(|| n_artifacts(&store));
+            Box::new(move || begins() && n_new() >= *n)
+        }
+        Moment::Started => Box::new(begins),
+    }
 }
 
 fn tasks_done(events: &[Value], stage: &str, cycle: u32) -> usize {
