@@ -262,7 +262,7 @@ fn plain_step(
     trainer: &mut Trainer<'_, llamaduo_kernels::cpu::Cpu>,
     batches: &[MicroBatch],
     number: u32,
-    learning_rate: f32,
+    learning_rate: f64,
 ) -> f32 {
     let config = TrainConfig {
         max_grad_norm: None,

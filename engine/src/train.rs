@@ -233,7 +233,7 @@ fn run_step<B: Backend>(
     };
     let settings = StepSettings {
         number: step + 1,
-        learning_rate: learning_rate as f32,
+        learning_rate,
         dropout: Some(dropout),
     };
     let result = trainer.step(&batches, config, settings)?;

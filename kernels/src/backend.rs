@@ -76,16 +76,17 @@ pub struct LoraSlot {
 /// AdamW's settings for one step (Loshchilov & Hutter 2019, as `torch.optim.AdamW`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamwSpec {
-    /// Learning rate of this step.
-    pub learning_rate: f32,
+    /// Learning rate of this step. Like the other settings a double, as Python's floats are: `1 - 0.999` of a single
+    /// is 1.3e-5 too small.
+    pub learning_rate: f64,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Number of this step, from 1: bias correction.
     pub step: u32,
     /// Factor on the gradients before use: clipping and averaging in one.

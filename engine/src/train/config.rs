@@ -27,11 +27,11 @@ pub struct TrainConfig {
     /// AdamW's decoupled decay.
     pub weight_decay: f32,
     /// AdamW's decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// AdamW's decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of AdamW's second moment.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Gradients of a larger norm are scaled down to it; `None` never does.
     pub max_grad_norm: Option<f32>,
     /// Rows (with `packing`: packed sequences) of one forward and backward.
@@ -109,7 +109,7 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<()> {
         self.lora.validate()?;
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        let fraction = |value: f32| (0.0..1.0).contains(&value);
+        let fraction = |value: f64| (0.0..1.0).contains(&value);
         let warmup = (0.0..=1.0).contains(&self.warmup_ratio);
         let decay = self.weight_decay.is_finite() && self.weight_decay >= 0.0;
         check("epochs", self.epochs, positive(self.epochs), "a positive number")?;
@@ -136,7 +136,7 @@ impl TrainConfig {
         check(
             "epsilon",
             self.epsilon,
-            positive(self.epsilon.into()),
+            positive(self.epsilon),
             "a positive number",
         )?;
         if let Some(norm) = self.max_grad_norm {

@@ -46,7 +46,7 @@ impl OptimizerState {
 pub(crate) struct StepSettings {
     /// From 1.
     pub(crate) number: u32,
-    pub(crate) learning_rate: f32,
+    pub(crate) learning_rate: f64,
     pub(crate) dropout: Option<DropoutStream>,
 }
 
@@ -135,7 +135,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             beta1: config.beta1,
             beta2: config.beta2,
             epsilon: config.epsilon,
-            weight_decay: config.weight_decay,
+            weight_decay: config.weight_decay.into(),
             step: settings.number,
             gradient_scale,
         };

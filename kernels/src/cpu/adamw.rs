@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov & Hutter 2019) on flat buffers, and the sum of squares that clipping needs.
 //!
-//! Invariant: the operations per element are those of `torch.optim.AdamW`, in its order.
+//! Invariant: the operations per element are those of `torch.optim.AdamW` on the CPU, in its order, with factors that
+//! are made in double precision and rounded once; torch may fuse a product into the sum after it.
 
 use super::simd::versions;
 use super::{Cpu, check};
@@ -33,7 +34,7 @@ pub(super) fn step(
         .collect();
     let factors = Factors::of(spec);
     cpu.each(tasks, 4 * len, |((params, grads), (first, second))| {
-        update(cpu.isa, params, grads, first, second, spec, factors);
+        update(cpu.isa, params, grads, first, second, factors);
     });
     Ok(())
 }
@@ -41,23 +42,28 @@ pub(super) fn step(
 /// What is the same for all elements.
 #[derive(Clone, Copy)]
 struct Factors {
+    gradient_scale: f32,
     decay: f32,
     first_rest: f32,
+    second_decay: f32,
     second_rest: f32,
     step_size: f32,
     second_root: f32,
+    epsilon: f32,
 }
 
 impl Factors {
     fn of(spec: AdamwSpec) -> Self {
-        let bias = |beta: f32| 1.0 - f64::from(beta).powf(f64::from(spec.step));
-        let learning_rate = f64::from(spec.learning_rate);
+        let bias = |beta: f64| 1.0 - beta.powf(f64::from(spec.step));
         Self {
-            decay: (1.0 - learning_rate * f64::from(spec.weight_decay)) as f32,
-            first_rest: 1.0 - spec.beta1,
-            second_rest: 1.0 - spec.beta2,
-            step_size: (learning_rate / bias(spec.beta1)) as f32,
+            gradient_scale: spec.gradient_scale,
+            decay: (1.0 - spec.learning_rate * spec.weight_decay) as f32,
+            first_rest: (1.0 - spec.beta1) as f32,
+            second_decay: spec.beta2 as f32,
+            second_rest: (1.0 - spec.beta2) as f32,
+            step_size: (spec.learning_rate / bias(spec.beta1)) as f32,
             second_root: bias(spec.beta2).sqrt() as f32,
+            epsilon: spec.epsilon as f32,
         }
     }
 }
@@ -68,16 +74,15 @@ versions! {
         grads: &[f32],
         first: &mut [f32],
         second: &mut [f32],
-        spec: AdamwSpec,
         factors: Factors,
     ) {
         let moments = first.iter_mut().zip(second);
         for ((param, grad), (first, second)) in params.iter_mut().zip(grads).zip(moments) {
-            let grad = grad * spec.gradient_scale;
+            let grad = grad * factors.gradient_scale;
             *first += factors.first_rest * (grad - *first);
-            *second = spec.beta2 * *second + factors.second_rest * grad * grad;
-            let root = second.sqrt() / factors.second_root + spec.epsilon;
-            *param = *param * factors.decay - factors.step_size * (*first / root);
+            *second = factors.second_decay * *second + factors.second_rest * grad * grad;
+            let root = second.sqrt() / factors.second_root + factors.epsilon;
+            *param = *param * factors.decay - factors.step_size * *first / root;
         }
     }
 }

@@ -241,3 +241,27 @@ fn adamw_follows_its_formula() {
     }
     assert_close(&got, &params, 1e-6);
 }
+
+#[test]
+fn adamw_rounds_its_factors_once_as_torch_does() {
+    let len = 100;
+    let spec = AdamwSpec {
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        step: 1,
+        gradient_scale: 1.0,
+    };
+    let grads = values(1, len);
+    for cpu in backends() {
+        let (mut params, mut first, mut second) = (vec![0.0; len], vec![0.0; len], vec![0.0; len]);
+        cpu.adamw(&mut params, &grads, &mut first, &mut second, spec, len)
+            .unwrap();
+        for (i, &grad) in grads.iter().enumerate() {
+            // `1.0 - 0.999f32` is 0.00099998713.
+            assert_eq!((first[i], second[i]), (0.1 * grad, 0.001 * grad * grad));
+        }
+    }
+}
