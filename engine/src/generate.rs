@@ -5,6 +5,7 @@
 
 mod batcher;
 mod pages;
+mod prefixes;
 mod response;
 mod sampler;
 #[cfg(test)]

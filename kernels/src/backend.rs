@@ -109,6 +109,11 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// One layer's paged keys and values.
     type KvCache: Debug + Send + Sync;
 
+    /// Runs a step of many operations where each of them begins fastest.
+    fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
+        run()
+    }
+
     // ---- memory ----
 
     /// `len` zeros.

@@ -3,8 +3,8 @@
 //! Invariant: a response is only begun when pages for its longest form are held, so nothing begun ever has to wait or
 //! be thrown away.
 //!
-//! The pages that a prompt fills whole are written once and shared by all its responses; the rest of the prompt, less
-//! than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
+//! The pages that a prompt fills whole are written once and shared by all its responses, and by other prompts as far as
+//! they begin alike; the rest of the prompt, less than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
 //! decoded row, so logits are only ever made for rows that are sampled from.
 
 use std::collections::VecDeque;
@@ -13,6 +13,7 @@ use std::ops::{ControlFlow, Range};
 use llamaduo_kernels::{Backend, SequenceSpan, random};
 
 use super::pages::Pages;
+use super::prefixes::Prefixes;
 use super::response::Response;
 use super::{BatchOptions, Completion, GenerateEvent, PromptIds};
 use crate::error::Result;
@@ -34,6 +35,7 @@ pub(crate) struct Batcher<'a, B: Backend> {
     stop_tokens: &'a [u32],
     max_batch: usize,
     pages: Pages,
+    prefixes: Prefixes,
     prompts: Vec<Prompt<'a>>,
     waiting: VecDeque<(usize, usize)>,
     active: Vec<Sequence>,
@@ -126,6 +128,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             stop_tokens,
             max_batch,
             pages: Pages::new(n_pages),
+            prefixes: Prefixes::new(PAGE_LEN),
             prompts,
             waiting,
             active: Vec::new(),
@@ -158,23 +161,30 @@ impl<'a, B: Backend> Batcher<'a, B> {
         {
             let prompt = &mut self.prompts[index];
             let ids = &prompt.request.ids[..];
-            let n_shared = if prompt.shared.is_empty() {
-                prompt.n_shared_pages()
-            } else {
-                0
+            let whole = &ids[..prompt.shared_len()];
+            let known = match prompt.shared.is_empty() {
+                true => self.prefixes.find(whole),
+                false => prompt.shared.clone(),
             };
-            if n_shared + prompt.n_own_pages() > self.pages.n_free() {
+            let n_new = prompt.n_shared_pages() - known.len();
+            if n_new + prompt.n_own_pages() > self.pages.n_free() {
                 break;
             }
-            if n_shared > 0
-                && let Some(shared) = self.pages.allocate(n_shared)
+            if prompt.shared.is_empty()
+                && let Some(new) = self.pages.allocate(n_new)
             {
-                prefills.push(Prefill {
-                    ids,
-                    range: 0..prompt.shared_len(),
-                    pages: shared.clone(),
-                });
-                prompt.shared = shared;
+                self.pages.retain(&known);
+                let start = known.len() * PAGE_LEN;
+                prompt.shared = [known, new].concat();
+                self.prefixes.list(whole, &prompt.shared);
+                // What others have begun with is written already, or by an earlier row of the same step.
+                if start < whole.len() {
+                    prefills.push(Prefill {
+                        ids,
+                        range: start..whole.len(),
+                        pages: prompt.shared.clone(),
+                    });
+                }
             }
             let Some(own) = self.pages.allocate(prompt.n_own_pages()) else {
                 break;
@@ -295,11 +305,11 @@ impl<'a, B: Backend> Batcher<'a, B> {
             .active
             .extract_if(.., |sequence| sequence.response.is_finished());
         for sequence in finished {
-            self.pages.release(&sequence.pages);
+            self.prefixes.forget(self.pages.release(&sequence.pages));
             let prompt = &mut self.prompts[sequence.prompt];
             prompt.n_unfinished -= 1;
             if prompt.n_unfinished == 0 {
-                self.pages.release(&prompt.shared);
+                self.prefixes.forget(self.pages.release(&prompt.shared));
             }
             let completion = sequence.response.complete(prompt.request.id, sequence.k);
             let flow = observe(GenerateEvent::Completed(&completion));
@@ -336,4 +346,33 @@ fn uniform(key: u64, position: u64) -> f64 {
         random::word(key, 2 * position + 1),
     );
     ((u64::from(high) << 21) | u64::from(low >> 11)) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::GenerateOptions;
+    use crate::local_model::BaseQuant;
+    use crate::testing::open;
+
+    #[test]
+    fn what_prompts_begin_alike_with_is_written_once() {
+        let model = open("llama_tied", BaseQuant::None);
+        let prompt = |id: u64, last: u32| PromptIds {
+            id,
+            ids: (10..50).chain([last; 5]).collect(),
+            n: 2,
+            options: GenerateOptions::default(),
+        };
+        let prompts = [prompt(0, 3), prompt(1, 4), prompt(2, 3)];
+        let requests: Vec<(usize, &PromptIds)> = prompts.iter().enumerate().collect();
+        let options = BatchOptions::default();
+        let mut batcher = Batcher::new(model.inner(), None, None, &requests, &[], &options).unwrap();
+        let n_rows =
+            |prefills: Vec<Prefill<'_>>| prefills.iter().map(|prefill| prefill.range.len()).sum::<usize>();
+        // Two whole pages of 16 for all, then twelve tokens up to the last for each response.
+        assert_eq!(n_rows(batcher.admit()), 32 + 6 * 12);
+        batcher.active.clear();
+        assert_eq!(n_rows(batcher.admit()), 0);
+    }
 }

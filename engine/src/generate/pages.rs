@@ -40,8 +40,9 @@ impl Pages {
         }
     }
 
-    /// One holder less of each; what nobody holds is free.
-    pub(crate) fn release(&mut self, pages: &[u32]) {
+    /// One holder less of each; gives those that nobody holds any more and that are free now.
+    pub(crate) fn release(&mut self, pages: &[u32]) -> &[u32] {
+        let n_free = self.free.len();
         for &page in pages.iter().rev() {
             let references = &mut self.references[page as usize];
             *references = references.saturating_sub(1);
@@ -49,6 +50,7 @@ impl Pages {
                 self.free.push(page);
             }
         }
+        &self.free[n_free..]
     }
 }
 
@@ -62,9 +64,9 @@ mod tests {
         let shared = pages.allocate(2).unwrap();
         assert!(pages.allocate(2).is_none());
         pages.retain(&shared);
-        pages.release(&shared);
+        assert!(pages.release(&shared).is_empty());
         assert_eq!(pages.n_free(), 1);
-        pages.release(&shared);
+        assert_eq!(pages.release(&shared), [1, 0]);
         assert_eq!(pages.n_free(), 3);
         assert_eq!(pages.allocate(3).unwrap(), [0, 1, 2]);
     }

@@ -39,12 +39,20 @@ fn run(model: &LocalModel, prompts: &[PromptIds], batch: BatchOptions) -> Vec<Co
     .unwrap()
 }
 
+/// Of many lengths; the last two begin as the one before them.
 fn prompts() -> Vec<PromptIds> {
-    [1, 2, 16, 17, 33, 40, 70, 300]
+    let lengths = [1, 2, 16, 17, 33, 40, 300, 70];
+    let mut prompts: Vec<PromptIds> = lengths
         .iter()
         .zip(0..)
         .map(|(&len, id)| prompt(id, len, 3, 1.0))
-        .collect()
+        .collect();
+    for (id, n_alike) in [(8, 48), (9, 23)] {
+        let mut other = prompt(id, 70, 3, 1.0);
+        other.ids[..n_alike].copy_from_slice(&prompts[7].ids[..n_alike]);
+        prompts.push(other);
+    }
+    prompts
 }
 
 #[test]
@@ -52,7 +60,7 @@ fn a_text_does_not_depend_on_what_else_is_in_the_batch() {
     let model = open("llama_tied", BaseQuant::Nf4 { double: true });
     let prompts = prompts();
     let together = run(&model, &prompts, BatchOptions::default());
-    assert_eq!(together.len(), 24);
+    assert_eq!(together.len(), 30);
     let tight = BatchOptions {
         max_batch: 5,
         cache_bytes_max: 0,

@@ -8,7 +8,7 @@ use super::Context;
 use super::activations::{ActivationPlan, Activations, Keep};
 use super::decoder::Model;
 use super::linear::AdapterOnDevice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A model with one cache for each layer and the memory of a step.
 #[derive(Debug)]
@@ -61,6 +61,11 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
 
     /// Writes the keys and values of `ids`, whose rows `sequences` describe, into the cache.
     pub(crate) fn prefill(&mut self, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
+        let model = self.model;
+        model.backend.step(|| self.forward(ids, sequences))
+    }
+
+    fn forward(&mut self, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
         let backend = &self.model.backend;
         let positions: Vec<u32> = sequences
             .iter()
@@ -85,10 +90,17 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
         sequences: &[SequenceSpan],
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        self.prefill(ids, sequences)?;
-        let (backend, head) = (&self.model.backend, self.model.head());
-        backend.logits(&mut self.logits, &self.activations.hidden, head, ids.len())?;
-        logits.resize(ids.len() * self.model.config.vocab_size, 0.0);
-        Ok(backend.read_f32(&self.logits, 0, logits)?)
+        let (model, len) = (self.model, ids.len() * self.model.config.vocab_size);
+        model.backend.step(|| {
+            self.forward(ids, sequences)?;
+            let hidden = &self.activations.hidden;
+            Ok::<_, Error>(
+                model
+                    .backend
+                    .logits(&mut self.logits, hidden, model.head(), ids.len())?,
+            )
+        })?;
+        logits.resize(len, 0.0);
+        Ok(model.backend.read_f32(&self.logits, 0, logits)?)
     }
 }

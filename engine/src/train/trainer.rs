@@ -100,9 +100,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         for (index, batch) in batches.iter().enumerate() {
             let dropout = dropout.map(|stream| stream.nested(index as u64));
             let grads = Some((&mut self.grads, loss_scale));
-            sum += self
-                .model
-                .loss(batch, &mut self.activations, Some(&self.adapter), dropout, grads)?;
+            let model = self.model;
+            let (activations, adapter) = (&mut self.activations, &self.adapter);
+            sum += model
+                .backend
+                .step(|| model.loss(batch, activations, Some(adapter), dropout, grads))?;
         }
         Ok(sum / n_labels.max(1) as f64)
     }

@@ -19,6 +19,11 @@ impl Backend for Cpu {
     type Weight = CpuWeight;
     type KvCache = CpuKvCache;
 
+    fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
+        // On a thread of the pool: an operation then shares its work out without waking the pool first.
+        self.pool.install(run)
+    }
+
     fn alloc_act(&self, len: usize) -> Result<Vec<f32>> {
         // what the address space cannot hold is refused here, where vec! would panic
         check::size("alloc", "buffer", &[len, 16])?;

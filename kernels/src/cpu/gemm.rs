@@ -4,7 +4,7 @@
 //! instruction set are: cutting K into parts goes on with the same chain through C.
 
 use super::Cpu;
-use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, versions};
+use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, transpose_floats, versions};
 use super::weight::CpuWeight;
 
 /// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
@@ -13,6 +13,9 @@ const PART_LEN: usize = 128;
 
 /// Tasks a thread should find at least, so that the threads end together.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Multiply-adds that take as long as touching one element elsewhere, roughly: 16 a cycle and port.
+const WORK_PER_ELEMENT: usize = 16;
 
 /// A matrix of floats in memory: element `(row, column)` is at `row * row_step + column * column_step`.
 #[derive(Clone, Copy)]
@@ -106,7 +109,7 @@ struct Task<'c> {
 impl Cpu {
     /// Computes `product` into `c [M, N]`.
     pub(super) fn multiply(&self, c: &mut [f32], product: Product<'_>, start: Start) {
-        let Product { m, n, k, a, .. } = product;
+        let Product { m, n, k, a, b } = product;
         if m == 0 || n == 0 {
             return;
         }
@@ -126,8 +129,14 @@ impl Cpu {
         self.each(pieces, m * k, |(rows, piece)| {
             pack_left(self.isa, a, rows.start, rows.len(), piece)
         });
-        let tasks = split(&mut c[..m * n], n, groups, self.n_threads());
-        self.each(tasks, m * n * k, |task| {
+        let n_tasks = match b {
+            _ if self.n_threads() == 1 => 1,
+            Right::Floats(_) => self.n_threads() * TASKS_PER_THREAD,
+            // tasks that share a tile unpack it once each
+            Right::Transposed(_) | Right::Straight(_) => self.n_threads() * 2,
+        };
+        let tasks = split(&mut c[..m * n], n, groups, n_tasks);
+        self.each(tasks, m * n * k / WORK_PER_ELEMENT, |task| {
             self.run(task, product, &packed, groups, start)
         });
     }
@@ -188,13 +197,8 @@ fn multiply_rows(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], st
 }
 
 /// Cuts the result into tiles of 32 columns, and into parts of its rows where that gives too few tasks.
-fn split(c: &mut [f32], n: usize, groups: RowGroups, n_threads: usize) -> Vec<Task<'_>> {
+fn split(c: &mut [f32], n: usize, groups: RowGroups, n_tasks_wanted: usize) -> Vec<Task<'_>> {
     let n_tiles = n.div_ceil(TILE_COLUMNS);
-    let n_tasks_wanted = if n_threads == 1 {
-        1
-    } else {
-        n_threads * TASKS_PER_THREAD
-    };
     let n_parts = n_tasks_wanted.div_ceil(n_tiles).min(groups.len);
     let mut tasks: Vec<Task<'_>> = Vec::with_capacity(n_tiles * n_parts);
     for part in 0..n_parts {
@@ -274,15 +278,39 @@ versions! {
         }
         // 16 rows of the panel at a time: they stay in the first cache while the columns are written
         for (part, panel) in panel.chunks_mut(16).enumerate() {
-            for j in 0..n_columns {
-                let column = &b.values[(k_first + 16 * part) * b.row_step + (column_first + j) * b.column_step..];
-                for (i, out) in panel.iter_mut().enumerate() {
-                    out[j] = column[i * b.row_step];
+            let column = |j: usize| {
+                &b.values[(k_first + 16 * part) * b.row_step + (column_first + j) * b.column_step..]
+            };
+            match panel.as_chunks_mut::<16>().0.first_mut() {
+                Some(panel) if b.row_step == 1 => transpose_block(panel, n_columns, |j| column(j).first_chunk()),
+                _ => {
+                    for j in 0..n_columns {
+                        for (value, out) in column(j).iter().step_by(b.row_step).zip(&mut *panel) {
+                            out[j] = *value;
+                        }
+                    }
+                    panel.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
                 }
             }
-            for out in panel {
-                out[n_columns..].fill(0.0);
-            }
+        }
+    }
+}
+
+/// `panel[i][j] = column(j)[i]` for `j < n_columns`, 0 beyond.
+#[inline(always)]
+pub(super) fn transpose_block<'v>(
+    panel: &mut [TileRow; 16],
+    n_columns: usize,
+    column: impl Fn(usize) -> Option<&'v [f32; 16]>,
+) {
+    for half in 0..TILE_COLUMNS / 16 {
+        let columns: [[f32; 16]; 16] = std::array::from_fn(|j| {
+            let j = 16 * half + j;
+            let column = if j < n_columns { column(j) } else { None };
+            column.copied().unwrap_or_default()
+        });
+        for (out, row) in panel.iter_mut().zip(transpose_floats(&columns)) {
+            out.as_chunks_mut::<16>().0[half] = row;
         }
     }
 }
