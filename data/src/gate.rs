@@ -21,30 +21,47 @@ pub enum GateRule {
     },
     /// The paper's: the local model's own numbers must reach fixed thresholds.
     Absolute {
-        /// Least mean score, 1 to 100.
-        mean: f64,
+        /// Least mean similarity, 1 to 100.
+        similarity_mean: f64,
+        /// Least mean precision, 1 to 100.
+        precision_mean: f64,
         /// Least coverage, 0 to 1.
         coverage: f64,
     },
 }
 
+/// The least share of the service LLM's own numbers that the default gate asks for.
+pub const DEFAULT_RATIO: f64 = 0.9;
+
+/// The paper's least mean score.
+pub const PAPER_MEAN: f64 = 90.0;
+
+/// The least coverage beside it, for which the paper names no number: as many of 100 as points.
+pub const PAPER_COVERAGE: f64 = 0.9;
+
 impl Default for GateRule {
     /// 0.9 of the service LLM, on mean and coverage: it asks for what the service itself can reach, which the
     /// paper's fixed 90 of 100 does not.
     fn default() -> Self {
-        Self::Relative {
-            floor: 0.9,
-            statistics: vec![Statistic::Mean, Statistic::Coverage],
-        }
+        Self::relative(DEFAULT_RATIO)
     }
 }
 
 impl GateRule {
-    /// The paper's thresholds: a mean of 90 of 100; and a coverage of 0.9, for which it names no number.
+    /// The default relative rule with another floor.
+    pub fn relative(floor: f64) -> Self {
+        Self::Relative {
+            floor,
+            statistics: vec![Statistic::Mean, Statistic::Coverage],
+        }
+    }
+
+    /// The paper's thresholds.
     pub fn paper() -> Self {
         Self::Absolute {
-            mean: 90.0,
-            coverage: 0.9,
+            similarity_mean: PAPER_MEAN,
+            precision_mean: PAPER_MEAN,
+            coverage: PAPER_COVERAGE,
         }
     }
 
@@ -59,8 +76,20 @@ impl GateRule {
                     names.join(" and ")
                 )
             }
-            Self::Absolute { mean, coverage } => format!(
+            Self::Absolute {
+                similarity_mean: mean,
+                precision_mean,
+                coverage,
+            } if mean == precision_mean => format!(
                 "mean ≥ {mean} and coverage ≥ {coverage} on similarity and precision (coverage score {coverage_score})"
+            ),
+            Self::Absolute {
+                similarity_mean,
+                precision_mean,
+                coverage,
+            } => format!(
+                "mean similarity ≥ {similarity_mean}, mean precision ≥ {precision_mean}, and coverage ≥ {coverage} on \
+                 both (coverage score {coverage_score})"
             ),
         }
     }
@@ -94,6 +123,41 @@ pub struct GateCheck {
     pub needed: f64,
     /// Whether it is.
     pub passed: bool,
+    /// Why there is no value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Missing>,
+}
+
+/// Why a number is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// No answer of the local model was graded.
+    NothingGraded,
+    /// Fewer than two prompts have graded answers of both models.
+    TooFewPrompts,
+    /// The service LLM's own number is zero or cannot be told from it, so that nothing can be compared with it.
+    ServiceNearZero,
+}
+
+impl GateCheck {
+    /// How far the value is above what is needed, as a ratio, so that numbers of different units can be compared; a
+    /// missing value is below everything.
+    pub fn margin(&self) -> f64 {
+        match self.value {
+            None => f64::NEG_INFINITY,
+            Some(value) => margin(value, self.needed),
+        }
+    }
+}
+
+/// `value` over `needed`; endless where nothing is needed.
+fn margin(value: f64, needed: f64) -> f64 {
+    if needed > 0.0 {
+        value / needed
+    } else {
+        f64::INFINITY
+    }
 }
 
 /// Share of a subject's answers that may stay without any readable grading. Beyond it the means describe only
@@ -106,26 +170,29 @@ pub fn evaluate(rule: &GateRule, local: &Judged, service: &Judged) -> GateOutcom
     let checks: Vec<GateCheck> = match rule {
         GateRule::Relative { floor, statistics } => each(statistics, |metric, statistic| {
             let ratio = ratio(local, service, metric, statistic);
-            check(
-                metric,
-                statistic,
-                ratio.value,
-                ratio.interval.map(|interval| interval.low),
-                *floor,
-            )
+            let low = ratio.interval.map(|interval| interval.low);
+            let missing = match ratio.prompts {
+                0 | 1 => Missing::TooFewPrompts,
+                _ => Missing::ServiceNearZero,
+            };
+            check((metric, statistic), ratio.value, low, *floor, missing)
         }),
-        GateRule::Absolute { mean, coverage } => {
+        GateRule::Absolute {
+            similarity_mean,
+            precision_mean,
+            coverage,
+        } => {
             let scores = local.scores();
             each(&[Statistic::Mean, Statistic::Coverage], |metric, statistic| {
-                let score = match metric {
-                    Metric::Similarity => scores.similarity,
-                    Metric::Precision => scores.precision,
+                let (score, mean) = match metric {
+                    Metric::Similarity => (scores.similarity, *similarity_mean),
+                    Metric::Precision => (scores.precision, *precision_mean),
                 };
                 let (value, needed) = match statistic {
-                    Statistic::Mean => (score.mean, *mean),
+                    Statistic::Mean => (score.mean, mean),
                     Statistic::Coverage => (score.coverage, *coverage),
                 };
-                check(metric, statistic, value, value, needed)
+                check((metric, statistic), value, value, needed, Missing::NothingGraded)
             })
         }
     };
@@ -134,7 +201,7 @@ pub fn evaluate(rule: &GateRule, local: &Judged, service: &Judged) -> GateOutcom
         GateRule::Absolute { .. } => None,
     });
     let passed = complaint.is_none() && !checks.is_empty() && checks.iter().all(|check| check.passed);
-    let reason = complaint.unwrap_or_else(|| explain(rule, &checks));
+    let reason = complaint.unwrap_or_else(|| explain(rule, &checks, local.coverage_score()));
     GateOutcome {
         rule: rule.describe(local.coverage_score()),
         checks,
@@ -151,12 +218,13 @@ fn each(statistics: &[Statistic], check: impl Fn(Metric, Statistic) -> GateCheck
         .collect()
 }
 
+/// `missing` says why, should there be no value.
 fn check(
-    metric: Metric,
-    statistic: Statistic,
+    (metric, statistic): (Metric, Statistic),
     estimate: Option<f64>,
     value: Option<f64>,
     needed: f64,
+    missing: Missing,
 ) -> GateCheck {
     let passed = value.is_some_and(|value| value >= needed);
     GateCheck {
@@ -166,6 +234,7 @@ fn check(
         value,
         needed,
         passed,
+        missing: value.is_none().then_some(missing),
     }
 }
 
@@ -181,23 +250,14 @@ fn ungraded(subject: &str, judged: &Judged) -> Option<String> {
     })
 }
 
-fn explain(rule: &GateRule, checks: &[GateCheck]) -> String {
-    let lacking = |check: &&GateCheck| check.value.is_none();
-    if checks.is_empty() {
-        return "The rule compares nothing.".to_owned();
-    }
-    if let Some(check) = checks.iter().find(lacking) {
-        return format!(
-            "The {} of {} cannot be compared: it needs graded answers of both models to at least two prompts.",
-            check.statistic.name(),
-            check.metric.name()
-        );
+fn explain(rule: &GateRule, checks: &[GateCheck], coverage_score: f64) -> String {
+    if let Some((check, missing)) = checks.iter().find_map(|check| Some((check, check.missing?))) {
+        return why_missing(check, missing, coverage_score);
     }
     // The check with the least room decides what the sentence speaks of.
-    let room =
-        |check: &GateCheck| check.value.unwrap_or(f64::NEG_INFINITY) / check.needed.max(f64::MIN_POSITIVE);
-    let Some(tightest) = checks.iter().min_by(|a, b| room(a).total_cmp(&room(b))) else {
-        return String::new();
+    let tightest = checks.iter().min_by(|a, b| a.margin().total_cmp(&b.margin()));
+    let Some(tightest) = tightest else {
+        return "The rule compares nothing.".to_owned();
     };
     let number = |value: Option<f64>| {
         value.map_or("nothing".to_owned(), |value| {
@@ -221,6 +281,27 @@ fn explain(rule: &GateRule, checks: &[GateCheck]) -> String {
             "In the worst of {all} comparisons {finding}; {needed} is needed ({failing} of {all} fall short)."
         ),
     }
+}
+
+/// What cannot be compared, why, and what to do about it.
+fn why_missing(check: &GateCheck, missing: Missing, coverage_score: f64) -> String {
+    let why = match (missing, check.statistic) {
+        (Missing::NothingGraded, _) => {
+            "no answer of the local model has a grading that could be read".to_owned()
+        }
+        (Missing::TooFewPrompts, _) => {
+            "it needs graded answers of both models to at least two prompts".to_owned()
+        }
+        (Missing::ServiceNearZero, Statistic::Coverage) => format!(
+            "the service LLM's own coverage is (nearly) 0 at a coverage score of {coverage_score}; lower \
+             gate.coverage_score"
+        ),
+        (Missing::ServiceNearZero, Statistic::Mean) => {
+            "the service LLM's own mean varies too much over so few prompts; add test prompts".to_owned()
+        }
+    };
+    let (statistic, metric) = (check.statistic.name(), check.metric.name());
+    format!("The {statistic} of {metric} cannot be compared: {why}.")
 }
 
 /// Mean scores of 100 as they are, everything else in per cent.

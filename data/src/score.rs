@@ -136,8 +136,8 @@ pub struct MetricScore {
 pub struct Ratio {
     /// local / service; absent when the service's number is zero or no prompt is shared.
     pub value: Option<f64>,
-    /// Its 95 % interval by Fieller's theorem; absent below two prompts or when the service's number is not
-    /// distinguishable from zero.
+    /// Its 95 % interval, by Fieller's theorem for means and by MOVER-R for coverages; absent below two prompts or when
+    /// the service's number is not distinguishable from zero.
     pub interval: Option<Interval>,
     /// Prompts that both were graded on.
     pub prompts: u64,
@@ -250,7 +250,10 @@ pub fn ratio(local: &Judged, service: &Judged, metric: Metric, statistic: Statis
         .iter()
         .filter_map(|(prompt, cluster)| Some((*cluster, *service.get(prompt)?)))
         .collect();
-    let (value, interval) = interval::ratio(&pairs);
+    let (value, interval) = match statistic {
+        Statistic::Mean => interval::mean_ratio(&pairs),
+        Statistic::Coverage => interval::share_ratio(&pairs),
+    };
     Ratio {
         value,
         interval,

@@ -280,6 +280,9 @@ pub struct Gate {
     pub rule: GateRule,
     /// Score from which a response counts as covered.
     pub coverage_score: f64,
+    /// The rule that is reported beside it and decides nothing; `None` is the default of the other kind.
+    #[serde(default)]
+    pub compared: Option<GateRule>,
 }
 
 /// A gate's rule.

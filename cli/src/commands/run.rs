@@ -93,11 +93,13 @@ async fn preflight(plan: &Plan, output: &Output) -> Result<()> {
     })?
 }
 
-/// Limits and the way to the service LLMs may change between two commands; anything else would be another run.
+/// Limits, the way to the service LLMs and what the report only compares with may change between two commands;
+/// anything else would be another run.
 fn refuse_other_run(stored: &RunSpec, wanted: &RunSpec, out: &Path) -> Result<()> {
     let mut comparable = wanted.clone();
     comparable.budget = stored.budget;
     comparable.cycles_max = stored.cycles_max;
+    comparable.gate.compared = stored.gate.compared;
     for (theirs, ours) in [
         (&mut comparable.service_llm, &stored.service_llm),
         (&mut comparable.judge_llm, &stored.judge_llm),

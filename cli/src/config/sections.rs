@@ -2,6 +2,8 @@
 //!
 //! Invariant: a key that is not a field here does not exist; [`super::keys`] derives what it suggests from these.
 
+use llamaduo_data::gate;
+use llamaduo_data::score::DEFAULT_COVERAGE_SCORE;
 use serde::{Deserialize, Serialize};
 
 /// The whole file.
@@ -363,7 +365,7 @@ impl Default for CurationSection {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct GateSection {
     pub(crate) rule: GateRule,
-    /// Of the relative rule.
+    /// Of the relative rule. The keys of the rule that does not decide are those of the report's comparison.
     pub(crate) ratio_min: f64,
     /// Of the absolute rule.
     pub(crate) similarity_mean_min: f64,
@@ -379,12 +381,11 @@ impl Default for GateSection {
     fn default() -> Self {
         Self {
             rule: GateRule::Relative,
-            ratio_min: 0.9,
-            // The paper's thresholds.
-            similarity_mean_min: 90.0,
-            precision_mean_min: 90.0,
-            coverage_min: 0.5,
-            coverage_score: 70.0,
+            ratio_min: gate::DEFAULT_RATIO,
+            similarity_mean_min: gate::PAPER_MEAN,
+            precision_mean_min: gate::PAPER_MEAN,
+            coverage_min: gate::PAPER_COVERAGE,
+            coverage_score: DEFAULT_COVERAGE_SCORE,
         }
     }
 }

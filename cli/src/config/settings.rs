@@ -244,48 +244,47 @@ pub(super) fn gate(section: &GateSection) -> Result<Gate, Error> {
         s.coverage_score,
         "1 to 100",
     )?;
-    let rule = match s.rule {
-        sections::GateRule::Relative => {
-            let ratio_min = s.ratio_min;
-            ensure(
-                ratio_min > 0.0 && ratio_min <= 1.5,
-                "gate.ratio_min",
-                ratio_min,
-                "above 0, at most 1.5",
-            )?;
-            GateRule::Relative { ratio_min }
-        }
-        sections::GateRule::Absolute => {
-            let (similarity_mean_min, precision_mean_min) = (s.similarity_mean_min, s.precision_mean_min);
-            let score = 1.0..=100.0;
-            ensure(
-                score.contains(&similarity_mean_min),
-                "gate.similarity_mean_min",
-                similarity_mean_min,
-                "1 to 100",
-            )?;
-            ensure(
-                score.contains(&precision_mean_min),
-                "gate.precision_mean_min",
-                precision_mean_min,
-                "1 to 100",
-            )?;
-            ensure(
-                (0.0..=1.0).contains(&s.coverage_min),
-                "gate.coverage_min",
-                s.coverage_min,
-                "a share, 0 to 1",
-            )?;
-            GateRule::Absolute {
-                similarity_mean_min,
-                precision_mean_min,
-                coverage_min: s.coverage_min,
-            }
-        }
+    let (relative, absolute) = (relative_rule(s)?, absolute_rule(s)?);
+    let (rule, compared) = match s.rule {
+        sections::GateRule::Relative => (relative, absolute),
+        sections::GateRule::Absolute => (absolute, relative),
     };
     Ok(Gate {
         rule,
         coverage_score: s.coverage_score,
+        compared: Some(compared),
+    })
+}
+
+fn relative_rule(s: &GateSection) -> Result<GateRule, Error> {
+    let ratio_min = s.ratio_min;
+    ensure(
+        ratio_min > 0.0 && ratio_min <= 1.5,
+        "gate.ratio_min",
+        ratio_min,
+        "above 0, at most 1.5",
+    )?;
+    Ok(GateRule::Relative { ratio_min })
+}
+
+fn absolute_rule(s: &GateSection) -> Result<GateRule, Error> {
+    let score = 1.0..=100.0;
+    for (key, mean) in [
+        ("gate.similarity_mean_min", s.similarity_mean_min),
+        ("gate.precision_mean_min", s.precision_mean_min),
+    ] {
+        ensure(score.contains(&mean), key, mean, "1 to 100")?;
+    }
+    ensure(
+        (0.0..=1.0).contains(&s.coverage_min),
+        "gate.coverage_min",
+        s.coverage_min,
+        "a share, 0 to 1",
+    )?;
+    Ok(GateRule::Absolute {
+        similarity_mean_min: s.similarity_mean_min,
+        precision_mean_min: s.precision_mean_min,
+        coverage_min: s.coverage_min,
     })
 }
 

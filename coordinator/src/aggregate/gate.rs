@@ -3,10 +3,10 @@
 //! Invariant: the decision compares answers to the same test prompts, graded by the same judge.
 
 use llamaduo_artifacts::Directory;
-use llamaduo_data::gate::{self, GateCheck, GateOutcome, GateRule};
-use llamaduo_data::score::{Judged, Metric};
+use llamaduo_data::gate::{self, GateOutcome, GateRule};
+use llamaduo_data::score::Judged;
 use llamaduo_proto::ids::Cycle;
-use llamaduo_proto::run::{GateDecision, GateRule as Rule, RunSpec, Subject};
+use llamaduo_proto::run::{Gate, GateDecision, GateRule as Rule, RunSpec, Subject};
 
 use super::{Error, inputs};
 use crate::machine::Run;
@@ -23,91 +23,41 @@ pub(super) fn decide(
     Ok(decision(evaluate(&spec.gate.rule, &local, &service)))
 }
 
-/// Holds `local` against the run's rule.
+/// Holds `local` against `rule`.
 pub(super) fn evaluate(rule: &Rule, local: &Judged, service: &Judged) -> GateOutcome {
-    let absolute = |mean, coverage| gate::evaluate(&GateRule::Absolute { mean, coverage }, local, service);
+    gate::evaluate(&in_data(rule), local, service)
+}
+
+fn in_data(rule: &Rule) -> GateRule {
     match *rule {
-        Rule::Relative { ratio_min } => gate::evaluate(&relative(ratio_min), local, service),
+        Rule::Relative { ratio_min } => GateRule::relative(ratio_min),
         Rule::Absolute {
             similarity_mean_min,
             precision_mean_min,
             coverage_min,
-        } => {
-            let similarity = absolute(similarity_mean_min, coverage_min);
-            if similarity_mean_min == precision_mean_min {
-                return similarity;
-            }
-            let precision = absolute(precision_mean_min, coverage_min);
-            both(similarity, precision)
-        }
-    }
-}
-
-/// The rule of the other kind, for comparison in the report.
-pub(super) fn other_rule(rule: &Rule) -> GateRule {
-    match rule {
-        Rule::Relative { .. } => GateRule::paper(),
-        Rule::Absolute { .. } => GateRule::default(),
-    }
-}
-
-/// The default relative rule with another bound.
-fn relative(ratio_min: f64) -> GateRule {
-    match GateRule::default() {
-        GateRule::Relative { statistics, .. } => GateRule::Relative {
-            floor: ratio_min,
-            statistics,
+        } => GateRule::Absolute {
+            similarity_mean: similarity_mean_min,
+            precision_mean: precision_mean_min,
+            coverage: coverage_min,
         },
-        absolute @ GateRule::Absolute { .. } => absolute,
     }
 }
 
-/// Thresholds that differ by metric: each metric's checks from the outcome made with its own threshold.
-fn both(similarity: GateOutcome, precision: GateOutcome) -> GateOutcome {
-    let of = |outcome: &GateOutcome, metric: Metric| {
-        outcome
-            .checks
-            .iter()
-            .filter(|check| check.metric == metric)
-            .cloned()
-            .collect::<Vec<_>>()
-    };
-    let checks = [
-        of(&similarity, Metric::Similarity),
-        of(&precision, Metric::Precision),
-    ]
-    .concat();
-    let all_pass = !checks.is_empty() && checks.iter().all(|check| check.passed);
-    // An outcome whose checks all pass and that still does not has a complaint about the gradings.
-    let complains =
-        |outcome: &GateOutcome| !outcome.passed && outcome.checks.iter().all(|check| check.passed);
-    let passed = all_pass && !complains(&similarity) && !complains(&precision);
-    let fails = |outcome: &GateOutcome, metric| of(outcome, metric).iter().any(|check| !check.passed);
-    let reason = match (passed, fails(&precision, Metric::Precision)) {
-        (true, _) => similarity.reason,
-        (false, true) => precision.reason,
-        (false, false) => similarity.reason,
-    };
-    let rule = format!(
-        "for similarity {}; for precision {}",
-        similarity.rule, precision.rule
-    );
-    GateOutcome {
-        rule,
-        checks,
-        passed,
-        reason,
+/// The rule of the other kind, for comparison in the report: the one that the run was given, else the default.
+pub(super) fn other_rule(gate: &Gate) -> GateRule {
+    match (&gate.compared, &gate.rule) {
+        (Some(rule), _) => in_data(rule),
+        (None, Rule::Relative { .. }) => GateRule::paper(),
+        (None, Rule::Absolute { .. }) => GateRule::default(),
     }
 }
 
 /// The decision as the run's record holds it: of all comparisons the closest.
 fn decision(outcome: GateOutcome) -> GateDecision {
-    let room = |check: &&GateCheck| {
-        check.value.map_or(f64::NEG_INFINITY, |value| {
-            value / check.needed.max(f64::MIN_POSITIVE)
-        })
-    };
-    let closest = outcome.checks.iter().min_by(|a, b| room(a).total_cmp(&room(b)));
+    let closest = outcome
+        .checks
+        .iter()
+        .min_by(|a, b| a.margin().total_cmp(&b.margin()));
     GateDecision {
         rule: outcome.rule.clone(),
         value: closest.and_then(|check| check.value),

@@ -160,7 +160,7 @@ fn cycle_report(
         subject: local.map(SubjectReport::new),
         gate: both.map(|(local, service)| evaluate(&spec.gate.rule, local, service)),
         other_gates: both
-            .map(|(local, service)| gate::evaluate(&other_rule(&spec.gate.rule), local, service))
+            .map(|(local, service)| gate::evaluate(&other_rule(&spec.gate), local, service))
             .into_iter()
             .collect(),
         synthesis: match curation {

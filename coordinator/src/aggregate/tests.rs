@@ -1,9 +1,14 @@
+use std::sync::Arc;
+
 use llamaduo_data::score::Judged;
 use llamaduo_data::verdict::{Assessment, Judgement, Outcome, Score};
 use llamaduo_data::{Message, Provenance, Role, Sample, ServiceCall, Verdict};
-use llamaduo_proto::run::{CurationSettings, GateRule};
+use llamaduo_proto::ids::Cycle;
+use llamaduo_proto::run::{CurationSettings, Gate, GateRule};
 
 use super::{curate, gate, score};
+use crate::machine::Run;
+use crate::machine::tests::world::World;
 
 fn verdict(prompt_index: u32, m: u32, scores: Option<(f64, f64)>) -> Verdict {
     let assessment = |score| Assessment {
@@ -38,7 +43,7 @@ fn verdict(prompt_index: u32, m: u32, scores: Option<(f64, f64)>) -> Verdict {
 }
 
 fn judged(similarity: f64, precision: f64) -> Judged {
-    let verdicts: Vec<Verdict> = (0..8)
+    let verdicts: Vec<Verdict> = (0..40)
         .map(|prompt| verdict(prompt, 0, Some((similarity, precision))))
         .collect();
     Judged::new(&verdicts, 70.0)
@@ -92,6 +97,63 @@ fn the_relative_gate_compares_with_the_service() {
     assert!(gate::evaluate(&rule, &judged(88.0, 88.0), &service).passed);
     let short = gate::evaluate(&rule, &judged(88.0, 75.0), &service);
     assert!(!short.passed);
+}
+
+#[test]
+fn the_reason_names_the_threshold_that_was_missed() {
+    let rule = GateRule::Absolute {
+        similarity_mean_min: 80.0,
+        precision_mean_min: 72.0,
+        coverage_min: 0.9,
+    };
+    let outcome = gate::evaluate(&rule, &judged(79.0, 71.0), &judged(95.0, 95.0));
+    assert_eq!(
+        outcome.reason,
+        "In the worst of 4 comparisons the mean of precision is 71.0; 72.0 is needed (2 of 4 fall short)."
+    );
+}
+
+#[test]
+fn the_report_compares_with_the_rule_that_the_run_was_given() {
+    let relative = GateRule::Relative { ratio_min: 0.8 };
+    let absolute = GateRule::Absolute {
+        similarity_mean_min: 60.0,
+        precision_mean_min: 60.0,
+        coverage_min: 0.0,
+    };
+    let mut gate = Gate {
+        rule: relative,
+        coverage_score: 70.0,
+        compared: Some(absolute),
+    };
+    let (local, service) = (judged(65.0, 65.0), judged(90.0, 90.0));
+    let other = |gate: &Gate| llamaduo_data::gate::evaluate(&gate::other_rule(gate), &local, &service);
+    assert!(other(&gate).passed, "the run's own thresholds");
+    gate.compared = None;
+    assert!(!other(&gate).passed, "the paper's");
+}
+
+/// A run of three cycles, none of which passed; `values` are what its gates compared, and with what.
+fn run_with_gates(values: [(f64, f64); 3]) -> Run {
+    let mut world = World::migration(9);
+    world.do_all();
+    let mut run = world.run;
+    for (cycle, (value, threshold)) in (1..).zip(values) {
+        let record = run.cycles.get_mut(&Cycle(cycle)).expect("three cycles");
+        let gate = Arc::make_mut(record).gate.as_mut().expect("decided");
+        (gate.value, gate.threshold, gate.passed) = (Some(value), threshold, false);
+    }
+    run
+}
+
+#[test]
+fn the_best_adapter_is_the_one_closest_to_its_threshold_whatever_the_unit() {
+    // A mean of 60 of 90, a coverage of 0.85 of 0.9, a coverage of 0.1 of 0.9.
+    let run = run_with_gates([(60.0, 90.0), (0.85, 0.9), (0.1, 0.9)]);
+    assert_eq!(run.best_cycle(), Some(Cycle(2)));
+    assert_eq!(run.best_adapter(), run.adapter(Cycle(2)));
+    let run = run_with_gates([(80.0, 90.0), (0.1, 0.9), (0.2, 0.9)]);
+    assert_eq!(run.best_cycle(), Some(Cycle(1)));
 }
 
 #[test]

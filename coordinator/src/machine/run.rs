@@ -349,31 +349,40 @@ impl Run {
         tasks
     }
 
-    /// The adapter's manifest that passed, else that of the best gated cycle, else of the newest trained.
+    /// The manifest of the adapter of [`Self::best_cycle`]; of a single training, its own.
     pub fn best_adapter(&self) -> Option<Digest> {
-        let gated = |(cycle, record): (&Cycle, &Arc<CycleRecord>)| {
-            let gate = record.gate.as_ref()?;
-            Some((
-                gate.passed,
-                gate.value.unwrap_or(f64::NEG_INFINITY),
-                self.adapter(*cycle)?,
-            ))
-        };
-        let best = self
-            .cycles
-            .iter()
-            .filter_map(gated)
-            .max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        let newest = || self.cycles.keys().rev().find_map(|cycle| self.adapter(*cycle));
         let is_adapter = |result: &&TaskResult| matches!(result.output, TaskOutput::Train(_));
         let single = || {
             self.tasks
                 .values()
                 .find_map(|task| task.record.result.as_ref().filter(is_adapter))
         };
-        best.map(|(_, _, adapter)| adapter)
-            .or_else(newest)
+        self.best_cycle()
+            .and_then(|cycle| self.adapter(cycle))
             .or_else(|| single().map(|result| result.manifest))
+    }
+
+    /// The cycle whose adapter is delivered: the one that passed, else the best gated one, else the newest trained.
+    pub fn best_cycle(&self) -> Option<Cycle> {
+        // A gate's value is a score in one cycle and a share in another, whichever was closest: only what it is of
+        // the threshold can be compared.
+        let margin = |gate: &GateDecision| match gate.value {
+            None => f64::NEG_INFINITY,
+            Some(_) if gate.threshold <= 0.0 => f64::INFINITY,
+            Some(value) => value / gate.threshold,
+        };
+        let gated = |(cycle, record): (&Cycle, &Arc<CycleRecord>)| {
+            let gate = record.gate.as_ref()?;
+            self.adapter(*cycle).map(|_| (gate.passed, margin(gate), *cycle))
+        };
+        let best = self
+            .cycles
+            .iter()
+            .filter_map(gated)
+            .max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let trained = |cycle: &&Cycle| self.adapter(**cycle).is_some();
+        best.map(|(_, _, cycle)| cycle)
+            .or_else(|| self.cycles.keys().rev().find(trained).copied())
     }
 
     /// Manifest of a cycle's adapter.

@@ -14,7 +14,7 @@ fn subject(prompts: u32, score: u8) -> Judged {
 
 #[test]
 fn a_model_close_to_the_service_passes_and_the_sentence_says_how_close() {
-    let outcome = evaluate(&GateRule::default(), &subject(30, 90), &subject(30, 95));
+    let outcome = evaluate(&GateRule::default(), &subject(200, 90), &subject(200, 95));
     assert!(outcome.passed, "{}", outcome.reason);
     assert_eq!(outcome.checks.len(), 4);
     assert_eq!(
@@ -30,7 +30,7 @@ fn a_model_close_to_the_service_passes_and_the_sentence_says_how_close() {
 
 #[test]
 fn a_weaker_model_fails_and_the_worst_number_is_named() {
-    let outcome = evaluate(&GateRule::default(), &subject(30, 72), &subject(30, 95));
+    let outcome = evaluate(&GateRule::default(), &subject(200, 72), &subject(200, 95));
     assert!(!outcome.passed);
     assert!(
         outcome
@@ -81,7 +81,8 @@ fn a_missing_number_never_passes() {
     };
     assert!(!evaluate(&nothing, &subject(9, 90), &subject(9, 90)).passed);
     let nan = GateRule::Absolute {
-        mean: f64::NAN,
+        similarity_mean: f64::NAN,
+        precision_mean: f64::NAN,
         coverage: 0.0,
     };
     assert!(!evaluate(&nan, &subject(9, 90), &nobody).passed);
@@ -107,5 +108,72 @@ fn a_rule_goes_out_and_comes_back() {
         let json = serde_json::to_string(&rule).unwrap();
         assert_eq!(serde_json::from_str::<GateRule>(&json).unwrap(), rule);
     }
-    assert!(serde_json::from_str::<GateRule>(r#"{"kind":"absolute","mean":90,"coverage":1,"x":1}"#).is_err());
+    assert!(
+        serde_json::from_str::<GateRule>(
+            r#"{"kind":"absolute","similarity_mean":90,"precision_mean":90,"coverage":1,"x":1}"#
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn thresholds_that_differ_are_each_held_against_their_own_metric() {
+    let rule = GateRule::Absolute {
+        similarity_mean: 80.0,
+        precision_mean: 95.0,
+        coverage: 0.5,
+    };
+    let nobody = Judged::new(&[], 70.0);
+    let outcome = evaluate(&rule, &subject(6, 92), &nobody);
+    assert_eq!(
+        outcome.rule,
+        "mean similarity ≥ 80, mean precision ≥ 95, and coverage ≥ 0.5 on both (coverage score 70)"
+    );
+    let passed: Vec<bool> = outcome.checks.iter().map(|check| check.passed).collect();
+    assert_eq!(passed, [true, false, true, true]);
+    assert_eq!(
+        outcome.reason,
+        "In the worst of 4 comparisons the mean of precision is 91.5; 95.0 is needed (1 of 4 fall short)."
+    );
+}
+
+#[test]
+fn a_service_that_covers_nothing_is_the_reason_that_is_given() {
+    let outcome = evaluate(&GateRule::default(), &subject(9, 60), &subject(9, 60));
+    assert!(!outcome.passed);
+    assert_eq!(
+        outcome.reason,
+        "The coverage of similarity cannot be compared: the service LLM's own coverage is (nearly) 0 at a coverage \
+         score of 70; lower gate.coverage_score."
+    );
+    let missing: Vec<_> = outcome.checks.iter().map(|check| check.missing).collect();
+    let near_zero = Some(Missing::ServiceNearZero);
+    assert_eq!(missing, [None, None, near_zero, near_zero]);
+}
+
+#[test]
+fn a_threshold_of_nothing_is_never_the_closest() {
+    let rule = GateRule::Absolute {
+        similarity_mean: 50.0,
+        precision_mean: 50.0,
+        coverage: 0.0,
+    };
+    let nobody = Judged::new(&[], 70.0);
+    let outcome = evaluate(&rule, &subject(5, 60), &nobody);
+    assert!(
+        outcome.passed && outcome.reason.contains("mean of similarity"),
+        "{}",
+        outcome.reason
+    );
+}
+
+#[test]
+fn full_coverage_of_few_prompts_does_not_pass() {
+    let outcome = evaluate(&GateRule::default(), &subject(15, 95), &subject(15, 95));
+    assert!(!outcome.passed);
+    assert!(
+        outcome.reason.contains("coverage of similarity"),
+        "{}",
+        outcome.reason
+    );
 }

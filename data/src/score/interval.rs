@@ -3,8 +3,9 @@
 //! Invariant: the cluster (a prompt) is the unit; an interval from fewer than two clusters does not exist.
 //!
 //! Sources: the ratio estimator and its variance, Cochran, *Sampling Techniques* (3rd ed.), §6 and §9A;
-//! intervals of a ratio, Fieller, *J. R. Stat. Soc. B* 16 (1954) 175; shares under clustering, Korn and Graubard,
-//! *Survey Methodology* 24 (1998) 193, with Wilson's interval in place of Clopper and Pearson's.
+//! intervals of a ratio of means, Fieller, *J. R. Stat. Soc. B* 16 (1954) 175; shares under clustering, Korn and
+//! Graubard, *Survey Methodology* 24 (1998) 193, with Wilson's interval in place of Clopper and Pearson's; intervals of
+//! a ratio of shares, MOVER-R, Donner and Zou, *Stat. Methods Med. Res.* 21 (2012) 347.
 
 use serde::{Deserialize, Serialize};
 
@@ -103,17 +104,30 @@ fn wilson(share: f64, n: f64) -> Interval {
     let z2n = Z * Z / n;
     let centre = (share + z2n / 2.0) / (1.0 + z2n);
     let half = Z / (1.0 + z2n) * (share * (1.0 - share) / n + z2n / (4.0 * n)).sqrt();
+    // At the ends of the scale one end of the interval is the share itself, which rounding would miss by a hair.
     Interval {
-        low: (centre - half).max(0.0),
-        high: (centre + half).min(1.0),
+        low: if share > 0.0 {
+            (centre - half).max(0.0)
+        } else {
+            0.0
+        },
+        high: if share < 1.0 {
+            (centre + half).min(1.0)
+        } else {
+            1.0
+        },
     }
+}
+
+/// The first and the second of each pair.
+fn unzip(pairs: &[(Cluster, Cluster)]) -> (Vec<Cluster>, Vec<Cluster>) {
+    pairs.iter().copied().unzip()
 }
 
 /// Ratio of the means of the first over the second of each pair, with Fieller's interval: the values r for which
 /// mean(y) − r·mean(x) is no further from zero than t standard errors.
-pub(super) fn ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interval>) {
-    let over: Vec<Cluster> = pairs.iter().map(|pair| pair.0).collect();
-    let under: Vec<Cluster> = pairs.iter().map(|pair| pair.1).collect();
+pub(super) fn mean_ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interval>) {
+    let (over, under) = unzip(pairs);
     let (Some(y), Some(x)) = (mean(&over), mean(&under)) else {
         return (None, None);
     };
@@ -141,6 +155,49 @@ pub(super) fn ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interv
         high: (b + root) / a,
     };
     (Some(value), Some(interval))
+}
+
+/// Ratio of the shares of the first over the second of each pair, with its interval from those of the two shares
+/// (MOVER-R): the values r for which y − r·x is no further from zero than what the intervals of y and x leave open,
+/// the pairing's correlation taken off. Fieller's interval would need variances, and where nearly all answers are
+/// covered there is none left to see: it then shrinks to a point, however few the prompts are.
+pub(super) fn share_ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interval>) {
+    let (over, under) = unzip(pairs);
+    let (Some(y), Some(x)) = (mean(&over), mean(&under)) else {
+        return (None, None);
+    };
+    if x <= 0.0 {
+        return (None, None);
+    }
+    let value = y / x;
+    let (Some(of_y), Some(of_x)) = (share_interval(&over), share_interval(&under)) else {
+        return (Some(value), None);
+    };
+    let spread = (variance(&over, y) * variance(&under, x)).sqrt();
+    let correlation = if spread > 0.0 {
+        (covariance(pairs, y, x) / spread).clamp(-1.0, 1.0)
+    } else {
+        0.0
+    };
+    // Ends of the r with (y − r·x)² ≤ (y − y₁)² + r²(x − x₁)² − 2r·correlation·(y − y₁)(x − x₁), where y₁ and x₁ are
+    // the ends of the intervals that make r small, or large.
+    let parts = |y_end: f64, x_end: f64| {
+        let a = x_end * (2.0 * x - x_end);
+        let b = x * y - correlation * (y - y_end) * (x_end - x);
+        let c = y_end * (2.0 * y - y_end);
+        (a, b, c, (b * b - a * c).max(0.0).sqrt())
+    };
+    let (_, b, c, root) = parts(of_y.low, of_x.high);
+    // The root in the form that needs no division by a, which may be 0.
+    let low = if b + root > 0.0 {
+        (c / (b + root)).max(0.0)
+    } else {
+        0.0
+    };
+    let (a, b, _, root) = parts(of_y.high, of_x.low);
+    // A share above 0 has a low end above 0, and then a is above 0.
+    let high = if a > 0.0 { (b + root) / a } else { f64::MAX };
+    (Some(value), Some(Interval { low, high }))
 }
 
 fn covariance(pairs: &[(Cluster, Cluster)], y: f64, x: f64) -> f64 {

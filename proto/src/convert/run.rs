@@ -2,7 +2,7 @@
 
 use super::{
     InvalidMessage, NAME_CHARS_MAX, Result, TOPIC_CHARS_MAX, at_least_1, digest, enumeration, nested, number,
-    optional_text, or_default, required, same_variants, text, unless_zero, up_to,
+    optional, optional_text, or_default, required, same_variants, text, unless_zero, up_to,
 };
 use crate::run::{
     ApiKeySource, Budget, CoverageDataset, Gate, GateRule, LocalModelSpec, Quantization, RunSpec,
@@ -236,28 +236,67 @@ impl From<CoverageDataset> for wire::CoverageDataset {
 impl TryFrom<wire::Gate> for Gate {
     type Error = InvalidMessage;
     fn try_from(wire: wire::Gate) -> Result<Self> {
-        let score = |field: &str, x: f64| number(field, x, "1 to 100", |x| (1.0..=100.0).contains(&x));
-        let rule = match wire.rule.ok_or_else(|| InvalidMessage::absent("rule"))? {
-            wire::gate::Rule::Relative(rule) => GateRule::Relative {
-                ratio_min: number(
-                    "relative.ratio_min",
-                    or_default(rule.ratio_min, 0.9),
-                    "above 0, at most 1.5",
-                    |x| x > 0.0 && x <= 1.5,
-                )?,
-            },
-            wire::gate::Rule::Absolute(rule) => GateRule::Absolute {
-                similarity_mean_min: score("absolute.similarity_mean_min", rule.similarity_mean_min)?,
-                precision_mean_min: score("absolute.precision_mean_min", rule.precision_mean_min)?,
-                coverage_min: number("absolute.coverage_min", rule.coverage_min, "0 to 1", |x| {
-                    (0.0..=1.0).contains(&x)
-                })?,
-            },
-        };
         Ok(Self {
-            rule,
+            rule: match wire.rule.ok_or_else(|| InvalidMessage::absent("rule"))? {
+                wire::gate::Rule::Relative(rule) => relative(rule)?,
+                wire::gate::Rule::Absolute(rule) => absolute(rule)?,
+            },
             coverage_score: score("coverage_score", or_default(wire.coverage_score, 70.0))?,
+            compared: optional("compared", wire.compared)?,
         })
+    }
+}
+
+fn score(field: &str, x: f64) -> Result<f64> {
+    number(field, x, "1 to 100", |x| (1.0..=100.0).contains(&x))
+}
+
+fn relative(rule: wire::RelativeGate) -> Result<GateRule> {
+    let ratio_min = or_default(rule.ratio_min, 0.9);
+    let field = "relative.ratio_min";
+    let expected = "above 0, at most 1.5";
+    Ok(GateRule::Relative {
+        ratio_min: number(field, ratio_min, expected, |x| x > 0.0 && x <= 1.5)?,
+    })
+}
+
+fn absolute(rule: wire::AbsoluteGate) -> Result<GateRule> {
+    Ok(GateRule::Absolute {
+        similarity_mean_min: score("absolute.similarity_mean_min", rule.similarity_mean_min)?,
+        precision_mean_min: score("absolute.precision_mean_min", rule.precision_mean_min)?,
+        coverage_min: number("absolute.coverage_min", rule.coverage_min, "0 to 1", |x| {
+            (0.0..=1.0).contains(&x)
+        })?,
+    })
+}
+
+impl TryFrom<wire::ComparedGate> for GateRule {
+    type Error = InvalidMessage;
+    fn try_from(wire: wire::ComparedGate) -> Result<Self> {
+        match wire.rule.ok_or_else(|| InvalidMessage::absent("rule"))? {
+            wire::compared_gate::Rule::Relative(rule) => relative(rule),
+            wire::compared_gate::Rule::Absolute(rule) => absolute(rule),
+        }
+    }
+}
+
+impl From<GateRule> for wire::ComparedGate {
+    fn from(rule: GateRule) -> Self {
+        let rule = match rule {
+            GateRule::Relative { ratio_min } => {
+                wire::compared_gate::Rule::Relative(wire::RelativeGate { ratio_min })
+            }
+            GateRule::Absolute {
+                similarity_mean_min,
+                precision_mean_min,
+                coverage_min,
+            } => wire::compared_gate::Rule::Absolute(wire::AbsoluteGate {
+                similarity_mean_min,
+                precision_mean_min,
+                coverage_min,
+            }),
+        };
+        Self { rule: Some(rule) }
     }
 }
 
@@ -278,6 +317,7 @@ impl From<Gate> for wire::Gate {
         Self {
             rule: Some(rule),
             coverage_score: gate.coverage_score,
+            compared: gate.compared.map(Into::into),
         }
     }
 }

@@ -8,7 +8,7 @@ use llamaduo_data::verdict::{Assessment, Judgement, Outcome, Score};
 use llamaduo_data::{Message, NanoUsd, Provenance, Response, Role, Sample, ServiceCall, Verdict, jsonl};
 use llamaduo_proto::Digest;
 use llamaduo_proto::manifest::{Manifest, ManifestKind};
-use llamaduo_proto::run::{CoverageDataset, RunSpec, Subject};
+use llamaduo_proto::run::{CoverageDataset, GateRule, RunSpec, Subject};
 use llamaduo_proto::task::*;
 
 /// Words that make prompts differ enough for curation.
@@ -73,6 +73,9 @@ pub(super) fn spec(artifacts: &Directory) -> RunSpec {
         n_test: 6,
     };
     spec.infer.prompts_per_task = 3;
+    // Six prompts all covered bound the coverage at 0.61; the first cycle's adapter covers none.
+    spec.gate.rule = GateRule::Relative { ratio_min: 0.6 };
+    spec.gate.coverage_score = 75.0;
     spec.synthesis.samples_per_cycle = 8;
     spec.synthesis.pairs_per_call = 2;
     spec.synthesis.calls_per_task = 2;

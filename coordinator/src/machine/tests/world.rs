@@ -89,6 +89,7 @@ pub(crate) fn spec() -> RunSpec {
         gate: Gate {
             rule: GateRule::Relative { ratio_min: 0.9 },
             coverage_score: 70.0,
+            compared: None,
         },
         budget: Budget::default(),
         cycles_max: 3,

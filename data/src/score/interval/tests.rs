@@ -65,8 +65,10 @@ fn one_prompt_has_no_interval() {
         (Some(85.0), None, None)
     );
     assert_eq!(mean(&[]), None);
-    assert_eq!(ratio(&[(one[0], one[0])]), (Some(1.0), None));
-    assert_eq!(ratio(&[]), (None, None));
+    for ratio in [mean_ratio, share_ratio] {
+        assert_eq!(ratio(&[(one[0], one[0])]), (Some(1.0), None));
+        assert_eq!(ratio(&[]), (None, None));
+    }
 }
 
 #[test]
@@ -78,11 +80,53 @@ fn where_all_prompts_agree_a_share_is_as_sure_as_its_prompts_are_many() {
 #[test]
 fn a_service_that_scores_nothing_gives_no_ratio() {
     let (some, nothing) = (cluster(&[1.0]), cluster(&[0.0]));
-    assert_eq!(ratio(&[(some, nothing), (some, nothing)]), (None, None));
-    // One success in twenty cannot be told from none.
+    for ratio in [mean_ratio, share_ratio] {
+        assert_eq!(ratio(&[(some, nothing), (some, nothing)]), (None, None));
+    }
+    // One success in twenty cannot be told from none by its standard error.
     let mut pairs = vec![(some, nothing); 19];
     pairs.push((some, some));
-    assert_eq!(ratio(&pairs), (Some(20.0), None));
+    assert_eq!(mean_ratio(&pairs), (Some(20.0), None));
+    let interval = share_ratio(&pairs).1.unwrap();
+    assert!(interval.low > 1.0 && interval.high.is_finite(), "{interval:?}");
+}
+
+#[test]
+fn a_ratio_of_full_coverages_is_as_sure_as_its_prompts_are_many() {
+    let full = cluster(&[1.0, 1.0, 1.0, 1.0]);
+    for n in [2, 15, 90] {
+        let pairs = vec![(full, full); n];
+        let (value, interval) = share_ratio(&pairs);
+        assert_eq!(value, Some(1.0));
+        let (interval, share) = (interval.unwrap(), wilson(1.0, n as f64));
+        assert!((interval.low - share.low).abs() < 1e-12, "{interval:?} of {n}");
+        assert!(
+            (interval.high - 1.0 / share.low).abs() < 1e-9 || interval.high > 1.0,
+            "{interval:?} of {n}"
+        );
+    }
+}
+
+#[test]
+fn where_the_service_covers_all_the_ratio_is_bounded_as_the_share_is_shown() {
+    let (covered, missed) = (cluster(&[1.0]), cluster(&[0.0]));
+    let mut pairs = vec![(covered, covered); 88];
+    pairs.extend([(missed, covered); 2]);
+    let over: Vec<Cluster> = pairs.iter().map(|pair| pair.0).collect();
+    let (low, shown) = (
+        share_ratio(&pairs).1.unwrap().low,
+        share_interval(&over).unwrap().low,
+    );
+    assert!((low - shown).abs() < 1e-12, "{low} {shown}");
+    assert!((0.915..0.93).contains(&low), "{low}");
+}
+
+#[test]
+fn the_ends_of_a_share_are_exact_at_the_ends_of_the_scale() {
+    for n in 2..200 {
+        assert_eq!(wilson(1.0, f64::from(n)).high, 1.0);
+        assert_eq!(wilson(0.0, f64::from(n)).low, 0.0);
+    }
 }
 
 /// Uniform numbers in 0..1 from a counter, so that the simulations below are the same everywhere.
@@ -145,7 +189,7 @@ fn the_ratio_lies_in_fiellers_interval_95_times_of_100() {
                 )
             })
             .collect();
-        ratio(&pairs)
+        mean_ratio(&pairs)
             .1
             .is_some_and(|interval| interval.low <= 0.9 && 0.9 <= interval.high)
     });
@@ -153,8 +197,7 @@ fn the_ratio_lies_in_fiellers_interval_95_times_of_100() {
 }
 
 #[test]
-fn the_ratio_of_coverages_lies_in_fiellers_interval_nearly_as_often() {
-    // Shares near one are skewed, and a normal approximation of them is a little short: 92 of 100 is asked for.
+fn the_ratio_of_coverages_lies_in_its_interval_at_least_94_times_of_100() {
     let share = coverage(|random| {
         let pairs: Vec<(Cluster, Cluster)> = (0..40)
             .map(|_| {
@@ -169,11 +212,31 @@ fn the_ratio_of_coverages_lies_in_fiellers_interval_nearly_as_often() {
             })
             .collect();
         // E|0.08·normal| = 0.06383, so the shares are 0.75 and 0.85.
-        ratio(&pairs)
+        share_ratio(&pairs)
             .1
             .is_some_and(|interval| interval.low <= 0.75 / 0.85 && 0.75 / 0.85 <= interval.high)
     });
-    assert!((0.92..0.98).contains(&share), "{share}");
+    assert!((0.94..=1.0).contains(&share), "{share}");
+}
+
+#[test]
+fn a_model_below_the_gate_passes_it_rarely_where_nearly_all_is_covered() {
+    // The service covers everything, the local model 0.9: how often is the lower bound above 0.9, which is one-sided
+    // and may be so 2.5 times of 100, with as few prompts as 15?
+    for (n, k) in [(15, 1), (15, 4), (30, 1), (90, 1)] {
+        let wrong = 1.0
+            - coverage(|random| {
+                let pairs: Vec<(Cluster, Cluster)> = (0..n)
+                    .map(|_| {
+                        let values: Vec<f64> =
+                            (0..k).map(|_| f64::from(u8::from(random.next() < 0.9))).collect();
+                        (cluster(&values), cluster(&vec![1.0; k]))
+                    })
+                    .collect();
+                share_ratio(&pairs).1.is_some_and(|interval| interval.low <= 0.9)
+            });
+        assert!(wrong <= 0.035, "{wrong} with {n} prompts of {k} answers");
+    }
 }
 
 #[test]

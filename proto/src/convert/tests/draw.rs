@@ -170,8 +170,8 @@ impl Draw {
         }
     }
 
-    fn gate(&mut self) -> Gate {
-        let rule = if self.flag() {
+    fn gate_rule(&mut self) -> GateRule {
+        if self.flag() {
             GateRule::Relative {
                 ratio_min: self.share(),
             }
@@ -181,10 +181,14 @@ impl Draw {
                 precision_mean_min: 1.0 + 99.0 * self.share(),
                 coverage_min: self.share(),
             }
-        };
+        }
+    }
+
+    fn gate(&mut self) -> Gate {
         Gate {
-            rule,
+            rule: self.gate_rule(),
             coverage_score: 1.0 + 99.0 * self.share(),
+            compared: self.maybe(Self::gate_rule),
         }
     }
 
