@@ -93,6 +93,17 @@ pub struct RunDetails {
     pub scores: Vec<SubjectScores>,
     /// Decisions so far.
     pub gates: Vec<CycleGate>,
+    /// Curations so far.
+    pub curations: Vec<CycleCuration>,
+}
+
+/// What curation made of the pairs synthesized in a cycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CycleCuration {
+    /// The cycle, from 1.
+    pub cycle: Cycle,
+    /// Manifest of the kept and the dropped pairs.
+    pub manifest: Digest,
 }
 
 /// Scores of a subject in a cycle.

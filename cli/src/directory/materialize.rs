@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use llamaduo_proto::Digest;
 use llamaduo_proto::ids::{Cycle, RunId};
+use llamaduo_proto::manifest::Manifest;
 use llamaduo_proto::run::{Quantization, Subject};
-use llamaduo_proto::task::{TaskOutput, TaskSpec};
+use llamaduo_proto::task::TaskOutput;
 use llamaduo_proto::view::{RunDetails, TaskView};
 
 use super::{RunDirectory, write_file};
@@ -46,11 +47,12 @@ impl RunDirectory {
                 .or_default()
                 .extend(rows);
         }
-        for (cycle, digest) in curated(&tasks).into_iter().filter(|(cycle, _)| wanted(*cycle)) {
-            files.insert(
-                cycle_path(cycle).join("samples.jsonl"),
-                client.download(digest).await?,
-            );
+        let curations = client.run(run).await?.curations.into_iter();
+        for curation in curations.filter(|curation| wanted(curation.cycle)) {
+            let directory = cycle_path(curation.cycle);
+            for (name, digest) in curated(&client.manifest(curation.manifest).await?) {
+                files.insert(directory.join(name), client.download(digest).await?);
+            }
         }
         for (path, bytes) in files {
             write_file(&self.root().join(path), &bytes)?;
@@ -80,13 +82,11 @@ fn done(tasks: &[TaskView]) -> impl Iterator<Item = (&TaskView, &TaskOutput)> {
         .filter_map(|task| Some((task, &task.result.as_ref()?.output)))
 }
 
-/// The samples that each cycle's synthesis added: what the next cycle trains on beyond its own data.
-fn curated(tasks: &[TaskView]) -> Vec<(Cycle, Digest)> {
-    let trains = tasks.iter().filter_map(|task| match &task.spec {
-        TaskSpec::Train(train) if train.cycle.0 >= 2 => Some((Cycle(train.cycle.0 - 1), *train.data.last()?)),
-        _ => None,
-    });
-    trains.collect()
+/// What curation kept, and what it dropped and why.
+fn curated(manifest: &Manifest) -> impl Iterator<Item = (&'static str, Digest)> {
+    ["samples.jsonl", "dropped.jsonl"]
+        .into_iter()
+        .filter_map(|name| Some((name, *manifest.files.get(name)?)))
 }
 
 /// The rows of `bytes`, each saying whose responses they are about.
@@ -147,6 +147,20 @@ mod tests {
             "{\"subject\":\"service\",\"k\":1}\n{\"subject\":\"service\",\"k\":2}\n"
         );
         assert!(with_subject(digest, b"7\n", Subject::Service).is_err());
+    }
+
+    #[test]
+    fn what_was_kept_and_what_was_dropped_are_both_written() {
+        let digest = Digest::of(b"");
+        let manifest = Manifest {
+            kind: llamaduo_proto::manifest::ManifestKind::CuratedSamples,
+            files: ["dropped.jsonl", "samples.jsonl", "else.jsonl"]
+                .map(|name| (name.to_owned(), digest))
+                .into(),
+            parents: Vec::new(),
+        };
+        let names: Vec<&str> = curated(&manifest).map(|(name, _)| name).collect();
+        assert_eq!(names, ["samples.jsonl", "dropped.jsonl"]);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use llamaduo_proto::ids::TaskId;
 use llamaduo_proto::run::{Cost, Stage};
 use llamaduo_proto::task::TaskStatus;
-use llamaduo_proto::view::{CycleGate, RunDetails, RunView, StageCount, SubjectScores, TaskView};
+use llamaduo_proto::view::{
+    CycleCuration, CycleGate, RunDetails, RunView, StageCount, SubjectScores, TaskView,
+};
 
 use crate::machine::{Run, Task};
 
@@ -61,11 +63,18 @@ pub(super) fn details(of: &Run, cost: Cost) -> RunDetails {
             decision,
         })
     });
+    let curations = of.cycles.iter().filter_map(|(cycle, record)| {
+        Some(CycleCuration {
+            cycle: *cycle,
+            manifest: record.curation?.manifest,
+        })
+    });
     RunDetails {
         run: run(of, cost),
         spec: of.spec().cloned(),
         scores: scores.collect(),
         gates: gates.collect(),
+        curations: curations.collect(),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::run::{CYCLES_MAX, RUN_NAME_CHARS_MAX};
 use super::{
-    InvalidMessage, Result, at_least_1, digest_text, enumeration, id, list, nested, optional,
+    InvalidMessage, Result, at_least_1, digest, digest_text, enumeration, id, list, nested, optional,
     optional_digest, optional_id, required, text, text_for_people, unless_zero, up_to,
 };
 use crate::ids::{Cycle, RunId, TaskId};
 use crate::run::Stage;
 use crate::task::TaskSpec;
 use crate::view::{
-    CycleGate, ResumeRun, RunDetails, RunView, StageCount, SubjectScores, SubmitRun, SubmitTask, TaskView,
-    WorkerView,
+    CycleCuration, CycleGate, ResumeRun, RunDetails, RunView, StageCount, SubjectScores, SubmitRun,
+    SubmitTask, TaskView, WorkerView,
 };
 use crate::wire;
 
@@ -163,6 +163,7 @@ impl TryFrom<wire::GetRunResponse> for RunDetails {
             spec: optional("spec", wire.spec)?,
             scores: list("scores", wire.scores)?,
             gates: list("gates", wire.gates)?,
+            curations: list("curations", wire.curations)?,
         })
     }
 }
@@ -174,6 +175,26 @@ impl From<RunDetails> for wire::GetRunResponse {
             spec: details.spec.map(Into::into),
             scores: details.scores.into_iter().map(Into::into).collect(),
             gates: details.gates.into_iter().map(Into::into).collect(),
+            curations: details.curations.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::CycleCuration> for CycleCuration {
+    type Error = InvalidMessage;
+    fn try_from(wire: wire::CycleCuration) -> Result<Self> {
+        Ok(Self {
+            cycle: Cycle(at_least_1("cycle", wire.cycle)?),
+            manifest: digest("manifest_digest", &wire.manifest_digest)?,
+        })
+    }
+}
+
+impl From<CycleCuration> for wire::CycleCuration {
+    fn from(curation: CycleCuration) -> Self {
+        Self {
+            cycle: curation.cycle.0,
+            manifest_digest: curation.manifest.to_string(),
         }
     }
 }

@@ -190,6 +190,10 @@ impl Draw {
                 cycle: d.cycle(),
                 decision: d.decision(),
             }),
+            curations: self.some(|d| CycleCuration {
+                cycle: d.cycle(),
+                manifest: d.digest(),
+            }),
         }
     }
 
