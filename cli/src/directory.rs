@@ -88,14 +88,16 @@ impl EventLog {
     /// Opens the log in `directory` after its last whole event; what a crash left of a line is cut off.
     pub(crate) fn open(directory: &RunDirectory) -> Result<Self> {
         let path = directory.root.join("events.jsonl");
-        let text = match std::fs::read_to_string(&path) {
+        // As bytes: what a crash left of the last line may end inside a character.
+        let text = match std::fs::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(Error::Read { path, source }),
         };
         let (mut next_seq, mut ended, mut bytes) = (1, false, 0);
-        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-            match serde_json::from_str::<RunEvent>(line) {
+        let lines = text.split_inclusive(|byte| *byte == b'\n');
+        for line in lines.filter(|line| line.ends_with(b"\n")) {
+            match serde_json::from_slice::<RunEvent>(line) {
                 Ok(event) if event.seq == next_seq => {
                     next_seq += 1;
                     bytes += line.len() as u64;

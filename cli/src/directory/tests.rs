@@ -13,7 +13,9 @@ fn event(seq: u64, kind: RunEventKind) -> RunEvent {
 }
 
 fn submitted(seq: u64) -> RunEvent {
-    event(seq, RunEventKind::RunSubmitted { name: "n".to_owned() })
+    // A name beyond ASCII, so that a cut can fall inside a character.
+    let name = "größe – 名".to_owned();
+    event(seq, RunEventKind::RunSubmitted { name })
 }
 
 #[test]
