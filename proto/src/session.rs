@@ -160,6 +160,8 @@ pub struct BeginCall {
     pub call: CallHash,
     /// Most it may cost, billionths of a US dollar; `None` is unknown.
     pub nano_usd_max: Option<u64>,
+    /// The worker's name for the leave, new for each try; the same again gets the same leave.
+    pub reservation: ReservationId,
 }
 
 /// Leave to call, or why not.
@@ -171,6 +173,8 @@ pub enum CallLeave {
     Go(ReservationId),
     /// The budget does not allow it; what to raise.
     BudgetSpent(String),
+    /// The budget may allow it once calls under way have ended; what is waited for.
+    Wait(String),
 }
 
 /// Records a call.

@@ -3,12 +3,14 @@
 //! Invariant: a reply is on this machine's disk and its cost told (or spooled to be told) before its words are used;
 //! a call that was paid for is replayed, never made again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use llamaduo_data::price::{Price, PriceBook};
 use llamaduo_data::{NanoUsd, ServiceCall};
 use llamaduo_proto::Digest;
-use llamaduo_proto::ids::{CallHash, ReservationId};
+use llamaduo_proto::ids::{CallHash, ReservationId, RunId};
 use llamaduo_proto::run::{ServiceLlmSpec, Vendor};
 use llamaduo_proto::session::{BeginCall, CallLeave, CallOutcome, CallReply, EndCall};
 use serde::Serialize;
@@ -16,12 +18,17 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::Artifacts;
-use crate::coordinator::{Coordinator, is_away};
+use crate::coordinator::{Coordinator, settled};
 use crate::error::Error;
 use crate::link::{AttemptHandle, Entry, Spool};
+use crate::random;
 use crate::service_llm::{
     Billing, CallFailure, ChatReply, ChatRequest, FinishReason, LimitedClient, ServiceLlm,
 };
+
+/// First and longest wait for calls under way that stand in the budget's way.
+const WAIT_FIRST: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Makes paid calls for the attempts of one worker.
 #[derive(Debug)]
@@ -30,7 +37,15 @@ pub(crate) struct PaidCalls {
     artifacts: Artifacts,
     spool: Arc<Spool>,
     prices: PriceBook,
+    /// Calls under way. An equal one waits for the first and takes its reply, since it would be paid for again.
+    flights: Mutex<HashMap<FlightKey, Arc<Flight>>>,
 }
+
+/// What a call under way is known by: replies belong to a run.
+type FlightKey = (RunId, CallHash);
+
+/// Held by whoever makes the call; its reply, once there is one.
+type Flight = tokio::sync::Mutex<Option<Digest>>;
 
 /// One question for a service.
 #[derive(Clone, Debug)]
@@ -62,6 +77,7 @@ impl PaidCalls {
             artifacts,
             spool,
             prices,
+            flights: Mutex::default(),
         }
     }
 
@@ -72,14 +88,39 @@ impl PaidCalls {
         question: &Question<'_>,
     ) -> Result<Answer, Error> {
         let call = call_hash(question.spec, question.request)?;
+        let boarded = self.board((attempt.id.run.clone(), call));
+        let mut landed = tokio::select! {
+            landed = boarded.flight.lock() => landed,
+            () = attempt.stopped().cancelled() => {
+                attempt.check()?;
+                boarded.flight.lock().await
+            }
+        };
+        if let Some(reply) = *landed {
+            return self.replay(attempt, call, reply, question).await;
+        }
+        let (answer, reply) = self.ask_alone(attempt, call, question).await?;
+        *landed = Some(reply);
+        Ok(answer)
+    }
+
+    /// Asks what nobody else on this worker asks at the moment. Gives the stored reply with the answer.
+    async fn ask_alone(
+        &self,
+        attempt: &AttemptHandle,
+        call: CallHash,
+        question: &Question<'_>,
+    ) -> Result<(Answer, Digest), Error> {
         let Question { service, .. } = question;
-        let mut leave = self.begin(attempt, call, question).await?;
         let mut tries = service.limiter.tries();
         loop {
-            let reservation = match leave {
-                CallLeave::Cached(digest) => return self.replay(attempt, call, digest, question).await,
-                CallLeave::BudgetSpent(reason) => return Err(Error::BudgetSpent(reason)),
-                CallLeave::Go(reservation) => reservation,
+            // Each try is reserved for by itself: the one that failed may have been paid for.
+            let reservation = match self.leave(attempt, call, question).await? {
+                Ok(reservation) => reservation,
+                Err(reply) => {
+                    let answer = self.replay(attempt, call, reply, question).await?;
+                    return Ok((answer, reply));
+                }
             };
             let under = Leave {
                 attempt,
@@ -87,32 +128,60 @@ impl PaidCalls {
                 reservation,
             };
             let failure = match self.make(&under, question).await? {
-                Ok(answer) => return Ok(answer),
+                Ok(answered) => return Ok(answered),
                 Err(failure) => failure,
             };
             tokio::select! {
                 again = tries.again(failure) => again?,
                 () = attempt.stopped().cancelled() => attempt.check()?,
             }
-            // Each try is reserved for by itself: the one that failed may have been paid for.
-            leave = self.begin(attempt, call, question).await?;
         }
     }
 
-    async fn begin(
+    /// Leave for a call, or (`Err`) the reply it got before. Waits while only calls under way stand in the budget's way.
+    async fn leave(
         &self,
         attempt: &AttemptHandle,
         call: CallHash,
         question: &Question<'_>,
-    ) -> Result<CallLeave, Error> {
-        attempt.check()?;
+    ) -> Result<Result<ReservationId, Digest>, Error> {
         let nano_usd_max = self.price(question.spec).map(|price| cost_max(price, question).0);
-        let begin = BeginCall {
-            attempt: attempt.id.clone(),
-            call,
-            nano_usd_max,
-        };
-        self.coordinator.begin_call(begin, attempt.stopped()).await
+        let mut n_waits = 0_u32;
+        loop {
+            attempt.check()?;
+            let begin = BeginCall {
+                attempt: attempt.id.clone(),
+                call,
+                nano_usd_max,
+                reservation: new_reservation()?,
+            };
+            match self.coordinator.begin_call(begin, attempt.stopped()).await? {
+                CallLeave::Go(reservation) => return Ok(Ok(reservation)),
+                CallLeave::Cached(reply) => return Ok(Err(reply)),
+                CallLeave::BudgetSpent(reason) => return Err(Error::BudgetSpent(reason)),
+                CallLeave::Wait(reason) => {
+                    tracing::debug!(task_id = %attempt.id.task, reason, "waiting for calls under way to end");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(random::full_jitter(WAIT_FIRST, WAIT_MAX, n_waits.min(16))) => {}
+                () = attempt.stopped().cancelled() => {}
+            }
+            n_waits = n_waits.saturating_add(1);
+        }
+    }
+
+    fn board(&self, key: FlightKey) -> Boarded<'_> {
+        let flight = Arc::clone(self.flights().entry(key.clone()).or_default());
+        Boarded {
+            calls: self,
+            key,
+            flight,
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<FlightKey, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One try under one reservation, which is ended whatever comes of it. The outer error ends the attempt, the
@@ -121,7 +190,7 @@ impl PaidCalls {
         &self,
         under: &Leave<'_>,
         question: &Question<'_>,
-    ) -> Result<Result<Answer, CallFailure>, Error> {
+    ) -> Result<Result<(Answer, Digest), CallFailure>, Error> {
         let Question { service, request, .. } = question;
         let permit = tokio::select! {
             permit = service.limiter.start() => permit,
@@ -179,10 +248,11 @@ impl PaidCalls {
             nano_usd: answer.call.cost.map(|cost| cost.0),
         };
         self.end(under, CallOutcome::Answered(usage)).await?;
-        Ok(Ok(answer))
+        Ok(Ok((answer, digest)))
     }
 
-    /// Tells how a call ended, or spools it to be told when the coordinator is back.
+    /// Tells how a call ended, or spools it to be told when the coordinator is back. A reply is in the spool before it
+    /// is told: whoever is killed in between has it told by the next process.
     async fn end(&self, under: &Leave<'_>, outcome: CallOutcome) -> Result<(), Error> {
         let end = EndCall {
             attempt: under.attempt.id.clone(),
@@ -190,27 +260,44 @@ impl PaidCalls {
             reservation: under.reservation.clone(),
             outcome,
         };
-        if self.publish(&end, under.attempt.stopped()).await {
-            match self.coordinator.end_call(end.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(status) if !is_away(&status) => {
-                    tracing::error!(call = %end.call, reason = status.message(), "the coordinator refuses to record a call");
-                    return Ok(());
+        let entry = Entry::Call(end.clone());
+        let held = match &end.outcome {
+            CallOutcome::Answered(_) => Some(self.on_spool(move |spool| spool.hold(entry)).await),
+            CallOutcome::NotBilled(_) | CallOutcome::Unknown(_) => None,
+        };
+        match (self.tell(&end, under.attempt.stopped()).await, held) {
+            (Ok(()), Some(Ok(held))) => {
+                if let Err(error) = self.on_spool(|_| held.told()).await {
+                    tracing::warn!(call = %end.call, reason = error.message(), "a call that was told will be told again");
                 }
-                Err(_) => {}
+                Ok(())
             }
+            (Ok(()), None | Some(Err(_))) => Ok(()),
+            // Let go of, it is told with the others.
+            (Err(_), Some(held)) => held.map(drop),
+            (Err(_), None) => self.on_spool(move |spool| spool.put(Entry::Call(end))).await,
         }
-        let spool = Arc::clone(&self.spool);
-        let spooled = tokio::task::spawn_blocking(move || spool.put(Entry::Call(end))).await;
-        spooled.map_err(|_| Error::Gone("disk task"))?
     }
 
-    /// Whether the reply, if there is one, is where the coordinator can find it.
-    async fn publish(&self, end: &EndCall, stopped: &CancellationToken) -> bool {
-        match &end.outcome {
-            CallOutcome::Answered(reply) => self.artifacts.publish(reply.reply, stopped).await.is_ok(),
-            CallOutcome::NotBilled(_) | CallOutcome::Unknown(_) => true,
+    /// Tells how a call ended, once. `Err` when it is to be told again.
+    async fn tell(&self, end: &EndCall, stopped: &CancellationToken) -> Result<(), Error> {
+        if let CallOutcome::Answered(reply) = &end.outcome {
+            self.artifacts.publish(reply.reply, stopped).await?;
         }
+        let answer = self.coordinator.end_call(end.clone()).await;
+        if let Some(status) = settled(answer, "record a call")? {
+            tracing::error!(call = %end.call, reason = status.message(), "the coordinator refuses to record a call");
+        }
+        Ok(())
+    }
+
+    async fn on_spool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Spool>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let spool = Arc::clone(&self.spool);
+        let done = tokio::task::spawn_blocking(move || work(spool)).await;
+        done.map_err(|_| Error::Gone("disk task"))?
     }
 
     async fn replay(
@@ -257,11 +344,38 @@ impl PaidCalls {
     }
 }
 
+/// A call that this question is about, perhaps with others.
+struct Boarded<'a> {
+    calls: &'a PaidCalls,
+    key: FlightKey,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Boarded<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.calls.flights();
+        // The table's and this one: nobody else waits, and nobody can join while the table is held.
+        if Arc::strong_count(&self.flight) <= 2 {
+            flights.remove(&self.key);
+        }
+    }
+}
+
 /// A reservation and what it is for.
 struct Leave<'a> {
     attempt: &'a AttemptHandle,
     call: CallHash,
     reservation: ReservationId,
+}
+
+/// Named here, so that asking again after an answer that was lost reserves nothing more.
+fn new_reservation() -> Result<ReservationId, Error> {
+    let text = format!("{:016x}{:016x}", random::bits(), random::bits());
+    ReservationId::new(&text).map_err(|error| Error::Task {
+        what: "a reservation's name",
+        expected: "a valid id".to_owned(),
+        found: error.to_string(),
+    })
 }
 
 /// Why a stored reply cannot be read.

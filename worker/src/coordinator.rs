@@ -8,6 +8,7 @@ use llamaduo_proto::session::{BeginCall, CallLeave, Completion, EndCall};
 use llamaduo_proto::wire;
 use llamaduo_proto::wire::artifact_service_client::ArtifactServiceClient;
 use llamaduo_proto::wire::worker_service_client::WorkerServiceClient;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::interceptor::InterceptedService;
@@ -33,6 +34,12 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// First and longest wait between two tries of a request that found nobody.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
+
+/// A coordinator that answers for so long that it cannot, as with a full disk, is not asked further by this attempt.
+const CANNOT_MAX: Duration = Duration::from_secs(120);
+
+/// Who watches the log is told this often that the same request is still being repeated.
+const WARN_PERIOD: Duration = Duration::from_secs(60);
 
 /// Adds the bearer token.
 #[derive(Clone, Debug)]
@@ -156,6 +163,7 @@ async fn bounded<T>(
 }
 
 /// Asks until there is an answer or `stopped`: a coordinator that restarts is waited for as long as the lease lasts.
+/// One that is there and keeps saying that it cannot is believed after [`CANNOT_MAX`], so that its words reach the run.
 pub(crate) async fn patiently<T, F>(
     what: &'static str,
     time: Duration,
@@ -165,7 +173,9 @@ pub(crate) async fn patiently<T, F>(
 where
     F: Future<Output = Result<tonic::Response<T>, Status>>,
 {
-    for n_tries in 0_u32.. {
+    let mut n_tries = 0_u32;
+    let (mut cannot_since, mut told_at) = (None, None);
+    loop {
         let status = tokio::select! {
             answer = bounded(time, ask()) => match answer {
                 Ok(answer) => return Ok(answer),
@@ -173,18 +183,30 @@ where
             },
             () = stopped.cancelled() => Status::cancelled("the attempt was stopped"),
         };
-        if stopped.is_cancelled() || !is_away(&status) {
+        let now = Instant::now();
+        let has_waited = |since: Option<Instant>, most| since.is_some_and(|since| now - since >= most);
+        cannot_since = is_answer(&status).then(|| cannot_since.unwrap_or(now));
+        if stopped.is_cancelled() || !is_away(&status) || has_waited(cannot_since, CANNOT_MAX) {
             return Err(Error::Coordinator {
                 what,
                 source: Box::new(status),
             });
         }
+        if told_at.is_none() || has_waited(told_at, WARN_PERIOD) {
+            told_at = Some(now);
+            tracing::warn!(what, n_tries, reason = %status.message(), "the coordinator does not answer as asked, trying again");
+        }
         tokio::select! {
             () = tokio::time::sleep(random::full_jitter(RETRY_FIRST, RETRY_MAX, n_tries.min(16))) => {}
             () = stopped.cancelled() => {}
         }
+        n_tries = n_tries.saturating_add(1);
     }
-    Err(Error::Gone("patience"))
+}
+
+/// Whether a coordinator said this: its refusals name their reason in the details, and a broken connection has none.
+fn is_answer(status: &Status) -> bool {
+    !status.details().is_empty()
 }
 
 /// Whether nobody answered, or only to say that it cannot answer now: the same request may be sent again.
@@ -196,3 +218,24 @@ pub(crate) fn is_away(status: &Status) -> bool {
         _ => false,
     }
 }
+
+/// Whether the coordinator has spoken: it took what it was told, or refused it for good (`Some`). `Err` when it is away,
+/// or does not know this worker's token, which a person can mend: then it is to be told again.
+pub(crate) fn settled(answer: Result<(), Status>, what: &'static str) -> Result<Option<Status>, Error> {
+    match answer {
+        Ok(()) => Ok(None),
+        Err(status)
+            if is_away(&status)
+                || matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
+        {
+            Err(Error::Coordinator {
+                what,
+                source: Box::new(status),
+            })
+        }
+        Err(status) => Ok(Some(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

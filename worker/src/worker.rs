@@ -139,7 +139,11 @@ impl Worker {
         })?;
         tokio::select! {
             () = self.work(inbox, shutdown, options.shutdown_grace) => {}
-            ended = link.ended() => return ended,
+            ended = link.ended() => {
+                // What was paid for or trained is kept, even if this coordinator does not want it now.
+                self.wind_up(options.shutdown_grace).await;
+                return ended;
+            }
         }
         finished.cancel();
         link.ended().await
@@ -174,6 +178,18 @@ impl Worker {
                     return;
                 }
             }
+        }
+    }
+
+    /// Stops every attempt and waits until it has left what it did in the spool, at most for `grace`.
+    async fn wind_up(&mut self, grace: Duration) {
+        self.registry.drain();
+        self.registry.stop_all(&Stop::Draining);
+        let deadline = Instant::now() + grace;
+        while let Ok(Some(joined)) =
+            tokio::time::timeout_at(deadline, self.attempts.join_next_with_id()).await
+        {
+            self.joined(joined).await;
         }
     }
 

@@ -331,6 +331,7 @@ impl TryFrom<wire::BeginCallRequest> for BeginCall {
             attempt: required("attempt", wire.attempt)?,
             call: digest("call_hash", &wire.call_hash)?,
             nano_usd_max: wire.nano_usd_max,
+            reservation: id("reservation", &wire.reservation)?,
         })
     }
 }
@@ -341,6 +342,7 @@ impl From<BeginCall> for wire::BeginCallRequest {
             attempt: Some(call.attempt.into()),
             call_hash: call.call.to_string(),
             nano_usd_max: call.nano_usd_max,
+            reservation: call.reservation.into(),
         }
     }
 }
@@ -353,6 +355,7 @@ impl TryFrom<wire::BeginCallResponse> for CallLeave {
             Answer::CachedDigest(reply) => digest("cached_digest", &reply).map(Self::Cached),
             Answer::Reservation(reservation) => id("reservation", &reservation).map(Self::Go),
             Answer::BudgetSpent(reason) => Ok(Self::BudgetSpent(text_for_people(reason))),
+            Answer::Wait(reason) => Ok(Self::Wait(text_for_people(reason))),
         }
     }
 }
@@ -364,6 +367,7 @@ impl From<CallLeave> for wire::BeginCallResponse {
             CallLeave::Cached(reply) => Answer::CachedDigest(reply.to_string()),
             CallLeave::Go(reservation) => Answer::Reservation(reservation.into()),
             CallLeave::BudgetSpent(reason) => Answer::BudgetSpent(reason),
+            CallLeave::Wait(reason) => Answer::Wait(reason),
         };
         Self { answer: Some(answer) }
     }

@@ -153,6 +153,72 @@ async fn a_paid_call_that_cannot_be_told_is_spooled() {
 }
 
 #[tokio::test]
+async fn a_paid_call_that_this_worker_may_not_tell_is_spooled() {
+    let room = room([Scripted::says("hi")]).await;
+    room.coordinator.change(|ledger| {
+        ledger
+            .refusals
+            .push(tonic::Status::unauthenticated("the token changed"))
+    });
+    assert_eq!(room.ask(0).await.unwrap().text, "hi");
+    assert_eq!(room.spool.names().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_reply_is_spooled_while_it_is_told_and_only_then() {
+    let room = room([Scripted::says("hi"), Scripted::says("again")]).await;
+    room.ask(0).await.unwrap();
+    assert_eq!(on_disk(&room), 0);
+    room.coordinator.change(|ledger| ledger.hang_end_call = true);
+    let told = async {
+        while on_disk(&room) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Dropped here, as by a kill.
+    tokio::select! {
+        answer = room.ask(1) => panic!("{answer:?} before it was told"),
+        () = told => {}
+    }
+    // The courier finds it, once it is let go of.
+    while room.spool.names().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn on_disk(room: &Room) -> usize {
+    let spool = Spool::open(&room._directory.path().join("spool")).unwrap();
+    spool.names().unwrap().len()
+}
+
+#[tokio::test]
+async fn equal_calls_at_once_are_paid_for_once() {
+    let room = room([Scripted::says("hi"), Scripted::says("other")]).await;
+    let (a, b, c) = tokio::join!(room.ask(0), room.ask(0), room.ask(0));
+    for answer in [a, b, c] {
+        assert_eq!(answer.unwrap().text, "hi");
+    }
+    assert_eq!(room.server.asked().len(), 1);
+    assert!(room.calls.flights().is_empty(), "nothing is under way any more");
+}
+
+#[tokio::test]
+async fn an_equal_call_is_made_when_the_first_one_fails() {
+    let refused = Scripted::new(401, r#"{"error":{"message":"bad key"}}"#);
+    let room = room([refused, Scripted::says("hi")]).await;
+    let (a, b) = tokio::join!(room.ask(0), room.ask(0));
+    assert_eq!([a.is_ok(), b.is_ok()].iter().filter(|ok| **ok).count(), 1);
+    assert!(room.calls.flights().is_empty());
+}
+
+#[tokio::test]
+async fn calls_under_way_that_use_up_the_budget_are_waited_for() {
+    let room = room([Scripted::says("hi")]).await;
+    room.coordinator.change(|ledger| ledger.waits = 2);
+    assert_eq!(room.ask(0).await.unwrap().text, "hi");
+}
+
+#[tokio::test]
 async fn a_stopped_attempt_makes_no_call() {
     let room = room([Scripted::says("hi")]).await;
     room.attempt.stop(crate::error::Stop::Draining);

@@ -5,17 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use llamaduo_proto::Digest;
-use llamaduo_proto::session::{AttemptOutcome, CallOutcome};
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
-
 use super::registry::Registry;
 use super::spool::{Entry, EntryName, Spool};
 use crate::artifacts::Artifacts;
-use crate::coordinator::{Coordinator, is_away};
+use crate::coordinator::{Coordinator, is_away, settled};
 use crate::error::Error;
 use crate::random;
+use llamaduo_proto::Digest;
+use llamaduo_proto::session::{AttemptOutcome, CallOutcome};
+use tokio_util::sync::CancellationToken;
 
 /// First and longest wait while the coordinator is away.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -113,7 +111,7 @@ impl Courier {
     async fn publish(&self, digest: Digest) -> Result<(), Error> {
         match self.artifacts.publish(digest, &self.ended).await {
             // It is not here either, so nobody can send it; the coordinator will say what it thinks of that.
-            Err(Error::Artifact(_)) => Ok(()),
+            Err(Error::Artifact(error)) if !error.is_retryable() => Ok(()),
             other => other,
         }
     }
@@ -134,22 +132,4 @@ impl Courier {
 
 fn waits_for_coordinator(error: &Error) -> bool {
     matches!(error, Error::Coordinator { source, .. } if is_away(source))
-}
-
-/// Whether the coordinator has spoken: it took the entry, or refused it for good (`Some`). `Err` when it is away, or
-/// does not know this worker's token, which a person can mend.
-fn settled(answer: Result<(), Status>, what: &'static str) -> Result<Option<Status>, Error> {
-    match answer {
-        Ok(()) => Ok(None),
-        Err(status)
-            if is_away(&status)
-                || matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
-        {
-            Err(Error::Coordinator {
-                what,
-                source: Box::new(status),
-            })
-        }
-        Err(status) => Ok(Some(status)),
-    }
 }

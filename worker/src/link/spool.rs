@@ -5,13 +5,14 @@
 //! ROOT/0000000000000008.end     a CompleteAttemptRequest, protobuf
 //! ```
 //!
-//! Invariant: an entry is on disk, name and bytes, before [`Spool::put`] returns, and entries are told in the order
-//! they were put: an attempt's calls before its end.
+//! Invariant: an entry is on disk, name and bytes, before [`Spool::put`] or [`Spool::hold`] returns, and entries are
+//! told in the order they were put: an attempt's calls before its end.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llamaduo_proto::session::{Completion, EndCall};
 use llamaduo_proto::wire::{CompleteAttemptRequest, EndCallRequest};
@@ -39,7 +40,35 @@ pub(crate) struct EntryName(String);
 pub(crate) struct Spool {
     root: PathBuf,
     next: Mutex<u64>,
+    /// Told by whoever put them, unless they cannot.
+    held: Mutex<BTreeSet<EntryName>>,
     added: Notify,
+}
+
+/// An entry that its owner tells. Dropped, it is left to whoever tells the others.
+#[derive(Debug)]
+pub(crate) struct Held {
+    spool: Arc<Spool>,
+    name: EntryName,
+    is_told: bool,
+}
+
+impl Held {
+    /// Removes the entry: it was told.
+    pub(crate) fn told(mut self) -> Result<(), Error> {
+        self.spool.remove(&self.name)?;
+        self.is_told = true;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.spool.held().remove(&self.name);
+        if !self.is_told {
+            self.spool.added.notify_one();
+        }
+    }
 }
 
 impl Spool {
@@ -49,6 +78,7 @@ impl Spool {
         let spool = Self {
             root: root.to_owned(),
             next: Mutex::new(0),
+            held: Mutex::default(),
             added: Notify::new(),
         };
         let last = spool
@@ -61,8 +91,24 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Puts an entry on disk.
+    /// Puts an entry on disk, to be told.
     pub(crate) fn put(&self, entry: Entry) -> Result<(), Error> {
+        self.write(entry, false)?;
+        self.added.notify_one();
+        Ok(())
+    }
+
+    /// Puts an entry on disk and leaves it to the caller to tell it.
+    pub(crate) fn hold(self: Arc<Self>, entry: Entry) -> Result<Held, Error> {
+        let name = self.write(entry, true)?;
+        Ok(Held {
+            spool: self,
+            name,
+            is_told: false,
+        })
+    }
+
+    fn write(&self, entry: Entry, is_held: bool) -> Result<EntryName, Error> {
         let (bytes, extension) = match entry {
             Entry::Call(call) => (EndCallRequest::from(call).encode_to_vec(), "call"),
             Entry::End(completion) => (CompleteAttemptRequest::from(completion).encode_to_vec(), "end"),
@@ -72,20 +118,29 @@ impl Spool {
         file.as_file()
             .sync_all()
             .map_err(Error::io("write", file.path()))?;
-        {
+        let name = {
             // Number and name together, or a later entry could be told before an earlier one has its name.
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let target = self.root.join(format!("{:016}.{extension}", *next));
-            file.persist(&target)
-                .map_err(|error| Error::io("write", &target)(error.error))?;
+            let name = EntryName(format!("{:016}.{extension}", *next));
+            if is_held {
+                self.held().insert(name.clone());
+            }
+            let target = self.root.join(&name.0);
+            if let Err(error) = file.persist(&target) {
+                self.held().remove(&name);
+                return Err(Error::io("write", &target)(error.error));
+            }
             *next += 1;
+            name
+        };
+        if let Err(error) = sync_directory(&self.root) {
+            self.held().remove(&name);
+            return Err(Error::io("sync", &self.root)(error));
         }
-        sync_directory(&self.root).map_err(Error::io("sync", &self.root))?;
-        self.added.notify_one();
-        Ok(())
+        Ok(name)
     }
 
-    /// The names of all entries, in order.
+    /// The names of all entries that nobody holds, in order.
     pub(crate) fn names(&self) -> Result<Vec<EntryName>, Error> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(Error::io("list", &self.root))? {
@@ -94,6 +149,8 @@ impl Spool {
                 names.push(EntryName(name.to_owned()));
             }
         }
+        let held = self.held();
+        names.retain(|name| !held.contains(name));
         names.sort_unstable();
         Ok(names)
     }
@@ -124,6 +181,10 @@ impl Spool {
     pub(crate) fn remove(&self, name: &EntryName) -> Result<(), Error> {
         let path = self.root.join(&name.0);
         fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeSet<EntryName>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until an entry was put.

@@ -34,6 +34,10 @@ pub(crate) struct Ledger {
     pub(crate) silent: bool,
     pub(crate) revoke_on_ack: Vec<wire::AttemptId>,
     pub(crate) budget_spent: bool,
+    /// Times that `BeginCall` is answered with "wait" first.
+    pub(crate) waits: u32,
+    /// Answers no `EndCall`.
+    pub(crate) hang_end_call: bool,
     sessions: Vec<mpsc::Sender<Result<wire::AttachResponse, Status>>>,
 }
 
@@ -181,9 +185,13 @@ impl WorkerService for Service {
         let answer = match ledger.replies.get(&request.get_ref().call_hash) {
             Some(digest) => Answer::CachedDigest(digest.clone()),
             None if ledger.budget_spent => Answer::BudgetSpent("raise budget.usd".to_owned()),
+            None if ledger.waits > 0 => {
+                ledger.waits -= 1;
+                Answer::Wait("calls are under way".to_owned())
+            }
             None => {
                 ledger.begun_calls += 1;
-                Answer::Reservation(format!("reservation-{}", ledger.begun_calls))
+                Answer::Reservation(request.get_ref().reservation.clone())
             }
         };
         Ok(Response::new(wire::BeginCallResponse { answer: Some(answer) }))
@@ -193,6 +201,10 @@ impl WorkerService for Service {
         &self,
         request: Request<wire::EndCallRequest>,
     ) -> Result<Response<wire::EndCallResponse>, Status> {
+        if self.ledger.lock().unwrap().hang_end_call {
+            self.stopped.cancelled().await;
+            return Err(Status::unavailable("hung"));
+        }
         let mut ledger = self.ledger.lock().unwrap();
         if let Some(status) = ledger.refusals.pop() {
             return Err(status);

@@ -81,7 +81,7 @@ impl Room {
         let responses = self.store(jsonl::write(&[response]).unwrap().into_bytes());
         TaskSpec::Judge(JudgeTask {
             cycle: Cycle(0),
-            subject: Subject::Base(Quantization::None),
+            subject: Some(Subject::Base(Quantization::None)),
             judge_llm: service(&self.server.url),
             test,
             responses,
@@ -452,4 +452,31 @@ async fn options_are_checked_first() {
             Err(Error::Options { .. })
         ));
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_refused_later_keeps_what_it_is_paying_for() {
+    let answer = Answer::says(VERDICT).after(Duration::from_secs(1));
+    let mut room = Room::new(LEASE, vec![answer]).await;
+    room.assign("c00-judge-000", room.judge_task(1)).await;
+    while room.server.asked().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    room.coordinator.change(|ledger| {
+        ledger.refuse_attach = Some(Status::failed_precondition("another process has this name"));
+    });
+    room.coordinator.kill().await;
+    room.coordinator.revive().await;
+    let error = room.ended().await.unwrap_err();
+    assert!(error.to_string().contains("another process"), "{error}");
+    let is_paid = |entry: &Entry| matches!(entry, Entry::Call(call) if matches!(call.outcome, llamaduo_proto::session::CallOutcome::Answered(_)));
+    let spool = Spool::open(&room.directory.path().join("spool")).unwrap();
+    let spooled = spool.names().unwrap();
+    let mut left = spooled
+        .iter()
+        .filter_map(|name| spool.read(name).unwrap())
+        .collect::<Vec<_>>();
+    room.coordinator
+        .change(|ledger| left.extend(ledger.ended_calls.iter().cloned().map(Entry::Call)));
+    assert!(left.iter().any(is_paid), "{left:?}");
 }

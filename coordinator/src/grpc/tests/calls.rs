@@ -1,5 +1,7 @@
 //! Calls to service LLMs: paid for once, within the budget.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use llamaduo_proto::Digest;
 use llamaduo_proto::ids::ReservationId;
 use llamaduo_proto::run::{Budget, RunStatus};
@@ -24,16 +26,34 @@ async fn service_task(worker: &mut Worker) -> Assignment {
     }
 }
 
+/// A name for a leave that nobody had before.
+fn new_reservation() -> ReservationId {
+    static N_NAMED: AtomicU32 = AtomicU32::new(0);
+    let text = format!("reservation-{}", N_NAMED.fetch_add(1, Ordering::Relaxed));
+    ReservationId::new(&text).expect("letters, digits and a hyphen")
+}
+
 async fn begin(
     worker: &mut Worker,
     of: &Assignment,
     call: &str,
     most: Option<u64>,
 ) -> Result<CallLeave, Status> {
+    begin_under(worker, of, call, most, new_reservation()).await
+}
+
+async fn begin_under(
+    worker: &mut Worker,
+    of: &Assignment,
+    call: &str,
+    most: Option<u64>,
+    reservation: ReservationId,
+) -> Result<CallLeave, Status> {
     let begin = BeginCall {
         attempt: of.attempt.clone(),
         call: Digest::of(call.as_bytes()),
         nano_usd_max: most,
+        reservation,
     };
     let answer = worker
         .client
@@ -47,6 +67,17 @@ async fn go(worker: &mut Worker, of: &Assignment, call: &str, most: Option<u64>)
     match begin(worker, of, call, most).await.expect("the lease is current") {
         CallLeave::Go(reservation) => reservation,
         other => panic!("leave to call, not {other:?}"),
+    }
+}
+
+/// The next attempt of the same task; other tasks are done on the way.
+async fn next_attempt(worker: &mut Worker, of: &Assignment) -> Assignment {
+    loop {
+        let next = service_task(worker).await;
+        if next.attempt.task == of.attempt.task {
+            return next;
+        }
+        worker.complete(&next).await.expect("the lease is current");
     }
 }
 
@@ -135,13 +166,7 @@ async fn what_was_begun_and_never_ended_counts_as_unknown_and_may_be_called_agai
     assert_eq!(cluster.details(&run).await.run.cost.n_calls_unknown, 1);
     cluster.restart().await;
     let mut worker = cluster.worker_with("w1", 2, vec![]).await.expect("it may attach");
-    let again = loop {
-        let again = service_task(&mut worker).await;
-        if again.attempt.task == task.attempt.task {
-            break again;
-        }
-        worker.complete(&again).await.expect("the lease is current");
-    };
+    let again = next_attempt(&mut worker, &task).await;
     assert_eq!(
         cluster.details(&run).await.run.cost.n_calls_unknown,
         2,
@@ -197,7 +222,11 @@ async fn the_budget_stops_a_run_and_a_larger_one_resumes_it() {
         .expect("the lease is current");
     assert!(matches!(unpriced, CallLeave::BudgetSpent(why) if why.contains("price")));
     let first = go(&mut worker, &task, "a", Some(60)).await;
-    let over = begin(&mut worker, &task, "b", Some(60))
+    let room_later = begin(&mut worker, &task, "b", Some(60))
+        .await
+        .expect("the lease is current");
+    assert!(matches!(room_later, CallLeave::Wait(why) if why.contains("raise budget.max_usd")));
+    let over = begin(&mut worker, &task, "b", Some(101))
         .await
         .expect("the lease is current");
     assert!(matches!(over, CallLeave::BudgetSpent(why) if why.contains("raise budget.max_usd")));
@@ -205,8 +234,13 @@ async fn the_budget_stops_a_run_and_a_larger_one_resumes_it() {
     end(&mut worker, &task, "a", &first, cheap)
         .await
         .expect("the reservation is open");
-    go(&mut worker, &task, "b", Some(60)).await;
-    go(&mut worker, &task, "c", Some(1)).await;
+    for (call, most) in [("b", 60), ("c", 1)] {
+        let lost = go(&mut worker, &task, call, Some(most)).await;
+        let unknown = CallOutcome::Unknown("timed out".to_owned());
+        end(&mut worker, &task, call, &lost, unknown)
+            .await
+            .expect("the reservation is open");
+    }
     let over = begin(&mut worker, &task, "d", Some(1))
         .await
         .expect("the lease is current");
@@ -255,6 +289,7 @@ async fn calls_begun_side_by_side_never_exceed_the_budget() {
             // Half of them are the same call.
             call: Digest::of(format!("{}", n % 20).as_bytes()),
             nano_usd_max: None,
+            reservation: new_reservation(),
         };
         calls.spawn(async move { client.begin_call(wire::BeginCallRequest::from(begin)).await });
     }
@@ -264,4 +299,122 @@ async fn calls_begun_side_by_side_never_exceed_the_budget() {
         n_granted += u32::from(matches!(leave, Ok(CallLeave::Go(_))));
     }
     assert_eq!(n_granted, 10);
+}
+
+#[tokio::test]
+async fn a_reply_of_unknown_cost_counts_as_the_most_it_may_have_cost() {
+    let cluster = Cluster::start().await;
+    let mut spec = cluster.spec();
+    spec.budget = Budget {
+        nano_usd_max: Some(100),
+        calls_max: None,
+    };
+    let run = cluster.submit(spec).await;
+    let mut worker = cluster.worker("w1").await;
+    let task = service_task(&mut worker).await;
+    let reservation = go(&mut worker, &task, "a", Some(60)).await;
+    let answer = reply(&worker, "no usage", None);
+    end(&mut worker, &task, "a", &reservation, answer)
+        .await
+        .expect("the reservation is open");
+    let over = begin(&mut worker, &task, "b", Some(60))
+        .await
+        .expect("the lease is current");
+    assert!(matches!(over, CallLeave::BudgetSpent(_)), "{over:?}");
+    let cost = cluster.details(&run).await.run.cost;
+    assert_eq!((cost.nano_usd, cost.n_calls_unpriced), (0, 1));
+}
+
+#[tokio::test]
+async fn leave_asked_for_twice_under_one_name_is_one_leave() {
+    let cluster = Cluster::start().await;
+    let mut spec = cluster.spec();
+    spec.budget = Budget {
+        nano_usd_max: None,
+        calls_max: Some(2),
+    };
+    cluster.submit(spec).await;
+    let mut worker = cluster.worker("w1").await;
+    let task = service_task(&mut worker).await;
+    let name = new_reservation();
+    for _ in 0..3 {
+        let leave = begin_under(&mut worker, &task, "a", None, name.clone()).await;
+        assert_eq!(leave.expect("the lease is current"), CallLeave::Go(name.clone()));
+    }
+    // The answer to this one is lost, and meanwhile the other is answered.
+    let unheard = go(&mut worker, &task, "a", None).await;
+    let answer = reply(&worker, "the reply", None);
+    end(&mut worker, &task, "a", &name, answer)
+        .await
+        .expect("the reservation is open");
+    let cached = begin_under(&mut worker, &task, "a", None, unheard).await;
+    assert!(matches!(cached, Ok(CallLeave::Cached(_))), "{cached:?}");
+    go(&mut worker, &task, "b", None).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_was_written_off_is_taken_when_it_comes() {
+    let cluster = Cluster::start().await;
+    let run = cluster.submit(cluster.spec()).await;
+    let mut worker = cluster.worker("w1").await;
+    let task = service_task(&mut worker).await;
+    let late = go(&mut worker, &task, "a", Some(5)).await;
+    worker
+        .fail(&task, FailureKind::Retryable)
+        .await
+        .expect("the lease is current");
+    let again = next_attempt(&mut worker, &task).await;
+    go(&mut worker, &again, "a", Some(5)).await;
+    assert_eq!(cluster.details(&run).await.run.cost.n_calls_unknown, 1);
+    let answer = reply(&worker, "late", Some(3));
+    for _ in 0..2 {
+        end(&mut worker, &task, "a", &late, answer.clone())
+            .await
+            .expect("what is paid for is kept");
+    }
+    let cost = cluster.details(&run).await.run.cost;
+    assert_eq!((cost.n_calls, cost.n_calls_unknown, cost.nano_usd), (1, 0, 3));
+    let cached = begin(&mut worker, &again, "a", Some(5)).await;
+    assert_eq!(
+        cached.expect("the lease is current"),
+        CallLeave::Cached(Digest::of(b"late"))
+    );
+}
+
+#[tokio::test]
+async fn of_too_many_leaves_for_one_call_the_oldest_is_written_off() {
+    let cluster = Cluster::start().await;
+    let run = cluster.submit(cluster.spec()).await;
+    let mut worker = cluster.worker("w1").await;
+    let task = service_task(&mut worker).await;
+    let mut leaves = Vec::new();
+    // Names that sort in another order than they are given in.
+    for n in (0..20).rev() {
+        let name = ReservationId::new(&format!("{n}-z")).expect("digits, a hyphen and a letter");
+        begin_under(&mut worker, &task, "a", None, name.clone())
+            .await
+            .expect("the lease is current");
+        leaves.push(name);
+    }
+    assert_eq!(cluster.details(&run).await.run.cost.n_calls_unknown, 4);
+    // Told twice: a repetition is no error and changes nothing.
+    for _ in 0..2 {
+        for leave in &leaves[4..] {
+            end(
+                &mut worker,
+                &task,
+                "a",
+                leave,
+                CallOutcome::NotBilled("429".to_owned()),
+            )
+            .await
+            .expect("it changes nothing");
+        }
+    }
+    assert_eq!(cluster.details(&run).await.run.cost.n_calls_unknown, 4);
+    let answer = reply(&worker, "late", None);
+    end(&mut worker, &task, "a", &leaves[0], answer)
+        .await
+        .expect("what is paid for is kept");
+    assert_eq!(cluster.details(&run).await.run.cost.n_calls_unknown, 3);
 }

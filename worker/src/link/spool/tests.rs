@@ -61,3 +61,18 @@ fn a_damaged_entry_is_set_aside_and_what_is_half_written_is_none() {
     assert_eq!(spool.names().unwrap().len(), 1);
     assert!(directory.path().join("0000000000000001.damaged").exists());
 }
+
+#[test]
+fn an_entry_that_is_held_is_left_to_its_holder_and_to_whoever_comes_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = std::sync::Arc::new(Spool::open(directory.path()).unwrap());
+    let told = std::sync::Arc::clone(&spool).hold(call()).unwrap();
+    let untold = std::sync::Arc::clone(&spool).hold(end("a")).unwrap();
+    assert_eq!(spool.names().unwrap(), []);
+    assert_eq!(Spool::open(directory.path()).unwrap().names().unwrap().len(), 2);
+    told.told().unwrap();
+    drop(untold);
+    let names = spool.names().unwrap();
+    assert_eq!(names.len(), 1);
+    assert_eq!(spool.read(&names[0]).unwrap(), Some(end("a")));
+}

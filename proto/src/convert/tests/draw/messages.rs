@@ -103,14 +103,16 @@ impl Draw {
             attempt: self.attempt(),
             call: self.digest(),
             nano_usd_max: self.maybe(Self::next),
+            reservation: self.id(),
         }
     }
 
     pub(in super::super) fn call_leave(&mut self) -> CallLeave {
-        match self.below(3) {
+        match self.below(4) {
             0 => CallLeave::Cached(self.digest()),
             1 => CallLeave::Go(self.id()),
-            _ => CallLeave::BudgetSpent(self.text()),
+            2 => CallLeave::BudgetSpent(self.text()),
+            _ => CallLeave::Wait(self.text()),
         }
     }
 
