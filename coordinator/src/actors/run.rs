@@ -11,13 +11,14 @@ use llamaduo_proto::event::RunEvent;
 use llamaduo_proto::ids::LeaseToken;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, commit};
 use crate::aggregate;
 use crate::error::in_words;
 use crate::machine::{Action, Aggregate, Event, Refusal, Run, step};
-use crate::store::{Outcome, Revision};
+use crate::store::{self, Outcome, Revision};
 
 /// Events waiting for a run: a few per lease of a large cluster. Beyond it senders wait.
 const MAILBOX_LEN: usize = 256;
@@ -25,6 +26,10 @@ const MAILBOX_LEN: usize = 256;
 const CONFLICTS_MAX: u32 = 5;
 /// Longest pause between attempts to read a run back.
 const RELOAD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// First and longest rest before an aggregate is computed again whose outcome the store did not take.
+const REST_FIRST: Duration = Duration::from_secs(2);
+const REST_MAX: Duration = Duration::from_secs(8);
 
 /// Why an event had no effect.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +98,10 @@ pub(crate) struct RunActor {
     mailbox: mpsc::Receiver<Message>,
     aggregates: JoinSet<Event>,
     computing: BTreeSet<Aggregate>,
+    /// What aggregates came to and the store did not take, in a row.
+    n_untaken: u32,
+    /// None is computed before this: its outcome could not be written down.
+    computes_after: Instant,
     stop: CancellationToken,
 }
 
@@ -116,6 +125,8 @@ impl RunActor {
             mailbox,
             aggregates,
             computing,
+            n_untaken: 0,
+            computes_after: Instant::now(),
             stop,
         };
         (
@@ -170,8 +181,16 @@ impl RunActor {
                     _ => None,
                 };
                 self.computing.retain(|computing| Some(*computing) != aggregate);
-                // If it is not committed, the next tick asks for the aggregate again.
-                let _ = self.take(event).await;
+                // If it is not committed, a later tick asks for the aggregate again.
+                if let Err(StepError::Unavailable) = self.take(event).await {
+                    let rest = REST_FIRST
+                        .saturating_mul(1 << self.n_untaken.min(16))
+                        .min(REST_MAX);
+                    self.n_untaken = self.n_untaken.saturating_add(1);
+                    self.computes_after = Instant::now() + rest;
+                } else {
+                    self.n_untaken = 0;
+                }
             }
             Err(error) => {
                 tracing::error!(run_id = %self.run.id, %error, "aggregate task failed");
@@ -207,6 +226,11 @@ impl RunActor {
                     return Ok(actions);
                 }
                 Ok(Outcome::Conflict) => self.reload().await?,
+                Err(commit::Error::Store(store::Error::Unavailable { reason })) => {
+                    // Not written for certain, and the store has said why once already.
+                    tracing::debug!(run_id = %self.run.id, reason, "run state not written");
+                    return Err(StepError::Unavailable);
+                }
                 Err(error) => {
                     let error = in_words(&error);
                     tracing::error!(run_id = %self.run.id, error, "run state write failed");
@@ -232,7 +256,9 @@ impl RunActor {
         loop {
             let (shared, id) = (&self.shared, &self.run.id);
             match commit::load(&*shared.store, id, shared.timing.rules, shared.now()).await {
-                Ok(Some((run, head))) => {
+                Ok(Some((mut run, head))) => {
+                    // Not in the store, and still true: this process waits for the same thing.
+                    run.aggregate_not_before = self.run.aggregate_not_before;
                     self.head = head;
                     self.publish(run);
                     return Ok(());
@@ -283,7 +309,7 @@ impl RunActor {
     }
 
     fn compute(&mut self, aggregate: Aggregate) {
-        if self.computing.insert(aggregate) {
+        if Instant::now() >= self.computes_after && self.computing.insert(aggregate) {
             let (shared, run) = (Arc::clone(&self.shared), Arc::clone(&self.run));
             self.aggregates
                 .spawn(async move { aggregate::compute(&shared, run, aggregate).await });

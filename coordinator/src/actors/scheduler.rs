@@ -37,6 +37,9 @@ const SUPERSEDED_MAX: usize = 32;
 const WORKERS_MAX: usize = 10_000;
 /// Longest pause between two rounds of placement.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// First and longest rest after a claim that the store did not take.
+const REST_FIRST: Duration = Duration::from_millis(500);
+const REST_MAX: Duration = Duration::from_secs(8);
 
 /// What the scheduler is told.
 #[derive(Debug)]
@@ -113,6 +116,10 @@ pub(crate) struct Scheduler {
     /// Kept when a session ends, so that an older process cannot come back in place of its successor.
     processes: BTreeMap<WorkerId, Processes>,
     n_sessions: u64,
+    /// Claims that the store did not take, in a row.
+    n_untaken: u32,
+    /// Nothing is claimed before this.
+    claims_after: Instant,
 }
 
 impl Scheduler {
@@ -127,6 +134,8 @@ impl Scheduler {
                 sessions,
                 processes,
                 n_sessions: 0,
+                n_untaken: 0,
+                claims_after: Instant::now(),
             },
             sender,
         )
@@ -365,6 +374,9 @@ impl Scheduler {
 
     /// Places what can be placed and says when to look again.
     async fn round(&mut self) -> Instant {
+        if Instant::now() < self.claims_after {
+            return self.claims_after;
+        }
         let now = self.runs.shared().now().clock;
         let runs = self.runs.snapshots();
         let silent_after = self.runs.shared().timing.lease;
@@ -383,7 +395,17 @@ impl Scheduler {
             .flat_map(|run| ready_tasks(run))
             .collect();
         for assignment in place(&ready, &workers, now) {
-            self.assign(assignment).await;
+            if self.assign(assignment).await {
+                self.n_untaken = 0;
+                continue;
+            }
+            // What the store does not take for one it does not take for the others.
+            let rest = REST_FIRST
+                .saturating_mul(1 << self.n_untaken.min(16))
+                .min(REST_MAX);
+            self.n_untaken = self.n_untaken.saturating_add(1);
+            self.claims_after = Instant::now() + rest;
+            return self.claims_after;
         }
         let backing_off = ready
             .iter()
@@ -396,7 +418,8 @@ impl Scheduler {
         Instant::now() + pause
     }
 
-    async fn assign(&mut self, assignment: machine::Assignment) {
+    /// Claims a task for a worker and tells it. `false` when the store did not take the claim.
+    async fn assign(&mut self, assignment: machine::Assignment) -> bool {
         let machine::Assignment {
             run: run_id,
             task,
@@ -411,18 +434,18 @@ impl Scheduler {
         let run = match self.runs.step(&run_id, claim).await {
             Ok(run) => run,
             // Somebody changed the run since the round began; the next round sees it.
-            Err(StepError::Refused(_)) => return,
+            Err(StepError::Refused(_)) => return true,
             Err(error) => {
                 tracing::warn!(%run_id, task_id = %task, %error, "claim of unknown outcome");
                 // The run was read back: either the claim is there, or the next round makes it.
                 match self.runs.find(&run_id).await {
                     Ok(Some(run)) if is_claimed(&run, &task, &worker, &incarnation) => run,
-                    Ok(_) | Err(_) => return,
+                    Ok(_) | Err(_) => return false,
                 }
             }
         };
         let Some(message) = assignment_of(&run, &task) else {
-            return;
+            return true;
         };
         let attempt = message.attempt.clone();
         tracing::info!(%run_id, task_id = %task, attempt = attempt.attempt.0, worker_id = %worker, "task assigned");
@@ -446,5 +469,6 @@ impl Scheduler {
                 )
                 .await;
         }
+        true
     }
 }

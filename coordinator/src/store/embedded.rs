@@ -7,9 +7,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::mirror::{Mirror, Staged};
 use super::{Answer, Batch, Change, Entry, Error, Outcome, Page, Revision, StateStore, Txn, Watch};
@@ -30,6 +32,12 @@ const GROUP_LEN_MAX: usize = 256;
 
 /// redb's page cache: small, since everything is read from the mirror.
 const CACHE_BYTES: usize = 16 << 20;
+
+/// After a failed write nothing is written for this long, twice as long after each further one in a row: a full disk
+/// stays full for a while, and each try reads the whole file.
+const REST_FIRST: Duration = Duration::from_secs(1);
+/// Longest such rest: soon enough after space was made.
+const REST_MAX: Duration = Duration::from_secs(8);
 
 /// Opens the database, at the start and again after a failed write.
 type Opener = Box<dyn Fn() -> Result<Database, Error> + Send>;
@@ -60,6 +68,8 @@ impl Embedded {
             opener,
             database: Some(database),
             mirror: Arc::clone(&mirror),
+            n_failed: 0,
+            rests_until: None,
         };
         let thread = std::thread::Builder::new()
             .name("state-store".to_owned())
@@ -111,6 +121,9 @@ struct Writer {
     /// `None` after a failed write, until the file could be opened and read back.
     database: Option<Database>,
     mirror: Arc<RwLock<Mirror>>,
+    /// Failed writes in a row.
+    n_failed: u32,
+    rests_until: Option<Instant>,
 }
 
 impl Writer {
@@ -128,13 +141,15 @@ impl Writer {
 
     fn commit(&mut self, txns: Vec<Txn>) -> Vec<Result<Outcome, Error>> {
         let n_txns = txns.len();
+        let refuse = |reason| (0..n_txns).map(|_| Err(Error::Unavailable { reason })).collect();
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return refuse(
+                "its last write failed and it will try again in some seconds; check the space on its disk",
+            );
+        }
         if self.reopen().is_err() {
-            let refuse = |_| {
-                Err(Error::Unavailable {
-                    reason: "its file cannot be opened after a failed write",
-                })
-            };
-            return (0..n_txns).map(refuse).collect();
+            self.rest();
+            return refuse("its file cannot be opened after a failed write; check the space on its disk");
         }
         let mut staged = Staged::default();
         let decisions: Vec<Option<Revision>> = {
@@ -147,6 +162,7 @@ impl Writer {
         };
         match written {
             Ok(()) => {
+                (self.n_failed, self.rests_until) = (0, None);
                 self.mirror_mut().apply(staged);
                 let outcome =
                     |decision: Option<Revision>| Ok(decision.map_or(Outcome::Conflict, Outcome::Committed));
@@ -158,6 +174,7 @@ impl Writer {
                 // redb refuses everything after a failed write; the file is opened anew before the next.
                 self.database = None;
                 let _ = self.reopen();
+                self.rest();
                 (0..n_txns)
                     .map(|_| {
                         Err(Error::UnknownOutcome {
@@ -167,6 +184,14 @@ impl Writer {
                     .collect()
             }
         }
+    }
+
+    fn rest(&mut self) {
+        let rest = REST_FIRST
+            .saturating_mul(1 << self.n_failed.min(16))
+            .min(REST_MAX);
+        self.n_failed = self.n_failed.saturating_add(1);
+        self.rests_until = Some(Instant::now() + rest);
     }
 
     /// Opens the file again after a failed write and takes its contents, whatever became of that write.
