@@ -12,7 +12,10 @@ use llamaduo_proto::task::{Answerer, TaskSpec, TaskStatus};
 
 use super::event::{Amendment, Refusal};
 use super::run::{Task, Work};
-use super::step::{REVOKED_PER_STEP_MAX, Step};
+use super::step::Step;
+
+/// Tasks released in one step: two operations each, beside those of leases taken back, within a transaction's 128.
+const RELEASED_PER_STEP_MAX: usize = 8;
 
 impl Step {
     pub(super) fn retry_task(&mut self, id: &TaskId) -> Result<(), Refusal> {
@@ -47,6 +50,16 @@ impl Step {
         if self.run.head.status == RunStatus::GateNotReached && self.run.head.cycle.0 >= cycles_max {
             return Err(Refusal::NoCyclesLeft { cycles_max });
         }
+        self.revive();
+        Ok(())
+    }
+
+    /// Releases quarantined tasks of a run that goes on, as many as fit in one transaction; whether there were any. A
+    /// quarantine ends its run, so those of a run that goes on are from before somebody revived it.
+    pub(super) fn release_quarantined(&mut self) -> bool {
+        if !self.run.is_open() {
+            return false;
+        }
         let is_quarantined = |(id, task): (&TaskId, &Arc<Task>)| {
             (task.record.status == TaskStatus::Quarantined).then(|| id.clone())
         };
@@ -55,13 +68,12 @@ impl Step {
             .tasks
             .iter()
             .filter_map(is_quarantined)
-            .take(REVOKED_PER_STEP_MAX)
+            .take(RELEASED_PER_STEP_MAX)
             .collect();
-        for id in quarantined {
-            self.release(&id);
+        for id in &quarantined {
+            self.release(id);
         }
-        self.revive();
-        Ok(())
+        !quarantined.is_empty()
     }
 
     /// Makes an ended or ending run go on.

@@ -19,14 +19,16 @@ use super::hash::hash;
 use super::run::{Claim, EndedAttempt, Ending, FAILURES_MAX, Lease, Now, Run, Task};
 
 /// Leases taken back in one step: each takes up to four operations of a transaction's 128.
-pub(super) const REVOKED_PER_STEP_MAX: usize = 24;
+const REVOKED_PER_STEP_MAX: usize = 24;
 /// Longest text of a failure or a reason that is stored, characters: eight of them stay within a record's 4 KiB.
 const TEXT_CHARS_MAX: usize = 300;
 /// After a failure others are preferred for this long; then even the worker that failed may have the task, since it
 /// may be the only one with a free slot for hours.
 const AVOID: Duration = Duration::from_secs(30);
-/// Failures of one aggregate that end the run.
+/// Failures of one aggregate, other than the report, that end the run.
 const AGGREGATE_FAILURES_MAX: u32 = 4;
+/// Longest pause before a failed aggregate is tried again.
+const AGGREGATE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A gap between ticks longer than this part of a lease is taken for a pause of this process.
 const PAUSE_SHARE: u32 = 4;
 
@@ -75,7 +77,11 @@ pub fn step(run: &Run, event: Event, now: Now) -> Result<(Run, Vec<Action>), Ref
         Event::Tick => step.tick(),
     }
     step.take_back_revoked();
-    step.advance();
+    if step.release_quarantined() {
+        step.actions.push(Action::StepAgain);
+    } else {
+        step.advance();
+    }
     Ok((step.run, step.actions))
 }
 
@@ -418,10 +424,12 @@ impl Step {
     }
 
     fn aggregate_failed(&mut self, aggregate: Aggregate, message: &str, retryable: bool) {
-        self.run.head.n_aggregate_failures += 1;
+        self.run.head.n_aggregate_failures = self.run.head.n_aggregate_failures.saturating_add(1);
         let n_failures = self.run.head.n_aggregate_failures;
-        if retryable && n_failures < AGGREGATE_FAILURES_MAX {
-            self.run.aggregate_not_before = self.now.clock + Duration::from_secs(1 << n_failures);
+        // A report is the whole outcome of a run that has ended already: it is waited for, as space on a disk is.
+        if retryable && (n_failures < AGGREGATE_FAILURES_MAX || aggregate == Aggregate::Report) {
+            let pause = Duration::from_secs(1 << n_failures.min(16)).min(AGGREGATE_PAUSE_MAX);
+            self.run.aggregate_not_before = self.now.clock + pause;
         } else if aggregate == Aggregate::Report {
             self.finish(None);
         } else {

@@ -1,12 +1,14 @@
 //! The course of a run without trouble, and with people's interventions.
 
+use std::sync::Arc;
+
 use llamaduo_proto::event::RunEventKind;
 use llamaduo_proto::ids::{Cycle, TaskId};
 use llamaduo_proto::run::{Budget, Quantization, RunStatus, Subject, TrainFrom};
 use llamaduo_proto::task::{FailureKind, TaskSpec, TaskStatus};
 
 use super::world::{World, digest, service, spec};
-use crate::machine::{Aggregate, Amendment, Event, InvalidWork, Refusal, TaskKind, Work, check_work};
+use crate::machine::{Aggregate, Amendment, Event, InvalidWork, Refusal, Task, TaskKind, Work, check_work};
 
 fn names(world: &World, prefix: &str) -> Vec<String> {
     let ids = world
@@ -304,6 +306,38 @@ fn a_quarantined_task_fails_the_run_until_it_is_released() {
 }
 
 #[test]
+fn a_revived_run_releases_every_task_that_was_given_up_on() {
+    let mut spec = spec();
+    spec.coverage.n_test = 30;
+    spec.infer.prompts_per_task = 1;
+    let mut world = World::new(Work::Migration(Box::new(spec)), 1);
+    let first = world.ready()[0].clone();
+    let attempt = world.claim(&first, "w1");
+    world
+        .fail(&attempt, FailureKind::Permanent)
+        .expect("the lease is current");
+    world.do_all();
+    assert_eq!(world.run.head.status, RunStatus::Failed);
+    // As when the workers of many tasks are lost at once.
+    for task in world.run.tasks.values_mut() {
+        Arc::make_mut(task).record.status = TaskStatus::Quarantined;
+    }
+    let (mut resumed, mut retried) = (world.clone(), world);
+    resumed
+        .step(Event::Resume(Amendment::default()))
+        .expect("a failed run can go on");
+    retried
+        .step(Event::RetryTask { task: first })
+        .expect("it is quarantined");
+    for mut world in [resumed, retried] {
+        let is_quarantined = |task: &Arc<Task>| task.record.status == TaskStatus::Quarantined;
+        assert!(!world.run.tasks.values().any(is_quarantined));
+        world.do_all();
+        assert_eq!(world.run.head.status, RunStatus::Passed);
+    }
+}
+
+#[test]
 fn the_test_split_cannot_be_the_train_split() {
     let mut spec = spec();
     spec.coverage.train = spec.coverage.test;
@@ -338,6 +372,31 @@ fn an_aggregate_that_cannot_be_computed_is_tried_again_and_then_fails_the_run() 
     assert_eq!(
         (world.run.head.status, world.run.head.reason.as_str()),
         (RunStatus::Failed, "the disk is full")
+    );
+}
+
+#[test]
+fn a_report_that_finds_no_space_is_waited_for() {
+    let mut world = World::migration(1);
+    while world.aggregates.first() != Some(&Aggregate::Report) {
+        assert!(world.do_one());
+    }
+    for _ in 0..100 {
+        let failed = Event::AggregateFailed {
+            aggregate: Aggregate::Report,
+            message: "the disk is full".to_owned(),
+            retryable: true,
+        };
+        world.step(failed).expect("never refused");
+        assert!(world.aggregates.is_empty(), "not at once");
+        world.pass_time(31.0);
+        world.step(Event::Tick).expect("never refused");
+        assert_eq!(world.aggregates, [Aggregate::Report]);
+    }
+    world.do_all();
+    assert_eq!(
+        (world.run.head.status, world.run.head.report),
+        (RunStatus::Passed, Some(digest("report")))
     );
 }
 
