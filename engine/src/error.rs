@@ -185,6 +185,17 @@ pub enum Error {
     /// No row predicts a token.
     #[error("no row has a token to learn or to measure; expected at least one conversation of two tokens")]
     NothingToLearn,
+    /// No row of a training run is left.
+    #[error(
+        "none of the {n_rows} rows has a token to learn among its first {len_max}; allow longer sequences, or shorten \
+         the prompts"
+    )]
+    AllRowsDropped {
+        /// How many there were.
+        n_rows: usize,
+        /// Tokens of a row that are looked at.
+        len_max: usize,
+    },
     /// A row does not fit into the model's context.
     #[error(
         "row {row} has {n_tokens} tokens, the model's context holds {context_len}; shorten or leave it out"
@@ -197,10 +208,10 @@ pub enum Error {
         /// What fits.
         context_len: usize,
     },
-    /// Training left the numbers.
+    /// A loss, a gradient or what a step made of the parameters is no finite number.
     #[error(
-        "step {step}: loss {loss}, gradient norm {grad_norm}, expected finite numbers; the last checkpoint is still \
-         good, go on from it with a lower learning rate"
+        "training left the finite numbers at step {step} (loss {loss}, gradient norm {grad_norm}); start anew with a \
+         lower learning rate"
     )]
     Diverged {
         /// From 1.
@@ -229,6 +240,24 @@ pub enum Error {
         expected: String,
         /// What it is.
         found: String,
+    },
+    /// An adapter holds what is no number to compute with.
+    #[error("the adapter holds {value} in layer {layer}'s {module}, expected finite numbers; train it anew")]
+    AdapterNotFinite {
+        /// From 0.
+        layer: usize,
+        /// The linear that it adapts.
+        module: &'static str,
+        /// The first such value.
+        value: f32,
+    },
+    /// A model computes what is no number.
+    #[error("{what} is {value}, expected a finite number; the model's or the adapter's numbers are damaged")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+        /// What came out.
+        value: f64,
     },
     /// An adapter is of a kind that the engine cannot run.
     #[error(

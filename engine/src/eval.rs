@@ -24,22 +24,14 @@ pub struct EvalLoss {
 
 /// The loss over whole chat-templated conversations.
 ///
-/// Fails on a row that is longer than the context, and when no row has two tokens.
+/// Fails on a row that is longer than the context, when no row has two tokens, and when the loss is not finite.
 pub fn evaluate<B: Backend>(
     model: &LocalModel<B>,
     adapter: Option<&Adapter>,
     rows: &[Conversation],
 ) -> Result<EvalLoss> {
     let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
-    let encode = |row: &Conversation| {
-        encode_row(
-            tokenizer,
-            template,
-            &row.messages,
-            LossOn::WholeSequence,
-            usize::MAX,
-        )
-    };
+    let encode = |row: &Conversation| encode_row(tokenizer, template, &row.messages, LossOn::WholeSequence);
     let rows: Vec<Row> = rows.iter().map(encode).collect::<Result<_>>()?;
     evaluate_rows(model, adapter, &rows)
 }
@@ -101,8 +93,12 @@ pub(crate) fn evaluate_rows<B: Backend>(
     for batch in &batches {
         sum += model.loss(batch, &mut activations, adapter.as_ref(), None, None)?;
     }
-    Ok(EvalLoss {
-        loss: sum / tokens as f64,
-        tokens,
-    })
+    let loss = sum / tokens as f64;
+    if !loss.is_finite() {
+        return Err(Error::NotFinite {
+            what: "the mean loss",
+            value: loss,
+        });
+    }
+    Ok(EvalLoss { loss, tokens })
 }

@@ -271,7 +271,7 @@ impl Adapter {
         })
     }
 
-    /// An adapter of given parameters, which must fill the layout.
+    /// An adapter of given parameters, which must fill the layout and be finite.
     pub fn from_params(model: &ModelConfig, config: LoraConfig, params: Vec<f32>) -> Result<Self> {
         config.validate()?;
         let layout = LoraLayout::new(model, &config);
@@ -280,6 +280,16 @@ impl Adapter {
                 expected: format!("{} parameters", layout.len()),
                 found: params.len().to_string(),
             });
+        }
+        for (layer, name, slot) in layout.slots() {
+            let pair = &params[slot.a_offset..slot.b_offset + slot.n_out * slot.rank];
+            if let Some(&value) = pair.iter().find(|value| !value.is_finite()) {
+                return Err(Error::AdapterNotFinite {
+                    layer,
+                    module: name.module(),
+                    value,
+                });
+            }
         }
         Ok(Self {
             config,

@@ -44,7 +44,7 @@ fn labelled_rows(family: &str) -> Vec<Row> {
     let rows = id_rows(&file, "input_ids");
     rows.iter()
         .zip(&labels)
-        .map(|(ids, labels)| Row::new(tokens(ids), usize::MAX, |t| labels[t] >= 0))
+        .map(|(ids, labels)| Row::new(tokens(ids), |t| labels[t] >= 0))
         .collect()
 }
 
@@ -274,7 +274,9 @@ fn plain_step(
         learning_rate,
         dropout: None,
     };
-    trainer.step(batches, &config, settings).unwrap().loss as f32
+    let measured = trainer.measure(batches, settings).unwrap();
+    trainer.update(&config, settings, measured).unwrap();
+    measured.loss as f32
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub use config::{LossOn, Schedule, TrainConfig};
 pub use rows::Conversation;
 
 pub(crate) use plan::micro_batches;
-pub(crate) use rows::{Row, encode_row};
+pub(crate) use rows::{Row, Rows, encode_row};
 pub(crate) use trainer::{OptimizerState, StepSettings, Trainer};
 
 use checkpoint::RunIdentity;
@@ -49,6 +49,10 @@ pub enum TrainEvent<'a> {
         n_tokens: u64,
         /// Rows that are learnt from.
         n_samples: usize,
+        /// Rows of those that were cut to the sequence's length, and so have lost their end.
+        n_cut: usize,
+        /// Further rows that have no token to learn, perhaps because they were cut before it.
+        n_dropped: usize,
     },
     /// After each step.
     Step {
@@ -57,7 +61,8 @@ pub enum TrainEvent<'a> {
         /// Steps of the whole run.
         n_steps: u32,
     },
-    /// The state after the step just told; keep it, and the run can go on from here.
+    /// The state after the step told last, of which the next step's gradients have shown that it is good; keep it, and
+    /// the run can go on from here.
     Checkpoint(&'a Checkpoint),
 }
 
@@ -94,6 +99,10 @@ pub struct Trained {
     pub log: Vec<StepLog>,
     /// Rows that were learnt from.
     pub samples: usize,
+    /// Rows of those that were cut to the sequence's length, and so have lost their end.
+    pub cut: usize,
+    /// Further rows that have no token to learn, perhaps because they were cut before it.
+    pub dropped: usize,
     /// Tokens of all steps together.
     pub tokens: u64,
 }
@@ -102,7 +111,7 @@ pub struct Trained {
 ///
 /// `observe` sees every event and may break off. Fails before the first step on settings without a meaning, on rows
 /// of which none is left to learn from, on an `init` of another shape and on a checkpoint of another run; fails at a
-/// step whose loss is not a number, of which the last checkpoint given out is still good.
+/// step that leaves the finite numbers, however near to the end.
 pub fn train<B: Backend>(
     model: &LocalModel<B>,
     rows: &[Conversation],
@@ -114,37 +123,37 @@ pub fn train<B: Backend>(
     config.validate()?;
     let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
     let len_max = config.max_seq_len.min(model.config().context_len);
-    let mut encoded = Vec::with_capacity(rows.len());
+    let mut encoded = Rows::default();
     for row in rows {
-        encoded.push(encode_row(
-            tokenizer,
-            template,
-            &row.messages,
-            config.loss_on,
-            len_max,
-        )?);
+        let row = encode_row(tokenizer, template, &row.messages, config.loss_on)?;
+        encoded.push(row, len_max);
     }
-    encoded.retain(|row| row.n_labels() > 0);
+    if encoded.learnt.is_empty() && encoded.n_dropped > 0 {
+        return Err(Error::AllRowsDropped {
+            n_rows: encoded.n_dropped,
+            len_max,
+        });
+    }
     train_rows(model, &encoded, config, init, resume, observe)
 }
 
 /// [`train`] on rows that are already tokens.
 pub(crate) fn train_rows<B: Backend>(
     model: &LocalModel<B>,
-    rows: &[Row],
+    rows: &Rows,
     config: &TrainConfig,
     init: Option<&Adapter>,
     resume: Option<&Checkpoint>,
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
 ) -> Result<TrainOutcome> {
     config.validate()?;
-    if rows.is_empty() {
+    if rows.learnt.is_empty() {
         return Err(Error::NothingToLearn);
     }
-    let plan = Plan::new(rows, config);
+    let plan = Plan::new(&rows.learnt, config);
     let layout = LoraLayout::new(model.config(), &config.lora);
-    let identity = RunIdentity::new(model.identity(), config, rows, init)?;
-    let (state, mut log) = match resume {
+    let identity = RunIdentity::new(model.identity(), config, &rows.learnt, init)?;
+    let (state, log) = match resume {
         Some(checkpoint) => {
             checkpoint.check(&identity, layout.len())?;
             (checkpoint.state.clone(), checkpoint.log.clone())
@@ -155,43 +164,36 @@ pub(crate) fn train_rows<B: Backend>(
         ),
     };
     let keep = if config.recompute { Keep::Inputs } else { Keep::All };
-    let mut trainer = Trainer::new(model.inner(), layout, &state, plan.micro_batch_tokens_max(), keep)?;
+    let trainer = Trainer::new(model.inner(), layout, &state, plan.micro_batch_tokens_max(), keep)?;
     drop(state);
 
-    let (n_steps, n_tokens) = (plan.n_steps(), plan.n_tokens());
-    let n_done = log.len() as u32;
-    let mut flow = observe(TrainEvent::Started {
-        n_steps,
-        n_done,
+    let n_tokens = plan.n_tokens();
+    let flow = observe(TrainEvent::Started {
+        n_steps: plan.n_steps(),
+        n_done: log.len() as u32,
         n_tokens,
-        n_samples: rows.len(),
+        n_samples: rows.learnt.len(),
+        n_cut: rows.n_cut,
+        n_dropped: rows.n_dropped,
     });
-    for step in n_done..n_steps {
-        if flow.is_break() {
-            return Ok(TrainOutcome::Stopped(Checkpoint::new(
-                identity,
-                trainer.state()?,
-                log,
-            )));
-        }
-        log.push(run_step(&mut trainer, &plan, config, step)?);
-        flow = observe(TrainEvent::Step {
-            log: log[log.len() - 1],
-            n_steps,
-        });
-        let number = step + 1;
-        let is_due =
-            config.checkpoint_every_steps > 0 && number.is_multiple_of(config.checkpoint_every_steps);
-        if flow.is_continue() && is_due && number < n_steps {
-            let checkpoint = Checkpoint::new(identity.clone(), trainer.state()?, log.clone());
-            flow = observe(TrainEvent::Checkpoint(&checkpoint));
-        }
-    }
-    let adapter = Adapter::from_params(model.config(), config.lora.clone(), trainer.params()?)?;
-    Ok(TrainOutcome::Finished(Trained {
-        adapter,
+    let mut run = Run {
+        trainer,
+        plan,
+        config,
+        identity,
         log,
-        samples: rows.len(),
+    };
+    if let ControlFlow::Break(stopped) = run.go_on(flow, observe)? {
+        return Ok(TrainOutcome::Stopped(stopped));
+    }
+    run.check_finite()?;
+    let params = run.trainer.params()?;
+    Ok(TrainOutcome::Finished(Trained {
+        adapter: Adapter::from_params(model.config(), config.lora.clone(), params)?,
+        log: run.log,
+        samples: rows.learnt.len(),
+        cut: rows.n_cut,
+        dropped: rows.n_dropped,
         tokens: n_tokens,
     }))
 }
@@ -219,30 +221,87 @@ fn first_params<B: Backend>(
     Ok(init.params().to_vec())
 }
 
-fn run_step<B: Backend>(
-    trainer: &mut Trainer<'_, B>,
-    plan: &Plan<'_>,
-    config: &TrainConfig,
-    step: u32,
-) -> Result<StepLog> {
-    let batches = plan.micro_batches(step);
-    let learning_rate = schedule::learning_rate(config, step, plan.n_steps());
-    let dropout = DropoutStream {
-        rate: config.lora.dropout,
-        key: random::key(&[config.seed, DROPOUT_STREAM, u64::from(step)]),
-    };
-    let settings = StepSettings {
-        number: step + 1,
-        learning_rate,
-        dropout: Some(dropout),
-    };
-    let result = trainer.step(&batches, config, settings)?;
-    let tokens = batches.iter().map(|batch| batch.ids.len() as u64).sum();
-    Ok(StepLog {
-        step: step + 1,
-        loss: result.loss,
-        learning_rate,
-        grad_norm: result.grad_norm,
-        tokens,
-    })
+/// A run between its first step and its last.
+struct Run<'a, B: Backend> {
+    trainer: Trainer<'a, B>,
+    plan: Plan<'a>,
+    config: &'a TrainConfig,
+    identity: RunIdentity,
+    /// The steps done.
+    log: Vec<StepLog>,
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Runs the steps that are left. Breaks with the state when the observer does.
+    fn go_on(
+        &mut self,
+        mut flow: ControlFlow<()>,
+        observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<Checkpoint>> {
+        let (n_done, n_steps) = (self.log.len() as u32, self.plan.n_steps());
+        for step in n_done..n_steps {
+            if flow.is_break() {
+                self.check_finite()?;
+                return Ok(ControlFlow::Break(self.checkpoint()?));
+            }
+            let batches = self.plan.micro_batches(step);
+            let settings = self.settings(step);
+            let measured = self.trainer.measure(&batches, settings)?;
+            // Only now is it known that the state after the step before is good: finite parameters may still be so
+            // large that nothing can be computed with them.
+            if step > n_done && self.is_due(step) {
+                let checkpoint = self.checkpoint()?;
+                if observe(TrainEvent::Checkpoint(&checkpoint)).is_break() {
+                    return Ok(ControlFlow::Break(checkpoint));
+                }
+            }
+            self.trainer.update(self.config, settings, measured)?;
+            let log = StepLog {
+                step: settings.number,
+                loss: measured.loss,
+                learning_rate: settings.learning_rate,
+                grad_norm: measured.grad_norm,
+                tokens: batches.iter().map(|batch| batch.ids.len() as u64).sum(),
+            };
+            self.log.push(log);
+            flow = observe(TrainEvent::Step { log, n_steps });
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What step `step`, counted from 0, adds to the settings of the run.
+    fn settings(&self, step: u32) -> StepSettings {
+        let config = self.config;
+        StepSettings {
+            number: step + 1,
+            learning_rate: schedule::learning_rate(config, step, self.plan.n_steps()),
+            dropout: Some(DropoutStream {
+                rate: config.lora.dropout,
+                key: random::key(&[config.seed, DROPOUT_STREAM, u64::from(step)]),
+            }),
+        }
+    }
+
+    /// Whether the state after `n_done` steps is to be given out.
+    fn is_due(&self, n_done: u32) -> bool {
+        let period = self.config.checkpoint_every_steps;
+        period > 0 && n_done.is_multiple_of(period)
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        let state = self.trainer.state()?;
+        Ok(Checkpoint::new(self.identity.clone(), state, self.log.clone()))
+    }
+
+    /// Fails when the last step has left the finite numbers.
+    fn check_finite(&self) -> Result<()> {
+        match self.log.last() {
+            Some(last) if !self.trainer.is_finite()? => Err(Error::Diverged {
+                step: last.step,
+                loss: last.loss,
+                grad_norm: last.grad_norm,
+            }),
+            _ => Ok(()),
+        }
+    }
 }

@@ -277,7 +277,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             let id = request
                 .options
                 .sampling
-                .choose(logits, seen, uniform(sequence.key, position));
+                .choose(logits, seen, uniform(sequence.key, position))?;
             let text = sequence
                 .response
                 .push(id, self.tokenizer, self.stop_tokens, &request.options)?;

@@ -82,14 +82,26 @@ impl Sampling {
         }
     }
 
-    /// The next token. `seen` holds what was asked and said so far, `uniform` is in `[0, 1)`.
-    pub(crate) fn choose(&self, logits: &mut [f32], seen: impl Iterator<Item = u32>, uniform: f64) -> u32 {
+    /// The next token. `seen` holds what was asked and said so far, `uniform` is in `[0, 1)`. Fails when the largest
+    /// logit is not finite: a token would be made up, perhaps the one that ends a response.
+    pub(crate) fn choose(
+        &self,
+        logits: &mut [f32],
+        seen: impl Iterator<Item = u32>,
+        uniform: f64,
+    ) -> Result<u32> {
         if self.repetition_penalty != 1.0 {
             penalize(logits, seen, self.repetition_penalty);
         }
         let (best, max) = argmax(logits);
-        if self.temperature == 0.0 || !max.is_finite() {
-            return best;
+        if !max.is_finite() {
+            return Err(Error::NotFinite {
+                what: "the largest logit",
+                value: max.into(),
+            });
+        }
+        if self.temperature == 0.0 {
+            return Ok(best);
         }
         let mut candidates = self.candidates(logits, max);
         if self.top_k > 0 {
@@ -116,10 +128,10 @@ impl Sampling {
         for candidate in &candidates {
             rest -= candidate.weight;
             if rest < 0.0 {
-                return candidate.id;
+                return Ok(candidate.id);
             }
         }
-        candidates.last().map_or(best, |candidate| candidate.id)
+        Ok(candidates.last().map_or(best, |candidate| candidate.id))
     }
 
     /// Tokens that can be drawn at all, likeliest first; weights are relative to the likeliest one's.

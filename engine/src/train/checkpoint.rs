@@ -144,6 +144,10 @@ impl Checkpoint {
             first_moment: first_moment?,
             second_moment: second_moment?,
         };
+        let parts = [&state.params, &state.first_moment, &state.second_moment];
+        if let Some(value) = parts.into_iter().flatten().find(|value| !value.is_finite()) {
+            return Err(damaged(format!("it holds {value}, expected finite numbers")));
+        }
         if header.log.iter().zip(1..).any(|(log, number)| log.step != number) {
             return Err(damaged(
                 "its steps are not numbered from 1 without gaps".to_owned(),

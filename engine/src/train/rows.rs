@@ -24,9 +24,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The first `len_max` tokens of `ids`, where `is_learnt(t)` says whether token `t` is to be predicted.
-    pub(crate) fn new(mut ids: Vec<u32>, len_max: usize, is_learnt: impl Fn(usize) -> bool) -> Self {
-        ids.truncate(len_max);
+    /// A row of `ids`, where `is_learnt(t)` says whether token `t` is to be predicted.
+    pub(crate) fn new(ids: Vec<u32>, is_learnt: impl Fn(usize) -> bool) -> Self {
         let labels = (1..=ids.len())
             .map(|next| {
                 if next < ids.len() && is_learnt(next) {
@@ -39,23 +38,57 @@ impl Row {
         Self { ids, labels }
     }
 
+    /// Keeps the first `len_max` tokens; whether there were more.
+    fn cut(&mut self, len_max: usize) -> bool {
+        let is_longer = self.ids.len() > len_max;
+        self.ids.truncate(len_max);
+        self.labels.truncate(len_max);
+        if let (true, Some(last)) = (is_longer, self.labels.last_mut()) {
+            *last = NO_LABEL;
+        }
+        is_longer
+    }
+
     /// Tokens that are predicted.
     pub(crate) fn n_labels(&self) -> usize {
         self.labels.iter().filter(|&&label| label != NO_LABEL).count()
     }
 }
 
-/// Renders and encodes one conversation.
+/// The rows of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rows {
+    /// Each with a token to learn.
+    pub(crate) learnt: Vec<Row>,
+    /// How many of them were cut.
+    pub(crate) n_cut: usize,
+    /// How many others there were, without a token to learn.
+    pub(crate) n_dropped: usize,
+}
+
+impl Rows {
+    /// Takes the first `len_max` tokens of a row, where there is one to learn among them.
+    pub(crate) fn push(&mut self, mut row: Row, len_max: usize) {
+        let is_cut = row.cut(len_max);
+        if row.n_labels() == 0 {
+            self.n_dropped += 1;
+            return;
+        }
+        self.n_cut += usize::from(is_cut);
+        self.learnt.push(row);
+    }
+}
+
+/// Renders and encodes one conversation, whole.
 pub(crate) fn encode_row(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Message],
     loss_on: LossOn,
-    len_max: usize,
 ) -> Result<Row> {
     let ids = encode_chat(tokenizer, template, messages, false)?;
     if loss_on == LossOn::WholeSequence {
-        return Ok(Row::new(ids, len_max, |_| true));
+        return Ok(Row::new(ids, |_| true));
     }
     let mut learnt = vec![false; ids.len()];
     for (turn, message) in messages.iter().enumerate() {
@@ -67,7 +100,7 @@ pub(crate) fn encode_row(
             learnt[start.min(end)..end].fill(true);
         }
     }
-    Ok(Row::new(ids, len_max, |token| learnt[token]))
+    Ok(Row::new(ids, |token| learnt[token]))
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {

@@ -1,15 +1,16 @@
 //! What must hold of training whatever the numbers: resuming, accumulation, packing, recomputation, refusals.
 
+mod text;
+
 use std::ops::ControlFlow;
 
 use llamaduo_kernels::{Documents, random};
 
 use super::*;
-use crate::chat_template::{Message, Role};
 use crate::local_model::BaseQuant;
 use crate::lora::{LoraConfig, LoraTargets};
 use crate::model::MicroBatch;
-use crate::testing::{open, open_with_text};
+use crate::testing::open;
 
 /// `n` rows of random tokens, of different lengths.
 fn random_rows(n: usize) -> Vec<Row> {
@@ -18,7 +19,7 @@ fn random_rows(n: usize) -> Vec<Row> {
         let ids = (0..len as u64)
             .map(|token| 3 + random::word(index as u64, token) % 300)
             .collect();
-        Row::new(ids, usize::MAX, |_| true)
+        Row::new(ids, |_| true)
     };
     (0..n).map(row).collect()
 }
@@ -39,6 +40,22 @@ fn small_config() -> TrainConfig {
         micro_batch_tokens: 48,
         ..TrainConfig::default()
     }
+}
+
+/// [`super::train_rows`] on rows of which none was cut or dropped.
+fn train_rows(
+    model: &LocalModel,
+    rows: &[Row],
+    config: &TrainConfig,
+    init: Option<&Adapter>,
+    resume: Option<&Checkpoint>,
+    observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
+) -> Result<TrainOutcome> {
+    let rows = Rows {
+        learnt: rows.to_vec(),
+        ..Rows::default()
+    };
+    super::train_rows(model, &rows, config, init, resume, observe)
 }
 
 fn finish(model: &LocalModel, rows: &[Row], config: &TrainConfig, resume: Option<&Checkpoint>) -> Trained {
@@ -258,9 +275,10 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
 fn a_loss_that_is_no_number_names_its_step_and_leaves_the_checkpoint_good() {
     let model = open("llama_tied", BaseQuant::None);
     let rows = random_rows(4);
+    // The first step has rate 0, the second makes parameters that are finite and useless.
     let config = TrainConfig {
         learning_rate: 1e30,
-        warmup_ratio: 0.0,
+        warmup_ratio: 0.5,
         max_grad_norm: None,
         ..small_config()
     };
@@ -274,7 +292,57 @@ fn a_loss_that_is_no_number_names_its_step_and_leaves_the_checkpoint_good() {
     let Err(Error::Diverged { step, .. }) = outcome else {
         panic!("{outcome:?}")
     };
-    assert_eq!(last.unwrap().step(), step - 1);
+    let last = last.unwrap();
+    assert_eq!((step, last.step()), (3, 1));
+    let adapter = Adapter::from_params(model.config(), config.lora, last.state.params).unwrap();
+    let loss = crate::eval::evaluate_rows(&model, Some(&adapter), &rows).unwrap();
+    assert!(loss.loss < 10.0, "{loss:?}");
+}
+
+#[test]
+fn parameters_that_are_no_numbers_are_never_handed_out() {
+    let model = open("llama_tied", BaseQuant::None);
+    let rows = random_rows(4);
+    let config = TrainConfig {
+        learning_rate: 1e39,
+        max_steps: Some(1),
+        ..small_config()
+    };
+    let outcome = train_rows(&model, &rows, &config, None, None, &mut |_| {
+        ControlFlow::Continue(())
+    });
+    let Err(error @ Error::Diverged { step: 1, .. }) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        error
+            .to_string()
+            .contains("start anew with a lower learning rate")
+    );
+    let config = TrainConfig {
+        max_steps: None,
+        warmup_ratio: 0.0,
+        ..config
+    };
+    let outcome = train_rows(&model, &rows, &config, None, None, &mut |event| match event {
+        TrainEvent::Step { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(outcome, Err(Error::Diverged { .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_checkpoint_with_what_is_no_number_is_refused() {
+    let model = open("llama_tied", BaseQuant::None);
+    let outcome = train_rows(&model, &random_rows(4), &small_config(), None, None, &mut |_| {
+        ControlFlow::Break(())
+    });
+    let Ok(TrainOutcome::Stopped(mut checkpoint)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    checkpoint.state.second_moment[7] = f32::INFINITY;
+    let error = Checkpoint::from_bytes(&checkpoint.to_bytes().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("inf"), "{error}");
 }
 
 #[test]
@@ -293,9 +361,18 @@ fn learning_rates_are_those_of_transformers() {
     assert!(rates[19] > 0.0 && rates[19] < 0.01);
     let all_warmup = TrainConfig {
         warmup_ratio: 1.0,
-        ..config
+        ..config.clone()
     };
     assert!((0..20).all(|step| schedule::learning_rate(&all_warmup, step, 20).is_finite()));
+    assert_eq!(
+        schedule::learning_rate(&config, 0, 1),
+        1.0,
+        "a single step learns"
+    );
+    let two: Vec<f64> = (0..2)
+        .map(|step| schedule::learning_rate(&config, step, 2))
+        .collect();
+    assert_eq!(two, [0.0, 1.0]);
 }
 
 #[test]
@@ -333,114 +410,4 @@ fn settings_without_a_meaning_and_empty_rows_are_refused() {
         ControlFlow::Continue(())
     });
     assert!(matches!(outcome, Err(Error::NothingToLearn)));
-}
-
-fn conversation(question: &str, answer: &str) -> Conversation {
-    let message = |role, content: &str| Message {
-        role,
-        content: content.to_owned(),
-    };
-    Conversation {
-        messages: vec![message(Role::User, question), message(Role::Assistant, answer)],
-    }
-}
-
-#[test]
-fn the_loss_is_on_the_whole_sequence_or_on_what_the_assistant_says() {
-    let model = open_with_text();
-    let (tokenizer, template) = (model.tokenizer().unwrap(), model.chat_template().unwrap());
-    let mut messages = conversation("hi", "yes").messages;
-    messages.extend(conversation("sure?", "no").messages);
-    let learnt = |loss_on| {
-        let row = encode_row(tokenizer, template, &messages, loss_on, usize::MAX).unwrap();
-        let labels: Vec<u32> = row
-            .labels
-            .iter()
-            .copied()
-            .filter(|&label| label != llamaduo_kernels::NO_LABEL)
-            .collect();
-        (row.ids.len(), labels.len(), tokenizer.decode(&labels).unwrap())
-    };
-    let (n_tokens, n_labels, _) = learnt(LossOn::WholeSequence);
-    assert_eq!(n_labels, n_tokens - 1);
-    let (_, n_labels, text) = learnt(LossOn::ResponseOnly);
-    // Each answer, its end-of-turn token and the newline after it.
-    assert_eq!(
-        (n_labels, text.as_str()),
-        ("yes".len() + "no".len() + 4, "yes\nno\n")
-    );
-}
-
-#[test]
-fn conversations_train_and_measure_better_afterwards() {
-    let model = open_with_text();
-    let rows: Vec<Conversation> = (0..4)
-        .map(|i| conversation(&format!("question {i}"), "always the same"))
-        .collect();
-    let config = TrainConfig {
-        lora: LoraConfig {
-            dropout: 0.0,
-            ..LoraConfig::default()
-        },
-        epochs: 20.0,
-        learning_rate: 1e-2,
-        max_seq_len: 64,
-        packing: true,
-        ..small_config()
-    };
-    let outcome = train(&model, &rows, &config, None, None, &mut |_| {
-        ControlFlow::Continue(())
-    });
-    let Ok(TrainOutcome::Finished(trained)) = outcome else {
-        panic!("{outcome:?}")
-    };
-    assert_eq!(trained.samples, 4);
-    assert_eq!(
-        trained.tokens,
-        trained.log.iter().map(|log| log.tokens).sum::<u64>()
-    );
-    let before = crate::evaluate(&model, None, &rows).unwrap();
-    let after = crate::evaluate(&model, Some(&trained.adapter), &rows).unwrap();
-    assert_eq!(before.tokens, after.tokens);
-    assert!(after.loss < before.loss - 1.0, "{before:?} {after:?}");
-    let more = train(&model, &rows, &config, Some(&trained.adapter), None, &mut |_| {
-        ControlFlow::Continue(())
-    });
-    let Ok(TrainOutcome::Finished(more)) = more else {
-        panic!("{more:?}")
-    };
-    assert!(
-        more.log[0].loss < trained.log[0].loss - 1.0,
-        "goes on from the adapter"
-    );
-}
-
-#[test]
-fn rows_beyond_the_context_cannot_be_measured_and_an_unfit_adapter_cannot_be_used() {
-    let model = open_with_text();
-    let long = conversation(&"x".repeat(600), "y");
-    let error = crate::evaluate(&model, None, &[conversation("a", "b"), long]).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::RowTooLong {
-                row: 1,
-                context_len: 512,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(matches!(
-        crate::evaluate(&model, None, &[]),
-        Err(Error::NothingToLearn)
-    ));
-    let other = Adapter::init(
-        &crate::testing::golden_model("llama3").config,
-        &LoraConfig::default(),
-        1,
-    )
-    .unwrap();
-    let error = crate::evaluate(&model, Some(&other), &[conversation("a", "b")]).unwrap_err();
-    assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
 }

@@ -109,17 +109,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(sum / n_labels.max(1) as f64)
     }
 
-    /// One AdamW step. A loss or gradient that is not a number fails before anything is changed.
-    pub(crate) fn step(
-        &mut self,
-        batches: &[MicroBatch],
-        config: &TrainConfig,
-        settings: StepSettings,
-    ) -> Result<StepResult> {
-        let backend = &self.model.backend;
+    /// The first half of a step: loss and gradients. Fails when they are not finite; the state is as before.
+    pub(crate) fn measure(&mut self, batches: &[MicroBatch], settings: StepSettings) -> Result<StepResult> {
         let loss = self.gradients(batches, settings.dropout)?;
         let len = self.adapter.layout.len();
-        let grad_norm = backend.sum_squares(&self.grads, len)?.sqrt();
+        let grad_norm = self.model.backend.sum_squares(&self.grads, len)?.sqrt();
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Error::Diverged {
                 step: settings.number,
@@ -127,9 +121,21 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 grad_norm,
             });
         }
+        Ok(StepResult { loss, grad_norm })
+    }
+
+    /// The second half of a step: AdamW with the gradients that [`Self::measure`] left.
+    pub(crate) fn update(
+        &mut self,
+        config: &TrainConfig,
+        settings: StepSettings,
+        measured: StepResult,
+    ) -> Result<()> {
+        let backend = &self.model.backend;
+        let len = self.adapter.layout.len();
         let gradient_scale = match config.max_grad_norm {
             // The small number and the order are torch's `clip_grad_norm_`.
-            Some(max) => (f64::from(max) / (grad_norm + 1e-6)).min(1.0) as f32,
+            Some(max) => (f64::from(max) / (measured.grad_norm + 1e-6)).min(1.0) as f32,
             None => 1.0,
         };
         let spec = AdamwSpec {
@@ -142,8 +148,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
             gradient_scale,
         };
         let (first, second) = (&mut self.first_moment, &mut self.second_moment);
-        backend.adamw(&mut self.adapter.params, &self.grads, first, second, spec, len)?;
-        Ok(StepResult { loss, grad_norm })
+        Ok(backend.adamw(&mut self.adapter.params, &self.grads, first, second, spec, len)?)
+    }
+
+    /// Whether every parameter and every moment is a finite number.
+    pub(crate) fn is_finite(&self) -> Result<bool> {
+        let len = self.adapter.layout.len();
+        for part in [&self.adapter.params, &self.first_moment, &self.second_moment] {
+            // The sum is in double precision: squares of finite singles cannot overflow it.
+            if !self.model.backend.sum_squares(part, len)?.is_finite() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A copy of the state.

@@ -269,7 +269,18 @@ impl Watch<'_> {
         let attempt = &self.work.attempt;
         let steps = |n_done: u32, n_steps: u32| progress(n_done.into(), n_steps.into(), "steps");
         match event {
-            TrainEvent::Started { n_steps, n_done, .. } => {
+            TrainEvent::Started {
+                n_steps,
+                n_done,
+                n_samples,
+                n_cut,
+                n_dropped,
+                ..
+            } => {
+                if n_cut + n_dropped > 0 {
+                    let sequence_tokens_max = self.work.config.max_seq_len;
+                    tracing::warn!(task_id = %attempt.id.task, n_samples, n_cut, n_dropped, sequence_tokens_max, "rows are cut to the longest sequence and lose their end, or have nothing to learn left and are dropped");
+                }
                 // Loading the model is not training.
                 (self.begun, self.kept_at) = (Instant::now(), Instant::now());
                 (self.n_steps, self.n_done) = (n_steps, n_done);

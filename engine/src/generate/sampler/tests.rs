@@ -3,13 +3,24 @@
 use super::*;
 
 fn choose(sampling: Sampling, logits: &[f32], uniform: f64) -> u32 {
-    sampling.choose(&mut logits.to_vec(), std::iter::empty(), uniform)
+    sampling
+        .choose(&mut logits.to_vec(), std::iter::empty(), uniform)
+        .unwrap()
 }
 
 #[test]
 fn greedy_takes_the_lowest_id_of_equals() {
     assert_eq!(choose(Sampling::GREEDY, &[0.0, 2.0, f32::NAN, 2.0], 0.9), 1);
-    assert_eq!(choose(Sampling::GREEDY, &[f32::NAN, f32::NAN], 0.9), 0);
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error_and_no_token() {
+    for logits in [[f32::NAN; 2], [f32::NEG_INFINITY; 2], [0.0, f32::INFINITY]] {
+        for sampling in [Sampling::GREEDY, Sampling::default()] {
+            let chosen = sampling.choose(&mut logits.to_vec(), std::iter::empty(), 0.5);
+            assert!(matches!(chosen, Err(Error::NotFinite { .. })), "{chosen:?}");
+        }
+    }
 }
 
 #[test]
@@ -59,8 +70,9 @@ fn a_penalty_lowers_what_was_said() {
         repetition_penalty: 2.0,
         ..Sampling::GREEDY
     };
-    assert_eq!(sampling.choose(&mut [3.0, 2.0], [0, 0].into_iter(), 0.0), 1);
-    assert_eq!(sampling.choose(&mut [-1.0, -1.5], [0].into_iter(), 0.0), 1);
+    for (mut logits, said) in [([3.0, 2.0], vec![0, 0]), ([-1.0, -1.5], vec![0])] {
+        assert_eq!(sampling.choose(&mut logits, said.into_iter(), 0.0).unwrap(), 1);
+    }
 }
 
 #[test]

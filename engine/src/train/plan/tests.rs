@@ -5,7 +5,7 @@ use super::*;
 fn rows(lengths: &[usize]) -> Vec<Row> {
     let row = |(first, &len): (usize, &usize)| {
         let ids = (0..len as u32).map(|token| first as u32 * 100 + token).collect();
-        Row::new(ids, usize::MAX, |_| true)
+        Row::new(ids, |_| true)
     };
     lengths.iter().enumerate().map(row).collect()
 }
