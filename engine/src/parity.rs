@@ -6,10 +6,10 @@
 use llamaduo_kernels::{NO_LABEL, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};
-use crate::generate::{BatchOptions, GenerateOptions, PromptIds, Sampling, generate_ids};
+use crate::generate::{BatchOptions, Completion, GenerateOptions, PromptIds, Sampling, generate_ids};
 use crate::local_model::{BaseQuant, LocalModel};
 use crate::lora::{Adapter, LoraLayout};
-use crate::model::{CachePlan, CachedDecoder, Keep, MicroBatch};
+use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Keep, MicroBatch};
 use crate::peft;
 use crate::safetensors::SafetensorsFile;
 use crate::testing::{golden, open};
@@ -89,42 +89,58 @@ fn logits_and_losses_equal_transformers() {
     }
 }
 
+/// Logits of two sequences after each token of `follow`, one token at a time over the cached keys and values of
+/// `prompts`.
+fn decoded(
+    model: &LocalModel,
+    adapter: Option<&Adapter>,
+    prompts: &[Vec<i64>],
+    follow: &[Vec<i64>],
+) -> [Vec<f32>; 2] {
+    let plan = CachePlan {
+        n_pages: 20,
+        page_len: 8,
+        prefill_rows_max: 80,
+        decode_rows_max: 2,
+    };
+    let adapter = adapter.map(|adapter| AdapterOnDevice::upload(model.inner(), adapter).unwrap());
+    let mut decoder = CachedDecoder::new(model.inner(), adapter.as_ref(), plan).unwrap();
+    // Pages of the two sequences alternate, so that a mistaken page shows.
+    let span = |row: usize, n_rows: usize, n_context: usize| SequenceSpan {
+        first_row: row * n_rows,
+        n_rows,
+        n_context,
+        pages: (0..10).map(|page| page * 2 + row as u32).collect(),
+    };
+    let (prompt, len): (Vec<u32>, _) = (
+        prompts.iter().flat_map(|ids| tokens(ids)).collect(),
+        prompts[0].len(),
+    );
+    decoder
+        .prefill(&prompt, &[span(0, len, len), span(1, len, len)])
+        .unwrap();
+    let (mut step, mut logits) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for (position, pair) in follow[0].iter().zip(&follow[1]).enumerate() {
+        let ids = tokens(&[*pair.0, *pair.1]);
+        let n_context = len + 1 + position;
+        let spans = [span(0, 1, n_context), span(1, 1, n_context)];
+        decoder.decode(&ids, &spans, &mut step).unwrap();
+        for (logits, row) in logits.iter_mut().zip(step.chunks(model.config().vocab_size)) {
+            logits.extend_from_slice(row);
+        }
+    }
+    logits
+}
+
 #[test]
 fn decoding_over_pages_equals_a_pass_without_a_cache() {
     for family in FAMILIES {
         let file = reference(family, "reference.safetensors");
         let model = open(family, BaseQuant::None);
         let (prompts, follow) = (id_rows(&file, "input_ids"), id_rows(&file, "decode_ids"));
-        let plan = CachePlan {
-            n_pages: 20,
-            page_len: 8,
-            prefill_rows_max: 80,
-            decode_rows_max: 2,
-        };
-        let mut decoder = CachedDecoder::new(model.inner(), None, plan).unwrap();
-        // Pages of the two sequences alternate, so that a mistaken page shows.
-        let span = |row: usize, n_rows: usize, n_context: usize| SequenceSpan {
-            first_row: row * n_rows,
-            n_rows,
-            n_context,
-            pages: (0..10).map(|page| page * 2 + row as u32).collect(),
-        };
-        let prompt: Vec<u32> = prompts.iter().flat_map(|ids| tokens(ids)).collect();
-        decoder
-            .prefill(&prompt, &[span(0, 40, 40), span(1, 40, 40)])
-            .unwrap();
-        let (mut step, mut ours) = (Vec::new(), [Vec::new(), Vec::new()]);
-        for (position, pair) in follow[0].iter().zip(&follow[1]).enumerate() {
-            let ids = tokens(&[*pair.0, *pair.1]);
-            let spans = [span(0, 1, 41 + position), span(1, 1, 41 + position)];
-            decoder.decode(&ids, &spans, &mut step).unwrap();
-            for (ours, logits) in ours.iter_mut().zip(step.chunks(model.config().vocab_size)) {
-                ours.extend_from_slice(logits);
-            }
-        }
         assert_close(
             &format!("{family} decode_logits"),
-            &ours.concat(),
+            &decoded(&model, None, &prompts, &follow).concat(),
             &values(&file, "decode_logits"),
             TOLERANCE,
         );
@@ -132,27 +148,68 @@ fn decoding_over_pages_equals_a_pass_without_a_cache() {
 }
 
 #[test]
+fn decoding_with_an_adapter_equals_peft() {
+    const PROMPT_LEN: usize = 21;
+    for family in FAMILIES {
+        for (quant, prefix) in [(BaseQuant::None, ""), (BaseQuant::Nf4 { double: false }, "nf4.")] {
+            let model = open(family, quant);
+            let adapter = peft::load(&golden(family).join("adapter"), model.config()).unwrap();
+            let rows = id_rows(&reference(family, "reference.safetensors"), "input_ids");
+            let (prompts, follow): (Vec<_>, Vec<_>) = rows
+                .iter()
+                .map(|ids| ids.split_at(PROMPT_LEN))
+                .map(|(prompt, follow)| (prompt.to_vec(), follow.to_vec()))
+                .unzip();
+            let file = reference(family, "adapter_reference.safetensors");
+            let theirs = values(&file, &format!("{prefix}logits"));
+            let (len, n_vocab) = (rows[0].len(), model.config().vocab_size);
+            let ours = decoded(&model, Some(&adapter), &prompts, &follow);
+            for (ours, theirs) in ours.iter().zip(theirs.chunks(len * n_vocab)) {
+                let what = format!("{family} {prefix}logits, decoded");
+                assert_close(&what, ours, &theirs[PROMPT_LEN * n_vocab..], TOLERANCE);
+            }
+
+            let greedy = greedy(&model, Some(&adapter), &rows, 1);
+            for (ours, theirs) in greedy.iter().zip(theirs.chunks(len * n_vocab)) {
+                let last = &theirs[(len - 1) * n_vocab..];
+                let best = (0..n_vocab).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+                assert_eq!(ours.ids, [best as u32], "{family} {prefix}");
+            }
+        }
+    }
+}
+
+fn greedy(
+    model: &LocalModel,
+    adapter: Option<&Adapter>,
+    prompts: &[Vec<i64>],
+    max_tokens: usize,
+) -> Vec<Completion> {
+    let options = GenerateOptions {
+        max_tokens,
+        sampling: Sampling::GREEDY,
+        ..GenerateOptions::default()
+    };
+    let prompts: Vec<PromptIds> = prompts
+        .iter()
+        .zip(0..)
+        .map(|(ids, id)| PromptIds {
+            id,
+            ids: tokens(ids),
+            n: 1,
+            options: options.clone(),
+        })
+        .collect();
+    let observe = &mut |_: crate::generate::GenerateEvent<'_>| std::ops::ControlFlow::Continue(());
+    generate_ids(model, adapter, &prompts, &[], &BatchOptions::default(), observe).unwrap()
+}
+
+#[test]
 fn greedy_continuations_equal_transformers() {
     for family in FAMILIES {
         let file = reference(family, "reference.safetensors");
         let model = open(family, BaseQuant::None);
-        let options = GenerateOptions {
-            max_tokens: 16,
-            sampling: Sampling::GREEDY,
-            ..GenerateOptions::default()
-        };
-        let prompts: Vec<PromptIds> = id_rows(&file, "input_ids")
-            .iter()
-            .zip(0..)
-            .map(|(ids, id)| PromptIds {
-                id,
-                ids: tokens(ids),
-                n: 1,
-                options: options.clone(),
-            })
-            .collect();
-        let observe = &mut |_: crate::generate::GenerateEvent<'_>| std::ops::ControlFlow::Continue(());
-        let ours = generate_ids(&model, None, &prompts, &[], &BatchOptions::default(), observe).unwrap();
+        let ours = greedy(&model, None, &id_rows(&file, "input_ids"), 16);
         for (ours, theirs) in ours.iter().zip(id_rows(&file, "greedy")) {
             assert_eq!(ours.ids, tokens(&theirs[40..]), "{family}");
         }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::chat_template::Role;
 use crate::local_model::BaseQuant;
-use crate::testing::{open, open_with_text};
+use crate::testing::{golden, open, open_with_text};
 
 const OPTIONS: GenerateOptions = GenerateOptions {
     max_tokens: 20,
@@ -33,7 +33,16 @@ fn prompt(id: u64, len: usize, n: usize, temperature: f32) -> PromptIds {
 }
 
 fn run(model: &LocalModel, prompts: &[PromptIds], batch: BatchOptions) -> Vec<Completion> {
-    generate_ids(model, None, prompts, &[2], &batch, &mut |_| {
+    run_with(model, None, prompts, batch)
+}
+
+fn run_with(
+    model: &LocalModel,
+    adapter: Option<&Adapter>,
+    prompts: &[PromptIds],
+    batch: BatchOptions,
+) -> Vec<Completion> {
+    generate_ids(model, adapter, prompts, &[2], &batch, &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap()
@@ -58,28 +67,28 @@ fn prompts() -> Vec<PromptIds> {
 #[test]
 fn a_text_does_not_depend_on_what_else_is_in_the_batch() {
     let model = open("llama_tied", BaseQuant::Nf4 { double: true });
+    let adapter = crate::peft::load(&golden("llama_tied").join("adapter"), model.config()).unwrap();
     let prompts = prompts();
-    let together = run(&model, &prompts, BatchOptions::default());
-    assert_eq!(together.len(), 30);
-    let tight = BatchOptions {
-        max_batch: 5,
-        cache_bytes_max: 0,
-    };
-    assert_eq!(run(&model, &prompts, tight), together);
-    let alone: Vec<Completion> = prompts
-        .iter()
-        .flat_map(|prompt| {
-            run(
-                &model,
-                std::slice::from_ref(prompt),
-                BatchOptions {
-                    max_batch: 1,
-                    ..tight
-                },
-            )
-        })
-        .collect();
-    assert_eq!(alone, together);
+    let plain = run(&model, &prompts, BatchOptions::default());
+    for adapter in [None, Some(&adapter)] {
+        let together = run_with(&model, adapter, &prompts, BatchOptions::default());
+        assert_eq!(together.len(), 30);
+        assert_eq!(together == plain, adapter.is_none());
+        let tight = BatchOptions {
+            max_batch: 5,
+            cache_bytes_max: 0,
+        };
+        assert_eq!(run_with(&model, adapter, &prompts, tight), together);
+        let single = BatchOptions {
+            max_batch: 1,
+            ..tight
+        };
+        let alone: Vec<Completion> = prompts
+            .iter()
+            .flat_map(|prompt| run_with(&model, adapter, std::slice::from_ref(prompt), single))
+            .collect();
+        assert_eq!(alone, together);
+    }
 }
 
 #[test]
