@@ -66,7 +66,25 @@ struct PeftConfig {
     layers_to_transform: Option<Value>,
     #[serde(default, skip_serializing)]
     lora_bias: bool,
+    #[serde(default, skip_serializing)]
+    init_lora_weights: Option<Value>,
+    #[serde(default, skip_serializing)]
+    alora_invocation_tokens: Option<Value>,
+    #[serde(default, skip_serializing)]
+    trainable_token_indices: Option<Value>,
+    #[serde(default, skip_serializing)]
+    target_parameters: Option<Value>,
+    #[serde(default, skip_serializing)]
+    layer_replication: Option<Value>,
+    #[serde(default, skip_serializing)]
+    arrow_config: Option<Value>,
+    #[serde(default, skip_serializing)]
+    use_qalora: bool,
 }
+
+/// Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it when an adapter
+/// is loaded, so its tensors alone would give other numbers.
+const PLAIN_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// The files of an adapter trained on `base_model`, a name or a path.
 pub fn to_files(adapter: &Adapter, base_model: &str) -> Result<AdapterFiles> {
@@ -97,6 +115,13 @@ pub fn to_files(adapter: &Adapter, base_model: &str) -> Result<AdapterFiles> {
         alpha_pattern: BTreeMap::new(),
         layers_to_transform: None,
         lora_bias: false,
+        init_lora_weights: None,
+        alora_invocation_tokens: None,
+        trainable_token_indices: None,
+        target_parameters: None,
+        layer_replication: None,
+        arrow_config: None,
+        use_qalora: false,
     };
     let mut config = serde_json::to_vec_pretty(&config).map_err(|source| Error::Json {
         path: CONFIG_FILE.into(),
@@ -229,7 +254,18 @@ fn parse_config(bytes: &[u8]) -> Result<LoraConfig> {
     if config.peft_type != "LORA" {
         return refuse(&format!("`peft_type` {}", config.peft_type));
     }
-    let present = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
+    let present = |value: &Option<Value>| {
+        value
+            .as_ref()
+            .is_some_and(|value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()))
+    };
+    if let Some(Value::String(start)) = &config.init_lora_weights
+        && !PLAIN_STARTS.contains(&start.as_str())
+    {
+        return refuse(&format!(
+            "`init_lora_weights` {start}, which changes the base model when it is loaded"
+        ));
+    }
     let refused = [
         (config.use_dora, "`use_dora`"),
         (config.fan_in_fan_out, "`fan_in_fan_out`"),
@@ -240,6 +276,18 @@ fn parse_config(bytes: &[u8]) -> Result<LoraConfig> {
         ),
         (present(&config.modules_to_save), "`modules_to_save`"),
         (present(&config.layers_to_transform), "`layers_to_transform`"),
+        (
+            present(&config.alora_invocation_tokens),
+            "`alora_invocation_tokens`",
+        ),
+        (
+            present(&config.trainable_token_indices),
+            "`trainable_token_indices`",
+        ),
+        (present(&config.target_parameters), "`target_parameters`"),
+        (present(&config.layer_replication), "`layer_replication`"),
+        (present(&config.arrow_config), "`arrow_config`"),
+        (config.use_qalora, "`use_qalora`"),
         (!config.rank_pattern.is_empty(), "`rank_pattern`"),
         (!config.alpha_pattern.is_empty(), "`alpha_pattern`"),
     ];
@@ -266,7 +314,14 @@ fn parse_targets(value: &Value) -> Result<LoraTargets> {
         return Ok(LoraTargets::AllLinear);
     }
     let mut names = Vec::new();
-    let modules = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let modules = value.as_array().ok_or_else(|| Error::AdapterKind {
+        what: match value.as_str() {
+            Some(pattern) => {
+                format!("the pattern `{pattern}` as `target_modules` instead of a list of names")
+            }
+            None => format!("`target_modules` {value} instead of a list of names"),
+        },
+    })?;
     for module in modules {
         let known = LinearName::ALL.into_iter().find(|name| module == name.module());
         names.push(known.ok_or_else(|| Error::AdapterKind {

@@ -72,11 +72,29 @@ fn what_is_no_plain_lora_is_refused_by_name() {
         (r#""use_dora":true,"#, "use_dora"),
         (r#""modules_to_save":["lm_head"],"#, "modules_to_save"),
         (r#""rank_pattern":{"q_proj":2},"#, "rank_pattern"),
+        (
+            r#""init_lora_weights":"pissa_niter_4","#,
+            "init_lora_weights` pissa_niter_4",
+        ),
+        (r#""init_lora_weights":"olora","#, "olora"),
+        (r#""alora_invocation_tokens":[5],"#, "alora_invocation_tokens"),
+        (r#""trainable_token_indices":[5],"#, "trainable_token_indices"),
+        (r#""target_parameters":["w"],"#, "target_parameters"),
     ] {
         let config = format!("{{{extra}{}", &base[1..]);
         let error = parse_config(config.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
     }
+    for plain in ["true", "false", "null", r#""gaussian""#] {
+        let config = format!(
+            r#"{{"init_lora_weights":{plain},"target_parameters":[],{}"#,
+            &base[1..]
+        );
+        assert!(parse_config(config.as_bytes()).is_ok(), "{config}");
+    }
+    let pattern = base.replace(r#"["q_proj"]"#, r#"".*\\.(q|v)_proj""#);
+    let error = parse_config(pattern.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains(r"pattern `.*\.(q|v)_proj`"), "{error}");
     let head = base.replace("q_proj", "lm_head");
     assert!(
         parse_config(head.as_bytes())
@@ -101,4 +119,23 @@ fn an_adapter_of_another_model_is_refused() {
         ..files
     };
     assert!(from_files(&cut, &golden_model("llama_tied").config).is_err());
+}
+
+#[test]
+fn tensors_that_hold_no_numbers_are_refused() {
+    let model = golden_model("llama_tied").config;
+    let adapter = load(&golden("llama_tied").join("adapter"), &model).unwrap();
+    let mut params = adapter.params().to_vec();
+    let last = params.len() - 1;
+    params[last] = f32::NAN;
+    let error = Adapter::from_params(&model, adapter.config().clone(), params).unwrap_err();
+    assert!(
+        error.to_string().contains("NaN in layer 1's down_proj"),
+        "{error}"
+    );
+    let mut files = to_files(&adapter, "org/base").unwrap();
+    let end = files.tensors.len();
+    files.tensors[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let error = from_files(&files, &model).unwrap_err();
+    assert!(matches!(error, Error::AdapterNotFinite { .. }), "{error}");
 }
