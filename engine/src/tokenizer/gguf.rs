@@ -142,7 +142,13 @@ impl<'f> Vocabulary<'f> {
 
     /// `(normalizer, pre-tokenizer, whether a whole word in the vocabulary needs no merges)`.
     fn splits(&self) -> Result<(Json, Json, bool)> {
-        let name = self.file.string("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
+        // Files of Llama 3 and Qwen2 from before the key existed lack it, so its absence does not mean GPT-2.
+        let name = self.file.string("tokenizer.ggml.pre")?.ok_or_else(|| {
+            self.error(
+                "`tokenizer.ggml.pre` is missing, so how it splits text is not known; take a newer conversion of the \
+                 model, or put its tokenizer.json beside the file, in a directory of their own",
+            )
+        })?;
         let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
         let digits = |group: &str| {
             let pattern = format!("{}{group}{}", SPLIT_AROUND_DIGITS.0, SPLIT_AROUND_DIGITS.1);

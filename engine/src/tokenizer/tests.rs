@@ -199,6 +199,13 @@ fn what_is_not_known_exactly_is_refused() {
         (
             Builder::default()
                 .string("tokenizer.ggml.model", "gpt2")
+                .strings("tokenizer.ggml.tokens", &["a", "b", "ab"])
+                .strings("tokenizer.ggml.merges", &["a b"]),
+            "tokenizer.ggml.pre` is missing",
+        ),
+        (
+            Builder::default()
+                .string("tokenizer.ggml.model", "gpt2")
                 .strings("tokenizer.ggml.tokens", &["a", "b"])
                 .strings("tokenizer.ggml.merges", &["a b"]),
             "merge `a b`",
