@@ -60,19 +60,15 @@ impl OpenAi {
         })
     }
 
-    fn body(&self, request: &ChatRequest) -> Value {
+    /// The request, with the bound under its newer name or its older one.
+    fn body(&self, request: &ChatRequest, says_completion_tokens: bool) -> Value {
         let spec = &self.spec;
         let mut body = json!({
             "model": spec.model,
             "messages": request.messages,
             "seed": request.repeat & SEED_MAX,
         });
-        let bound = if self.says_completion_tokens.load(Ordering::Relaxed) {
-            "max_completion_tokens"
-        } else {
-            "max_tokens"
-        };
-        body[bound] = json!(spec.tokens_max);
+        body[bound_name(says_completion_tokens)] = json!(spec.tokens_max);
         if let Some(temperature) = spec.temperature {
             body["temperature"] = json!(shortest(temperature));
         }
@@ -95,11 +91,12 @@ impl OpenAi {
     }
 
     async fn post(&self, request: &ChatRequest, key: Option<&Secret>) -> Result<Vec<u8>, CallFailure> {
+        let says_completion_tokens = self.says_completion_tokens.load(Ordering::Relaxed);
         let mut builder = self
             .http
             .post(self.url.clone())
             .timeout(Duration::from_millis(u64::from(self.spec.timeout_ms)))
-            .json(&self.body(request));
+            .json(&self.body(request, says_completion_tokens));
         if let Some(key) = key {
             let header = key.bearer().ok_or_else(|| {
                 let message = "the API key holds characters that no header may hold; expected one line of visible ASCII";
@@ -112,7 +109,7 @@ impl OpenAi {
         let hints = answer::Hints::read(response.headers(), jiff::Timestamp::now());
         let body = self.read_bounded(response).await?;
         if !status.is_success() {
-            return Err(self.refusal(status.as_u16(), hints, &body));
+            return Err(self.refusal(status.as_u16(), hints, &body, says_completion_tokens));
         }
         match wire::read_reply(&body) {
             Ok(_) => Ok(body),
@@ -131,13 +128,13 @@ impl OpenAi {
         }
     }
 
-    /// What a status other than success means; also learns the name of the token bound from it.
-    fn refusal(&self, status: u16, hints: answer::Hints, body: &[u8]) -> CallFailure {
+    /// What a status other than success means; also learns the name of the token bound from it. `said` is the name
+    /// that was sent: other requests may have learned the other one meanwhile.
+    fn refusal(&self, status: u16, hints: answer::Hints, body: &[u8], said: bool) -> CallFailure {
         let error = wire::ErrorBody::read(body);
         let failure = answer::failure(&self.name(), status, hints, &error);
-        let says = self.says_completion_tokens.load(Ordering::Relaxed);
-        if status == 400 && error.speaks_of("max_completion_tokens") {
-            self.says_completion_tokens.store(!says, Ordering::Relaxed);
+        if matches!(status, 400 | 422) && error.does_not_know(bound_name(said)) {
+            self.says_completion_tokens.store(!said, Ordering::Relaxed);
             return CallFailure {
                 class: FailureClass::Transient,
                 ..failure
@@ -179,6 +176,15 @@ impl OpenAi {
             return CallFailure::doubtful(message);
         }
         CallFailure::doubtful(format!("the connection to {name} broke ({why})"))
+    }
+}
+
+/// What the bound on tokens is called.
+fn bound_name(says_completion_tokens: bool) -> &'static str {
+    if says_completion_tokens {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
     }
 }
 

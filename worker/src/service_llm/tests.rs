@@ -153,6 +153,43 @@ async fn a_server_that_wants_the_other_name_of_the_bound_gets_it() {
 }
 
 #[tokio::test]
+async fn many_at_once_who_learn_the_name_of_the_bound_learn_the_same() {
+    let wants = r#"{"error":{"message":"Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}}"#;
+    // Held back until all four are on their way, so that each was sent under the old name.
+    let refusal = || Answer::new(400, wants).after(std::time::Duration::from_millis(200));
+    let answers = [refusal(), refusal(), refusal(), refusal(), Answer::says("hi")];
+    let server = ScriptedServer::start(answers).await;
+    let client = Client::new(&service(&server.url)).unwrap();
+    let request = request();
+    let (a, b, c, d) = tokio::join!(
+        client.send(&request),
+        client.send(&request),
+        client.send(&request),
+        client.send(&request)
+    );
+    assert!(
+        [a, b, c, d]
+            .iter()
+            .all(|sent| sent.as_ref().is_err_and(CallFailure::is_retryable))
+    );
+    assert!(client.send(&request).await.is_ok());
+    let last: serde_json::Value = serde_json::from_slice(&server.asked()[4].body).unwrap();
+    assert_eq!(last.get("max_completion_tokens"), Some(&64.into()));
+}
+
+#[tokio::test]
+async fn a_bound_that_is_too_large_is_no_question_of_its_name() {
+    let server = ScriptedServer::start([Answer::new(
+        400,
+        r#"{"error":{"message":"max_completion_tokens is too large: 64. This model supports at most 32 completion tokens","code":"invalid_value"}}"#,
+    )])
+    .await;
+    let client = Client::new(&service(&server.url)).unwrap();
+    let failure = client.send(&request()).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::BadRequest, "{failure}");
+}
+
+#[tokio::test]
 async fn a_key_is_sent_and_never_shown() {
     const CANARY: &str = "sk-canary-4f1d9c2e7b";
     let directory = tempfile::tempdir().unwrap();

@@ -117,8 +117,22 @@ impl ErrorBody {
             .any(|code| codes.contains(&code.to_ascii_lowercase().as_str()))
     }
 
-    pub(super) fn speaks_of(&self, word: &str) -> bool {
-        self.message.contains(word)
+    /// Whether the server says that a parameter is none of its own, and not only that its value is wrong.
+    pub(super) fn does_not_know(&self, parameter: &str) -> bool {
+        let words = self.message.to_ascii_lowercase();
+        // A whole name: `max_tokens` is part of no other, but in words like "use X instead" the other one comes first.
+        let unknown = [
+            "unsupported",
+            "not supported",
+            "unrecognized",
+            "unknown",
+            "unexpected",
+            "extra inputs",
+            "not permitted",
+            "no such",
+        ];
+        words.contains(parameter) && unknown.iter().any(|word| words.contains(word))
+            || self.has_code(&["unsupported_parameter", "unknown_parameter"]) && words.contains(parameter)
     }
 
     /// An HTTP status among the codes.
