@@ -4,7 +4,7 @@
 //! instruction set are: cutting K into parts goes on with the same chain through C.
 
 use super::Cpu;
-use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, transpose_floats, versions};
+use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, versions};
 use super::weight::CpuWeight;
 
 /// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
@@ -278,39 +278,15 @@ versions! {
         }
         // 16 rows of the panel at a time: they stay in the first cache while the columns are written
         for (part, panel) in panel.chunks_mut(16).enumerate() {
-            let column = |j: usize| {
-                &b.values[(k_first + 16 * part) * b.row_step + (column_first + j) * b.column_step..]
-            };
-            match panel.as_chunks_mut::<16>().0.first_mut() {
-                Some(panel) if b.row_step == 1 => transpose_block(panel, n_columns, |j| column(j).first_chunk()),
-                _ => {
-                    for j in 0..n_columns {
-                        for (value, out) in column(j).iter().step_by(b.row_step).zip(&mut *panel) {
-                            out[j] = *value;
-                        }
-                    }
-                    panel.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
+            for j in 0..n_columns {
+                let column = &b.values[(k_first + 16 * part) * b.row_step + (column_first + j) * b.column_step..];
+                for (i, out) in panel.iter_mut().enumerate() {
+                    out[j] = column[i * b.row_step];
                 }
             }
-        }
-    }
-}
-
-/// `panel[i][j] = column(j)[i]` for `j < n_columns`, 0 beyond.
-#[inline(always)]
-pub(super) fn transpose_block<'v>(
-    panel: &mut [TileRow; 16],
-    n_columns: usize,
-    column: impl Fn(usize) -> Option<&'v [f32; 16]>,
-) {
-    for half in 0..TILE_COLUMNS / 16 {
-        let columns: [[f32; 16]; 16] = std::array::from_fn(|j| {
-            let j = 16 * half + j;
-            let column = if j < n_columns { column(j) } else { None };
-            column.copied().unwrap_or_default()
-        });
-        for (out, row) in panel.iter_mut().zip(transpose_floats(&columns)) {
-            out.as_chunks_mut::<16>().0[half] = row;
+            for out in panel {
+                out[n_columns..].fill(0.0);
+            }
         }
     }
 }

@@ -16,4 +16,4 @@ pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4View, nf4_columns, nf4_row, nf4_rows};
 pub(crate) use tile::{TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
-pub(crate) use transpose::{prefetch, transpose_bytes, transpose_floats};
+pub(crate) use transpose::{prefetch, transpose_bytes};

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use super::gemm::transpose_block;
 use super::simd::{
     Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, nf4_rows, prefetch, transpose_bytes, versions,
 };
@@ -204,15 +203,10 @@ versions! {
         let len = panel.len();
         // blocks of 16 x 16 keep both sides in the first cache
         for (block, panel) in panel.chunks_mut(16).enumerate() {
-            let row = |j: usize| &rows[j * len + 16 * block..];
-            match panel.as_chunks_mut::<16>().0.first_mut() {
-                Some(panel) => transpose_block(panel, TILE_COLUMNS, |j| row(j).first_chunk()),
-                None => {
-                    for j in 0..TILE_COLUMNS {
-                        for (out, value) in panel.iter_mut().zip(row(j)) {
-                            out[j] = *value;
-                        }
-                    }
+            for j in 0..TILE_COLUMNS {
+                let row = &rows[j * len + 16 * block..][..panel.len()];
+                for (out, value) in panel.iter_mut().zip(row) {
+                    out[j] = *value;
                 }
             }
         }

@@ -12,15 +12,6 @@ fn bytes_are_transposed() {
 }
 
 #[test]
-fn floats_are_transposed() {
-    let rows: [[f32; 16]; 16] = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32));
-    let columns = transpose_floats(&rows);
-    for (i, column) in columns.iter().enumerate() {
-        assert!(column.iter().zip(&rows).all(|(value, row)| *value == row[i]));
-    }
-}
-
-#[test]
 fn tiles_of_every_width_are_chains() {
     let k = 37;
     let number = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;

@@ -1,5 +1,5 @@
-//! Transposes 16 rows of 16 elements. Quantized rows become columns as bytes, before they are widened to floats, when
-//! there is the least to move.
+//! Transposes 16 rows of 16 bytes: how quantized rows become columns before they are widened to floats, when there
+//! is the least to move.
 //!
 //! Invariant: `out[i][j] = rows[j][i]`.
 
@@ -30,23 +30,6 @@ pub(crate) fn transpose_bytes(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn transpose_bytes(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
     std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
-}
-
-/// `out[i][j] = rows[j][i]`. Compiled with vector instructions where it is inlined into code that has them.
-#[inline(always)]
-pub(crate) fn transpose_floats(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 16] {
-    let mut rows = *rows;
-    // as with bytes: four rounds of interleaving the first half with the second
-    for _ in 0..4 {
-        rows = std::array::from_fn(|i| {
-            let (first, second, half) = (&rows[i / 2], &rows[i / 2 + 8], i % 2 * 8);
-            std::array::from_fn(|j| {
-                let side = if j % 2 == 0 { first } else { second };
-                side[half + j / 2]
-            })
-        });
-    }
-    rows
 }
 
 /// Asks for the cache line of `values[at]`, which may lie beyond the end.
