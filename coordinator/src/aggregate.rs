@@ -1,7 +1,8 @@
 //! What is computed from artifacts between the stages: scores, the gate, curation and the report.
 //!
-//! Invariant: an aggregate is a pure function of a run and its artifacts, so computing it twice gives the same digests;
-//! a crash between computing and committing costs time and nothing else.
+//! Invariant: an aggregate is a function of a run and its artifacts, and a report's also of the time and of what was
+//! spent so far. What the run goes on from (scores, the gate, kept samples) has the same digests however often it is
+//! computed; a crash between computing and committing costs time and nothing else.
 
 mod curate;
 mod gate;

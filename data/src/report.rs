@@ -2,12 +2,15 @@
 //!
 //! Invariant: the page and its plots are made from [`Report`] alone, so `report.json` holds everything they show.
 
+mod about;
 mod chart;
 mod csv;
 mod page;
 mod plots;
 
 use serde::{Deserialize, Serialize};
+
+pub use about::{About, Quantization, Training, Who};
 
 use crate::Error;
 use crate::curate::CurationCounts;
@@ -24,9 +27,9 @@ pub struct Report {
     pub reason: String,
     /// What the run was about.
     pub about: About,
-    /// The untuned base in the form that is trained on (NF4): the floor.
+    /// The untuned base in the form that is trained on: the floor.
     pub base: Option<SubjectReport>,
-    /// The untuned base as its file holds it.
+    /// The untuned base as its file holds it, where that is another form and was measured.
     pub base_unquantized: Option<SubjectReport>,
     /// The service LLM's own fresh answers: the ceiling.
     pub service: Option<SubjectReport>,
@@ -56,38 +59,6 @@ pub enum Status {
     Failed,
     /// Someone cancelled it.
     Cancelled,
-}
-
-/// What a run was about.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct About {
-    /// The run's id.
-    pub run: String,
-    /// The task, in the user's words.
-    pub task: String,
-    /// The local model.
-    pub local_model: String,
-    /// The service LLM that answers and synthesizes.
-    pub service_model: String,
-    /// The service LLM that judges.
-    pub judge_model: String,
-    /// Whether the service LLM was the stand-in that ships with the program, so that the numbers say nothing of a
-    /// real one.
-    pub stand_in: bool,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Train samples of the coverage dataset.
-    pub train_samples: u64,
-    /// Test samples, the n of all intervals.
-    pub test_samples: u64,
-    /// K, answers per test prompt.
-    pub responses_per_prompt: u64,
-    /// M, gradings per answer.
-    pub judgings_per_response: u64,
-    /// ζ, the mean score from which an answer counts as covered.
-    pub coverage_score: f64,
-    /// Seconds from submission to the end, or to this report.
-    pub seconds: f64,
 }
 
 /// The graded answers of one subject.
@@ -238,6 +209,10 @@ pub struct CostReport {
     pub output_tokens: u64,
     /// Dollars; absent when the price of any call is unknown.
     pub usd: Option<f64>,
+    /// Calls that were sent and whose end nobody saw, as when a process was killed meanwhile. The service may have
+    /// billed them; they are in none of the other numbers.
+    #[serde(default)]
+    pub unknown_calls: u64,
     /// The same by what it was spent on, in the order given.
     pub parts: Vec<CostPart>,
 }
@@ -255,32 +230,19 @@ pub struct CostPart {
     pub input_tokens: u64,
     /// Tokens received.
     pub output_tokens: u64,
-    /// Cost; absent when unknown.
+    /// Billionths of a dollar; absent when unknown.
+    #[serde(rename = "nano_usd", alias = "cost")]
     pub cost: Option<NanoUsd>,
-}
-
-impl CostReport {
-    /// The sum of `parts`.
-    pub fn new(parts: Vec<CostPart>) -> Self {
-        let sum = |count: fn(&CostPart) -> u64| parts.iter().map(count).sum();
-        let cost = parts
-            .iter()
-            .try_fold(NanoUsd(0), |sum, part| Some(sum.saturating_add(part.cost?)));
-        Self {
-            calls: sum(|part| part.calls),
-            input_tokens: sum(|part| part.input_tokens),
-            output_tokens: sum(|part| part.output_tokens),
-            usd: cost.map(NanoUsd::usd),
-            parts,
-        }
-    }
 }
 
 /// One test prompt and what everyone made of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
-    /// Its position in the test split.
+    /// Its position in the test split, from 0.
     pub prompt_index: u32,
+    /// Whether it is shown because the delivered adapter's answer is among its worst, and not for its place.
+    #[serde(default)]
+    pub worst: bool,
     /// What is asked.
     pub prompt: String,
     /// The answer kept in the coverage dataset.
@@ -345,23 +307,35 @@ impl Report {
     }
 
     /// The subjects in the order of the plots: base as its file holds it, base, each cycle, the service LLM.
-    fn subjects(&self) -> Vec<(String, &SubjectReport)> {
-        let named =
-            |name: &str, subject: &'_ Option<SubjectReport>| subject.as_ref().map(|_| name.to_owned());
-        let mut subjects = Vec::new();
-        for (name, subject) in [
-            ("base (as its file holds it)", &self.base_unquantized),
-            ("base (NF4)", &self.base),
-        ] {
-            subjects.extend(named(name, subject).zip(subject.as_ref()));
-        }
-        for cycle in &self.cycles {
-            subjects
-                .extend(named(&format!("cycle {}", cycle.cycle), &cycle.subject).zip(cycle.subject.as_ref()));
-        }
-        subjects.extend(named("service LLM", &self.service).zip(self.service.as_ref()));
-        subjects
+    fn subjects(&self) -> Vec<Named<'_>> {
+        let base = [
+            (Who::BaseUnquantized, &self.base_unquantized),
+            (Who::Base, &self.base),
+        ];
+        let cycles = self
+            .cycles
+            .iter()
+            .map(|cycle| (Who::Cycle(cycle.cycle), &cycle.subject));
+        let all = base
+            .into_iter()
+            .chain(cycles)
+            .chain([(Who::Service, &self.service)]);
+        all.filter_map(|(who, subject)| {
+            Some(Named {
+                who,
+                name: self.about.name_of(who),
+                subject: subject.as_ref()?,
+            })
+        })
+        .collect()
     }
+}
+
+/// A subject with what it is called.
+struct Named<'a> {
+    who: Who,
+    name: String,
+    subject: &'a SubjectReport,
 }
 
 fn bounds(interval: Option<Interval>) -> (Option<f64>, Option<f64>) {

@@ -91,6 +91,7 @@ fn comparable(mut report: Value) -> Value {
     report["cost"] = Value::Null;
     report["about"]["run"] = Value::Null;
     report["about"]["seconds"] = Value::Null;
+    report["about"]["submitted_at_ms"] = Value::Null;
     for cycle in report["cycles"].as_array_mut().into_iter().flatten() {
         cycle["train"]["seconds"] = Value::Null;
     }

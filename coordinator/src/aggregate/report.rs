@@ -3,20 +3,23 @@
 //! Invariant: the report says only what artifacts and the store hold; what a run never reached is absent from it.
 
 mod cost;
-mod examples;
+pub(super) mod examples;
 
 use std::collections::BTreeMap;
 
 use llamaduo_artifacts::Directory;
 use llamaduo_data::gate;
 use llamaduo_data::report::{
-    About, CycleReport, LossPoint, Report, Status, SubjectReport, SynthesisReport, TrainReport,
+    About, CycleReport, LossPoint, Quantization as Held, Report, Status, SubjectReport, SynthesisReport,
+    TrainReport, Training,
 };
 use llamaduo_data::score::Judged;
 use llamaduo_proto::Digest;
 use llamaduo_proto::ids::Cycle;
 use llamaduo_proto::manifest::{Manifest, ManifestKind};
-use llamaduo_proto::run::{Cost, Quantization, RunSpec, RunStatus, Subject};
+use llamaduo_proto::run::{
+    Cost, LossOn, Quantization, RunSpec, RunStatus, Subject, TrainFrom, TrainSettings,
+};
 use llamaduo_proto::task::{TaskOutput, TrainOutput};
 
 use super::gate::{evaluate, other_rule};
@@ -94,16 +97,18 @@ fn report(
         .map(|cycle| cycle_report(artifacts, run, spec, *cycle, &all))
         .collect::<Result<_, _>>()?;
     let ending = run.head.ending.as_ref();
+    let about = about(run, spec, time_ms);
+    let examples = examples::examples(artifacts, run, spec, &all, &about)?;
     Ok(Report {
         status: status(ending.map_or(run.head.status, |ending| ending.status)),
         reason: ending.map_or_else(|| run.head.reason.clone(), |ending| ending.reason.clone()),
-        about: about(run, spec, time_ms),
+        about,
         base: subject(Subject::Base(quantization)),
         base_unquantized: unquantized.flatten(),
         service: subject(Subject::Service),
         cycles,
         cost: cost::report(artifacts, run, cost)?,
-        examples: examples::examples(artifacts, run, spec, &all)?,
+        examples,
     })
 }
 
@@ -130,14 +135,48 @@ fn about(run: &Run, spec: &RunSpec, time_ms: u64) -> About {
         local_model: spec.local_model.reference.clone(),
         service_model: spec.service_llm.model.clone(),
         judge_model: spec.judge_llm.model.clone(),
+        quantization: match spec.local_model.quantization {
+            Quantization::Nf4Double => Held::Nf4,
+            Quantization::Nf4 => Held::Nf4Single,
+            Quantization::None => Held::None,
+        },
         stand_in: spec.service_llm.model.starts_with(STAND_IN_PREFIX),
+        judge_stand_in: spec.judge_llm.model.starts_with(STAND_IN_PREFIX),
+        adapter_cycle: run.best_cycle().map(|cycle| cycle.0),
+        training: Some(training(&spec.train)),
         seed: spec.seed,
         train_samples: spec.coverage.n_train.into(),
         test_samples: spec.coverage.n_test.into(),
         responses_per_prompt: spec.infer.responses_per_prompt.into(),
         judgings_per_response: spec.judge.gradings_per_response.into(),
         coverage_score: spec.gate.coverage_score,
+        submitted_at_ms: run.head.submitted_at_ms,
+        program_version: env!("CARGO_PKG_VERSION").to_owned(),
         seconds: time_ms.saturating_sub(run.head.submitted_at_ms) as f64 / 1e3,
+    }
+}
+
+fn training(settings: &TrainSettings) -> Training {
+    // By way of its shortest decimal form, so that 0.002 stays 0.002 in 64 bits.
+    let decimal = |x: f32| x.to_string().parse().unwrap_or(f64::from(x));
+    Training {
+        lora_rank: settings.lora_rank,
+        lora_alpha: decimal(settings.lora_alpha),
+        lora_dropout: decimal(settings.lora_dropout),
+        epochs: decimal(settings.epochs),
+        learning_rate: decimal(settings.learning_rate),
+        batch_rows: settings.batch_rows,
+        sequence_tokens: settings.sequence_tokens_max,
+        loss_on: match settings.loss_on {
+            LossOn::WholeSequence => "whole_sequence",
+            LossOn::ResponseOnly => "response_only",
+        }
+        .to_owned(),
+        train_from: match settings.train_from {
+            TrainFrom::Base => "base",
+            TrainFrom::LastAdapter => "last_adapter",
+        }
+        .to_owned(),
     }
 }
 

@@ -6,7 +6,7 @@ use llamaduo_data::{Message, Provenance, Role, Sample, ServiceCall, Verdict};
 use llamaduo_proto::ids::Cycle;
 use llamaduo_proto::run::{CurationSettings, Gate, GateRule};
 
-use super::{curate, gate, score};
+use super::{curate, gate, report, score};
 use crate::machine::Run;
 use crate::machine::tests::world::World;
 
@@ -154,6 +154,29 @@ fn the_best_adapter_is_the_one_closest_to_its_threshold_whatever_the_unit() {
     assert_eq!(run.best_adapter(), run.adapter(Cycle(2)));
     let run = run_with_gates([(80.0, 90.0), (0.1, 0.9), (0.2, 0.9)]);
     assert_eq!(run.best_cycle(), Some(Cycle(1)));
+}
+
+#[test]
+fn examples_show_the_worst_answers_first() {
+    let score = |prompt| match prompt {
+        13 => Some((2.0, 1.0)),
+        // A poor similarity beside a good precision is a better answer.
+        4 => Some((20.0, 90.0)),
+        29 => Some((20.0, 20.0)),
+        _ => Some((95.0, 95.0)),
+    };
+    let verdicts: Vec<Verdict> = (0..30).map(|prompt| verdict(prompt, 0, score(prompt))).collect();
+    let judged = Judged::new(&verdicts, 70.0);
+    let chosen = report::examples::chosen(30, Some(&judged));
+    assert_eq!(chosen[..3], [(13, true), (29, true), (4, true)]);
+    assert_eq!(chosen[3..], [(0, false), (10, false), (20, false)]);
+    let without: Vec<u32> = report::examples::chosen(30, None)
+        .iter()
+        .map(|(prompt, _)| *prompt)
+        .collect();
+    assert_eq!(without, [0, 5, 10, 15, 20, 25]);
+    assert_eq!(report::examples::chosen(2, None).len(), 2);
+    assert_eq!(report::examples::chosen(0, None), []);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::csv::data_link;
 use super::plots::Plot;
-use super::{CycleReport, Report, Status, SubjectReport, chart};
+use super::{About, CycleReport, Named, Report, Status, SubjectReport, Who, chart};
 use crate::Error;
 use crate::gate::GateOutcome;
 use crate::score::{Interval, Metric, MetricScore};
@@ -38,12 +38,21 @@ struct Page<'a> {
     chart_style: &'static str,
     verdict: &'static str,
     mood: &'static str,
+    stand_ins: Option<&'static str>,
     tiles: Vec<Tile>,
     rows: Vec<SubjectRow>,
     cycles: Vec<CycleRow>,
     plots: Vec<PlotView<'a>>,
-    duration: String,
+    facts: Vec<Fact>,
+    floor: String,
     coverage_score: String,
+}
+
+/// A line of "The run".
+#[derive(Serialize)]
+struct Fact {
+    name: &'static str,
+    value: String,
 }
 
 /// One of the large numbers at the top.
@@ -108,7 +117,7 @@ struct PlotView<'a> {
 
 impl<'a> Page<'a> {
     fn new(report: &'a Report, plots: &'a [Plot]) -> Self {
-        let (verdict, mood) = verdict(report.status);
+        let (verdict, mood) = verdict(report.status, &report.about);
         let plots = plots.iter().map(|plot| PlotView {
             name: plot.name,
             title: plot.title,
@@ -121,23 +130,24 @@ impl<'a> Page<'a> {
             chart_style: chart::STYLE,
             verdict,
             mood,
+            stand_ins: report.about.stand_ins(),
             tiles: tiles(report),
-            rows: report
-                .subjects()
-                .into_iter()
-                .map(|(name, subject)| subject_row(name, subject))
-                .collect(),
+            rows: report.subjects().into_iter().map(subject_row).collect(),
             cycles: report.cycles.iter().map(cycle_row).collect(),
             plots: plots.collect(),
-            duration: duration(report.about.seconds),
+            facts: facts(&report.about),
+            floor: floor(&report.about),
             coverage_score: chart::tick_label(report.about.coverage_score),
         }
     }
 }
 
-fn verdict(status: Status) -> (&'static str, &'static str) {
+fn verdict(status: Status, about: &About) -> (&'static str, &'static str) {
     match status {
         Status::Running => ("Still running", "open"),
+        // What a stand-in says of a model is worth nothing outside this program.
+        Status::Passed if about.judge_stand_in => ("Passed, in the judgement of a stand-in", "good"),
+        Status::Passed if about.stand_in => ("Passed, compared with a stand-in", "good"),
         Status::Passed => ("Passed: the local model may take over", "good"),
         Status::GateNotReached => ("Gate not reached", "bad"),
         Status::BudgetSpent => ("Budget spent before the gate was reached", "bad"),
@@ -147,15 +157,16 @@ fn verdict(status: Status) -> (&'static str, &'static str) {
     }
 }
 
-/// The last cycle that was graded, the service beside it, what it cost, how long it took.
+/// The cycle whose adapter is delivered, else the last graded one; the service beside it, what it cost, how long it
+/// took.
 fn tiles(report: &Report) -> Vec<Tile> {
     let mut tiles = Vec::new();
-    let last = report
-        .cycles
-        .iter()
-        .rev()
-        .find_map(|cycle| Some((cycle, cycle.subject.as_ref()?)));
-    if let Some((cycle, tuned)) = last {
+    let graded = || {
+        let cycles = report.cycles.iter().rev();
+        cycles.filter_map(|cycle| Some((cycle, cycle.subject.as_ref()?)))
+    };
+    let delivered = graded().find(|(cycle, _)| Some(cycle.cycle) == report.about.adapter_cycle);
+    if let Some((cycle, tuned)) = delivered.or_else(|| graded().next()) {
         for metric in Metric::ALL {
             let mean = |subject: &SubjectReport| subject.metric(metric).0.mean;
             let beside = |name: &str, subject: &Option<SubjectReport>| {
@@ -168,38 +179,137 @@ fn tiles(report: &Report) -> Vec<Tile> {
                 note: format!(
                     "{} · {}",
                     beside("base", &report.base),
-                    beside("service LLM", &report.service)
+                    beside(&report.about.name_of(Who::Service), &report.service)
                 ),
             });
         }
     }
-    tiles.push(Tile {
-        label: "service LLM cost".to_owned(),
-        value: report.cost.usd.map_or("unknown".to_owned(), dollars),
-        note: format!(
-            "{} calls · {} tokens",
-            thousands(report.cost.calls),
-            thousands(report.cost.input_tokens.saturating_add(report.cost.output_tokens))
-        ),
-    });
+    tiles.push(cost_tile(report));
     tiles.push(Tile {
         label: "time".to_owned(),
         value: duration(report.about.seconds),
         note: match report.cycles.len() {
-            1 => "1 cycle".to_owned(),
-            cycles => format!("{cycles} cycles"),
+            1 => "from submission to end · 1 cycle".to_owned(),
+            cycles => format!("from submission to end · {cycles} cycles"),
         },
     });
     tiles
 }
 
-fn subject_row(name: String, subject: &SubjectReport) -> SubjectRow {
+fn cost_tile(report: &Report) -> Tile {
+    let cost = &report.cost;
+    let made_up = cost.usd.filter(|_| report.about.stand_ins().is_some());
+    let tokens = cost.input_tokens.saturating_add(cost.output_tokens);
+    let mut note = vec![
+        format!("{} calls", thousands(cost.calls)),
+        format!("{} tokens", thousands(tokens)),
+    ];
+    if made_up.is_some() {
+        note.insert(0, "made-up price".to_owned());
+    }
+    if cost.unknown_calls > 0 {
+        let calls = thousands(cost.unknown_calls);
+        note.push(format!(
+            "{calls} calls of unknown outcome may have been billed too"
+        ));
+    }
+    Tile {
+        label: "service LLM cost".to_owned(),
+        value: cost.usd.map_or("unknown".to_owned(), dollars),
+        note: note.join(" · "),
+    }
+}
+
+/// What "The run" says.
+fn facts(about: &About) -> Vec<Fact> {
+    let stand_in = |is: bool, model: &str| match is {
+        true => format!("{model} (stand-in)"),
+        false => model.to_owned(),
+    };
+    let mut facts = vec![("run", about.run.clone())];
+    if about.submitted_at_ms > 0 {
+        facts.push(("submitted", date(about.submitted_at_ms)));
+    }
+    facts.extend([
+        ("time", duration(about.seconds)),
+        ("local model", about.local_model.clone()),
+        ("its quantization", about.quantization.name().to_owned()),
+        ("service LLM", stand_in(about.stand_in, &about.service_model)),
+        ("judge", stand_in(about.judge_stand_in, &about.judge_model)),
+        (
+            "coverage dataset",
+            format!("{} train, {} test", about.train_samples, about.test_samples),
+        ),
+    ]);
+    if let Some(t) = &about.training {
+        let settings = format!(
+            "LoRA rank {}, alpha {}, dropout {}; {} epochs at learning rate {}, {} rows a step of at most {} tokens; \
+             loss on {}, from {}",
+            t.lora_rank,
+            t.lora_alpha,
+            t.lora_dropout,
+            t.epochs,
+            t.learning_rate,
+            t.batch_rows,
+            t.sequence_tokens,
+            t.loss_on.replace('_', " "),
+            t.train_from.replace('_', " ")
+        );
+        facts.push(("training", settings));
+    }
+    if let Some(cycle) = about.adapter_cycle {
+        facts.push(("adapter delivered", format!("of cycle {cycle}")));
+    }
+    facts.push(("seed", about.seed.to_string()));
+    if !about.program_version.is_empty() {
+        facts.push(("program", format!("llamaduo {}", about.program_version)));
+    }
+    facts
+        .into_iter()
+        .map(|(name, value)| Fact { name, value })
+        .collect()
+}
+
+/// What the floor is.
+fn floor(about: &About) -> String {
+    let name = about.name_of(Who::Base);
+    let form = match about.quantization {
+        super::Quantization::None => "the form that is trained on",
+        super::Quantization::Nf4 | super::Quantization::Nf4Single => "the 4-bit form that is trained on",
+    };
+    format!("“{name}” is the untuned model in {form}: the floor.")
+}
+
+/// Milliseconds since 1970 as a date of the Gregorian calendar.
+fn date(ms: u64) -> String {
+    let (minutes, days) = (ms / 60_000 % 1440, ms / 86_400_000);
+    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last of one.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
+    let year = 400 * era + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year}-{month:02}-{day:02} {:02}:{:02} UTC",
+        minutes / 60,
+        minutes % 60
+    )
+}
+
+fn subject_row(Named { who, name, subject }: Named<'_>) -> SubjectRow {
     let cells = Metric::ALL.into_iter().flat_map(|metric| {
         let (score, _) = subject.metric(metric);
         [mean_cell(score), coverage_cell(score)]
     });
     SubjectRow {
-        trained: name.starts_with("cycle"),
+        trained: matches!(who, Who::Cycle(_)),
         name,
         cells: cells.collect(),
         unparsed: format!(
@@ -305,7 +415,8 @@ fn dollars(usd: f64) -> String {
     }
 }
 
-fn thousands(count: u64) -> String {
+/// A count in groups of three digits.
+pub(super) fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -1,8 +1,12 @@
-//! The plots of the report, each with the table it was drawn from.
+//! The plots of the report, each with the table it was drawn from: scores here, what the stages came to in `stages`.
+//!
+//! Invariant: a plot shows nothing that its table lacks.
 
-use super::chart::{Anchor, Drawing, Panel, tick_label, ticks};
+mod stages;
+
+use super::chart::{Anchor, Drawing, Panel, tick_label};
 use super::csv::{Table, cell};
-use super::{CostPart, CycleReport, Report, SubjectReport, bounds};
+use super::{CycleReport, Named, Report, SubjectReport, Who, bounds};
 use crate::score::{Interval, Metric, Statistic};
 
 /// A plot, ready for the page and for a file of its own.
@@ -30,9 +34,9 @@ pub(super) fn all(report: &Report) -> Vec<Plot> {
         scores(report, Statistic::Mean),
         scores(report, Statistic::Coverage),
         distributions(report),
-        losses(report),
-        curation(report),
-        cost(report),
+        stages::losses(report),
+        stages::curation(report),
+        stages::cost(report),
     ];
     plots.into_iter().flatten().collect()
 }
@@ -78,10 +82,15 @@ fn scores(report: &Report, statistic: Statistic) -> Option<Plot> {
     if subjects.is_empty() {
         return None;
     }
-    let mut table = Table::new(&["subject", "metric", "value", "low", "high"]);
-    for (name, subject) in &subjects {
+    // The table has coverage as the share that report.json has, the plot in per cent.
+    let mut table = Table::new(&["subject", "metric", statistic.name(), "low", "high"]);
+    for Named { name, subject, .. } in &subjects {
         for metric in Metric::ALL {
-            let (estimate, interval) = value(subject, metric, statistic);
+            let (score, _) = subject.metric(metric);
+            let (estimate, interval) = match statistic {
+                Statistic::Mean => (score.mean, score.mean_interval),
+                Statistic::Coverage => (score.coverage, score.coverage_interval),
+            };
             let (low, high) = bounds(interval);
             table.row([
                 name.clone(),
@@ -104,20 +113,25 @@ fn scores(report: &Report, statistic: Statistic) -> Option<Plot> {
         score_panel(&mut drawing, &panel, report, metric, statistic);
     }
     let zeta = report.about.coverage_score;
+    let ceiling = report.about.name_of(Who::Service);
     match statistic {
         Statistic::Mean => plot(
             "scores",
             "Mean score per cycle",
-            "Dots: the tuned model with its 95 % interval over prompts. Bands: the untuned base (floor) and the service \
-             LLM's own fresh answers (ceiling)."
-                .to_owned(),
+            format!(
+                "Dots: the tuned model with its 95 % interval over prompts. Bands: the untuned base (floor) and the fresh \
+                 answers of the {ceiling} itself (ceiling)."
+            ),
             &drawing,
             table,
         ),
         Statistic::Coverage => plot(
             "coverage",
             "Coverage per cycle",
-            format!("Share of answers, in per cent, whose mean score reaches {}.", tick_label(zeta)),
+            format!(
+                "Share of answers, in per cent, whose mean score reaches {}.",
+                tick_label(zeta)
+            ),
             &drawing,
             table,
         ),
@@ -128,9 +142,14 @@ fn score_panel(drawing: &mut Drawing, panel: &Panel, report: &Report, metric: Me
     drawing.text("heading", (panel.x.0, 20.0), Anchor::Start, metric.name());
     panel.grid(drawing, &[0.0, 25.0, 50.0, 75.0, 100.0]);
     let mut labels = Vec::new();
+    let ceiling = if report.about.stand_in {
+        "stand-in"
+    } else {
+        "service"
+    };
     for (class, name, subject) in [
         ("floor", "base", &report.base),
-        ("ceiling", "service", &report.service),
+        ("ceiling", ceiling, &report.service),
     ] {
         let Some((Some(estimate), interval)) = subject.as_ref().map(|s| value(s, metric, statistic)) else {
             continue;
@@ -223,12 +242,12 @@ fn distributions(report: &Report) -> Option<Plot> {
             metric.name(),
         );
     }
-    for (row, (name, subject)) in subjects.iter().enumerate() {
+    for (row, Named { who, name, subject }) in subjects.iter().enumerate() {
         let top = 34.0 + row as f64 * row_height;
-        let class = match name.as_str() {
-            "service LLM" => "ceiling",
-            name if name.starts_with("base") => "floor",
-            _ => "local",
+        let class = match who {
+            Who::Service => "ceiling",
+            Who::Base | Who::BaseUnquantized => "floor",
+            Who::Cycle(_) => "local",
         };
         drawing.text("label", (190.0, top + 42.0), Anchor::End, name);
         for (index, metric) in Metric::ALL.into_iter().enumerate() {
@@ -296,164 +315,4 @@ fn histogram(drawing: &mut Drawing, corner: (f64, f64), class: &str, bins: &[u64
             );
         }
     }
-}
-
-fn losses(report: &Report) -> Option<Plot> {
-    let curves: Vec<_> = report
-        .cycles
-        .iter()
-        .filter_map(|cycle| Some((cycle.cycle, &cycle.train.as_ref()?.curve)))
-        .filter(|(_, curve)| !curve.is_empty())
-        .collect();
-    let finite = || {
-        curves
-            .iter()
-            .flat_map(|(_, curve)| curve.iter())
-            .filter(|point| point.loss.is_finite())
-    };
-    let last = finite().map(|point| point.step).max()?;
-    let ticks_y = ticks(finite().map(|point| point.loss).fold(0.0, f64::max));
-    let mut table = Table::new(&["cycle", "step", "loss"]);
-    let mut drawing = Drawing::new(WIDTH, 300.0, "training loss per step");
-    let panel = Panel {
-        x: (54.0, 790.0),
-        y: (24.0, 250.0),
-        x_values: (0.0, last as f64),
-        y_values: (0.0, ticks_y.last().copied().unwrap_or(1.0)),
-    };
-    panel.grid(&mut drawing, &ticks_y);
-    for tick in ticks(last as f64)
-        .into_iter()
-        .filter(|tick| *tick <= last as f64 && tick.fract() == 0.0)
-    {
-        drawing.text(
-            "tick",
-            (panel.x_of(tick), 270.0),
-            Anchor::Middle,
-            &tick_label(tick),
-        );
-    }
-    drawing.text("note", (422.0, 292.0), Anchor::Middle, "optimizer step");
-    let (mut labels, mut label_x) = (Vec::new(), panel.x.0);
-    for (cycle, curve) in &curves {
-        let class = ["line-0", "line-1", "line-2", "line-3", "line-4"][*cycle as usize % 5];
-        let points: Vec<(f64, f64)> = curve
-            .iter()
-            .filter(|point| point.loss.is_finite())
-            .map(|point| (panel.x_of(point.step as f64), panel.y_of(point.loss)))
-            .collect();
-        drawing.polyline(class, &points);
-        for point in curve.iter() {
-            table.row([cycle.to_string(), point.step.to_string(), point.loss.to_string()]);
-        }
-        if let Some((x, y)) = points.last() {
-            labels.push((*y, class, format!("cycle {cycle}")));
-            label_x = label_x.max(*x);
-        }
-    }
-    for (y, class, text) in spread(labels, 16.0) {
-        drawing.text(class, (label_x + 6.0, y + 4.0), Anchor::Start, &text);
-    }
-    let caption = "Mean loss of each optimizer step, in nats per token.".to_owned();
-    plot("loss", "Training loss", caption, &drawing, table)
-}
-
-fn curation(report: &Report) -> Option<Plot> {
-    let rows: Vec<_> = report
-        .cycles
-        .iter()
-        .filter_map(|cycle| Some((cycle.cycle, cycle.synthesis.as_ref()?)))
-        .collect();
-    let most = rows
-        .iter()
-        .map(|(_, synthesis)| synthesis.raw)
-        .max()
-        .filter(|raw| *raw > 0)?;
-    let mut table = Table::new(&["cycle", "ending", "samples"]);
-    let mut drawing = Drawing::new(WIDTH, 70.0 + 40.0 * rows.len() as f64, "what curation kept");
-    let mut legend_x = 90.0;
-    for (row, (cycle, synthesis)) in rows.iter().enumerate() {
-        let y = 52.0 + 40.0 * row as f64;
-        let parts = [
-            ("kept", "kept", synthesis.kept),
-            ("exact", "duplicate", synthesis.exact_duplicates),
-            ("near", "near duplicate", synthesis.near_duplicates),
-            ("known", "not novel", synthesis.not_novel),
-            ("malformed", "malformed", synthesis.malformed),
-            ("breach", "rule broken", synthesis.rule_breaches),
-            ("leak", "too close to test", synthesis.contaminated),
-        ];
-        drawing.text("label", (80.0, y + 18.0), Anchor::End, &format!("cycle {cycle}"));
-        let mut x = 90.0;
-        for (class, name, count) in parts {
-            let width = 720.0 * count as f64 / most as f64;
-            drawing.rect(class, (x, y), (width, 26.0), &format!("{name}: {count}"));
-            x += width;
-            table.row([cycle.to_string(), name.to_owned(), count.to_string()]);
-            if row == 0 {
-                drawing.rect(class, (legend_x, 14.0), (12.0, 12.0), "");
-                drawing.text("note", (legend_x + 17.0, 24.0), Anchor::Start, name);
-                legend_x += 34.0 + 7.0 * name.len() as f64;
-            }
-        }
-        let text = format!("{} of {}", synthesis.kept, synthesis.raw);
-        drawing.text("note", (x + 6.0, y + 18.0), Anchor::Start, &text);
-    }
-    let caption = "What became of every item the service LLM wrote, after each cycle.".to_owned();
-    plot(
-        "curation",
-        "What curation kept, and why not",
-        caption,
-        &drawing,
-        table,
-    )
-}
-
-fn cost(report: &Report) -> Option<Plot> {
-    let parts = &report.cost.parts;
-    // Without prices tokens are the best measure there is of what was spent.
-    let priced = parts.iter().all(|part| part.cost.is_some());
-    let amount = |part: &CostPart| match part.cost {
-        Some(cost) if priced => cost.usd(),
-        _ => (part.input_tokens + part.output_tokens) as f64,
-    };
-    let most = parts.iter().map(amount).fold(0.0, f64::max);
-    if most <= 0.0 {
-        return None;
-    }
-    let mut table = Table::new(&["cycle", "stage", "calls", "input_tokens", "output_tokens", "usd"]);
-    let mut drawing = Drawing::new(WIDTH, 20.0 + 30.0 * parts.len() as f64, "cost by stage");
-    for (row, part) in parts.iter().enumerate() {
-        let y = 8.0 + 30.0 * row as f64;
-        let name = format!("cycle {}: {}", part.cycle, part.stage);
-        drawing.text("label", (160.0, y + 16.0), Anchor::End, &name);
-        let width = 400.0 * amount(part) / most;
-        drawing.rect("local", (170.0, y), (width, 22.0), &name);
-        let tokens = tick_label((part.input_tokens + part.output_tokens) as f64);
-        let cost = part
-            .cost
-            .map_or("price unknown".to_owned(), |cost| cost.to_string());
-        let text = format!("{cost} · {} calls · {tokens} tokens", part.calls);
-        drawing.text("note", (176.0 + width, y + 16.0), Anchor::Start, &text);
-        table.row([
-            part.cycle.to_string(),
-            part.stage.clone(),
-            part.calls.to_string(),
-            part.input_tokens.to_string(),
-            part.output_tokens.to_string(),
-            cell(part.cost.map(|cost| cost.usd())),
-        ]);
-    }
-    let caption = if priced {
-        "In dollars."
-    } else {
-        "In tokens, because not every price is known."
-    };
-    plot(
-        "cost",
-        "Where the service LLM's cost went",
-        caption.to_owned(),
-        &drawing,
-        table,
-    )
 }

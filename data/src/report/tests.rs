@@ -5,9 +5,9 @@ use crate::gate::{GateRule, evaluate};
 use crate::score::tests::verdict;
 use crate::verdict::Verdict;
 
-/// A subject's answers to 20 prompts around `level`, spread by a fixed pattern.
+/// A subject's answers to 60 prompts around `level`, spread by a fixed pattern.
 fn judged(level: u32) -> Judged {
-    let verdicts: Vec<Verdict> = (0..20u32)
+    let verdicts: Vec<Verdict> = (0..60u32)
         .flat_map(|prompt| (0..4).map(move |k| (prompt, k)))
         .map(|(prompt, k)| {
             let swing = (prompt * 7 + k * 5) % 19;
@@ -45,6 +45,22 @@ fn cycle(number: u32, level: u32, synthesis: Option<SynthesisReport>) -> CycleRe
         gate: Some(evaluate(&GateRule::default(), &judged, &service)),
         other_gates: vec![evaluate(&GateRule::paper(), &judged, &service)],
         synthesis,
+    }
+}
+
+/// The sum of `parts`.
+fn cost_of(parts: Vec<CostPart>) -> CostReport {
+    let sum = |count: fn(&CostPart) -> u64| parts.iter().map(count).sum();
+    let cost = parts
+        .iter()
+        .try_fold(NanoUsd(0), |sum, part| Some(sum.saturating_add(part.cost?)));
+    CostReport {
+        calls: sum(|part| part.calls),
+        input_tokens: sum(|part| part.input_tokens),
+        output_tokens: sum(|part| part.output_tokens),
+        usd: cost.map(NanoUsd::usd),
+        unknown_calls: 2,
+        parts,
     }
 }
 
@@ -88,9 +104,25 @@ fn report() -> Report {
             service_model: "stand-in-1".to_owned(),
             judge_model: "stand-in-1".to_owned(),
             stand_in: true,
+            judge_stand_in: true,
+            quantization: Quantization::Nf4,
+            adapter_cycle: Some(2),
+            training: Some(Training {
+                lora_rank: 8,
+                lora_alpha: 16.0,
+                lora_dropout: 0.0,
+                epochs: 1.0,
+                learning_rate: 0.002,
+                batch_rows: 2,
+                sequence_tokens: 512,
+                loss_on: "response_only".to_owned(),
+                train_from: "base".to_owned(),
+            }),
+            submitted_at_ms: 1_709_164_800_000,
+            program_version: "0.1.0".to_owned(),
             seed: 7,
             train_samples: 60,
-            test_samples: 20,
+            test_samples: 60,
             responses_per_prompt: 4,
             judgings_per_response: 1,
             coverage_score: 70.0,
@@ -100,7 +132,7 @@ fn report() -> Report {
         base_unquantized: Some(SubjectReport::new(&judged(24))),
         service: Some(SubjectReport::new(&judged(92))),
         cycles,
-        cost: CostReport::new(vec![
+        cost: cost_of(vec![
             part(0, "infer", 80),
             part(0, "judge", 240),
             part(1, "judge", 80),
@@ -109,6 +141,7 @@ fn report() -> Report {
         ]),
         examples: vec![Example {
             prompt_index: 3,
+            worst: true,
             prompt: "Hi, I was charged <b>twice</b> & nobody answers </pre><script>alert(1)</script>"
                 .to_owned(),
             reference: r#"{"category":"billing","priority":"high"}"#.to_owned(),
@@ -132,7 +165,7 @@ fn small() -> Report {
     report.base_unquantized = None;
     report.cycles.truncate(1);
     report.cycles[0].train.as_mut().unwrap().curve.truncate(2);
-    report.cost = CostReport::new(vec![CostPart {
+    report.cost = cost_of(vec![CostPart {
         cost: None,
         ..report.cost.parts[0].clone()
     }]);
@@ -192,6 +225,9 @@ fn words_of_models_cannot_become_markup() {
     let html = report().render().unwrap().html;
     assert!(!html.contains("<script"), "a prompt became a script");
     assert!(html.contains("&lt;script&gt;alert(1)&lt;&#x2f;script&gt;"));
+    // Answers may break after commas, by markup of ours alone.
+    assert!(html.contains("&quot;billing&quot;,<wbr>&quot;priority&quot;"));
+    assert!(!html.contains("&lt;wbr"));
 }
 
 #[test]
@@ -243,12 +279,121 @@ fn numbers_that_are_no_numbers_break_nothing() {
 }
 
 #[test]
-fn cost_is_unknown_when_any_price_is() {
-    let mut parts = report().cost.parts;
-    assert!((CostReport::new(parts.clone()).usd.unwrap() - 510.0 * 80e-6).abs() < 1e-12);
-    parts[1].cost = None;
-    let cost = CostReport::new(parts);
-    assert_eq!((cost.usd, cost.calls), (None, 510));
+fn calls_of_unknown_outcome_and_made_up_prices_are_said() {
+    let mut report = report();
+    let html = report.render().unwrap().html;
+    assert!(html.contains("made-up price") && html.contains("2 calls of unknown outcome"));
+    report.cost.unknown_calls = 0;
+    (report.about.stand_in, report.about.judge_stand_in) = (false, false);
+    let html = report.render().unwrap().html;
+    assert!(!html.contains("made-up price") && !html.contains("unknown outcome"));
+}
+
+#[test]
+fn a_stand_in_is_named_in_the_role_that_it_played() {
+    let mut report = report();
+    for (service, judge, verdict, notice) in [
+        (
+            true,
+            true,
+            "Passed, in the judgement of a stand-in",
+            "Here the service LLM and the judge were a",
+        ),
+        (
+            false,
+            true,
+            "Passed, in the judgement of a stand-in",
+            "Here the judge was a",
+        ),
+        (
+            true,
+            false,
+            "Passed, compared with a stand-in",
+            "Here the service LLM was a",
+        ),
+        (false, false, "Passed: the local model may take over", ""),
+    ] {
+        (report.about.stand_in, report.about.judge_stand_in) = (service, judge);
+        let rendered = report.render().unwrap();
+        assert!(rendered.html.contains(&format!("<h1>{verdict}</h1>")));
+        assert!(rendered.html.contains(notice));
+        assert_eq!(rendered.html.contains("(stand-in)"), service || judge);
+        let (_, csv) = &rendered.files[1];
+        assert_eq!(csv.contains("service LLM (stand-in)"), service, "{csv}");
+    }
+}
+
+#[test]
+fn the_base_is_named_by_how_it_is_held() {
+    let mut report = report();
+    report.base_unquantized = None;
+    report.examples.clear();
+    for (quantization, name) in [
+        (Quantization::Nf4, "base (NF4)"),
+        (Quantization::Nf4Single, "base (NF4, float32 scales)"),
+        (Quantization::None, "base (as its file holds it)"),
+    ] {
+        report.about.quantization = quantization;
+        let rendered = report.render().unwrap();
+        assert!(rendered.files[1].1.contains(name), "{}", rendered.files[1].1);
+        let other = quantization == Quantization::None;
+        assert_eq!(rendered.html.contains("NF4"), !other);
+    }
+}
+
+#[test]
+fn the_large_numbers_are_those_of_the_adapter_that_is_delivered() {
+    let mut report = report();
+    for (delivered, shown) in [
+        (Some(1), "similarity after cycle 1"),
+        (None, "similarity after cycle 2"),
+    ] {
+        report.about.adapter_cycle = delivered;
+        let html = report.render().unwrap().html;
+        assert!(html.contains(shown), "{delivered:?}");
+        assert_eq!(html.contains("<dd>of cycle 1</dd>"), delivered.is_some());
+    }
+}
+
+#[test]
+fn a_report_of_an_earlier_version_is_read() {
+    let mut json: serde_json::Value = serde_json::from_str(&report().to_json().unwrap()).unwrap();
+    let about = json["about"].as_object_mut().unwrap();
+    for name in [
+        "quantization",
+        "judge_stand_in",
+        "adapter_cycle",
+        "training",
+        "submitted_at_ms",
+        "program_version",
+    ] {
+        assert!(about.remove(name).is_some(), "{name}");
+    }
+    let part = json["cost"]["parts"][0].as_object_mut().unwrap();
+    let cost = part.remove("nano_usd").unwrap();
+    part.insert("cost".to_owned(), cost);
+    json["cost"].as_object_mut().unwrap().remove("unknown_calls");
+    let read: Report = serde_json::from_value(json).unwrap();
+    assert_eq!(read.cost.parts, report().cost.parts);
+    read.render().unwrap();
+}
+
+#[test]
+fn coverage_has_one_unit_in_every_file() {
+    let report = report();
+    let files = report.render().unwrap().files;
+    let (_, csv) = files
+        .iter()
+        .find(|(name, _)| name == "plots/coverage.csv")
+        .unwrap();
+    let mut rows = csv.lines();
+    assert_eq!(rows.next(), Some("subject,metric,coverage,low,high"));
+    for row in rows {
+        for cell in row.rsplit(',').take(3) {
+            let share: f64 = cell.parse().unwrap();
+            assert!((0.0..=1.0).contains(&share), "{row}");
+        }
+    }
 }
 
 #[test]

@@ -56,6 +56,7 @@ pub(super) fn report(artifacts: &Directory, run: &Run, cost: Cost) -> Result<Cos
         input_tokens: cost.input_tokens,
         output_tokens: cost.output_tokens,
         usd: (cost.n_calls_unpriced == 0).then(|| NanoUsd(cost.nano_usd).usd()),
+        unknown_calls: cost.n_calls_unknown,
         parts: parts.into_values().collect(),
     })
 }

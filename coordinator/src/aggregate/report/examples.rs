@@ -1,9 +1,12 @@
 //! The same test prompts answered by everyone.
+//!
+//! Invariant: the delivered adapter's worst answers are among them, so that examples never look better than the run.
 
 use std::collections::BTreeMap;
 
 use llamaduo_artifacts::Directory;
-use llamaduo_data::report::{Example, ExampleAnswer};
+use llamaduo_data::report::{About, Example, ExampleAnswer, Who};
+use llamaduo_data::score::Judged;
 use llamaduo_data::{Response, Sample, Verdict};
 use llamaduo_proto::ids::Cycle;
 use llamaduo_proto::run::{Quantization, RunSpec, Subject};
@@ -15,6 +18,9 @@ use crate::machine::Run;
 /// Prompts shown: as many as a reader compares.
 const EXAMPLES_MAX: usize = 6;
 
+/// Those among them that are shown for how badly they were answered.
+const WORST_MAX: usize = 3;
+
 /// Answers and gradings of one subject.
 struct Answers {
     name: String,
@@ -22,12 +28,13 @@ struct Answers {
     verdicts: BTreeMap<u32, Verdict>,
 }
 
-/// Test prompts spread over the split, with each subject's first answer.
+/// The delivered adapter's worst answers and prompts spread over the split, with each subject's first answer.
 pub(super) fn examples(
     artifacts: &Directory,
     run: &Run,
     spec: &RunSpec,
     all: &AllJudged,
+    about: &About,
 ) -> Result<Vec<Example>, Error> {
     let test: Vec<Sample> = inputs::rows(artifacts, "the test split", &spec.coverage.test)?;
     let mut subjects = Vec::new();
@@ -50,27 +57,50 @@ pub(super) fn examples(
         subjects.push((
             (cycle, subject),
             Answers {
-                name: name(cycle, subject),
+                name: about.name_of(who(cycle, subject)),
                 responses: responses.collect(),
                 verdicts: quoted,
             },
         ));
     }
-    let stride = test.len().div_ceil(EXAMPLES_MAX).max(1);
-    let chosen = test.iter().enumerate().step_by(stride);
-    let example = |(index, sample): (usize, &Sample)| {
-        let prompt_index = u32::try_from(index).unwrap_or(u32::MAX);
+    let delivered = about
+        .adapter_cycle
+        .and_then(|cycle| all.get(&(Cycle(cycle), Subject::Adapter(Cycle(cycle)))));
+    let example = |(prompt_index, worst): (u32, bool)| {
+        let sample = test.get(prompt_index as usize)?;
         let answers = subjects
             .iter()
             .filter_map(|(key, answers)| answer(answers, prompt_index, all, key));
-        Example {
+        Some(Example {
             prompt_index,
-            prompt: sample.instruction(),
+            worst,
+            prompt: sample.prompt_text(),
             reference: sample.response().to_owned(),
             answers: answers.collect(),
-        }
+        })
     };
-    Ok(chosen.map(example).collect())
+    let chosen = chosen(test.len(), delivered);
+    Ok(chosen.into_iter().filter_map(example).collect())
+}
+
+/// Which of `n` prompts are shown, and whether for being among the worst: those first, then others at equal distances.
+pub(in crate::aggregate) fn chosen(n: usize, delivered: Option<&Judged>) -> Vec<(u32, bool)> {
+    let first_answers = delivered.into_iter().flat_map(Judged::responses);
+    let mut worst: Vec<(f64, u32)> = first_answers
+        .filter(|score| score.k == 0)
+        .filter_map(|score| Some((score.similarity? + score.precision?, score.prompt_index)))
+        .collect();
+    worst.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    worst.truncate(WORST_MAX);
+    let mut chosen: Vec<(u32, bool)> = worst.into_iter().map(|(_, prompt)| (prompt, true)).collect();
+    let others = EXAMPLES_MAX - chosen.len();
+    let spread = (0..n).step_by(n.div_ceil(others).max(1));
+    for prompt in spread.filter_map(|prompt| u32::try_from(prompt).ok()) {
+        if chosen.iter().all(|(known, _)| *known != prompt) {
+            chosen.push((prompt, false));
+        }
+    }
+    chosen
 }
 
 fn answer(
@@ -103,11 +133,11 @@ fn answer(
     })
 }
 
-fn name(cycle: Cycle, subject: Subject) -> String {
+fn who(cycle: Cycle, subject: Subject) -> Who {
     match subject {
-        Subject::Base(Quantization::None) => "base (as its file holds it)".to_owned(),
-        Subject::Base(Quantization::Nf4 | Quantization::Nf4Double) => "base (NF4)".to_owned(),
-        Subject::Service => "service LLM".to_owned(),
-        Subject::Adapter(_) => format!("cycle {}", cycle.0),
+        Subject::Base(Quantization::None) => Who::BaseUnquantized,
+        Subject::Base(Quantization::Nf4 | Quantization::Nf4Double) => Who::Base,
+        Subject::Service => Who::Service,
+        Subject::Adapter(_) => Who::Cycle(cycle.0),
     }
 }
