@@ -1,8 +1,9 @@
 //! Messages to the text a model was tuned on, rendered as transformers renders it.
 //!
 //! Invariant: a template is untrusted: its steps, its depth and its output are bounded, and it sees nothing but the
-//! conversation, the special tokens and a clock.
+//! conversation and the special tokens, so that a conversation has one text, on every day.
 
+mod bounds;
 mod environment;
 mod json;
 mod methods;
@@ -12,13 +13,16 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
+use minijinja::value::{Enumerator, Object};
 use minijinja::{Environment, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::gguf::GgufFile;
+use crate::guard::guarded;
 use crate::tokenizer::Tokenizer;
 
 /// Most bytes of a rendered conversation: far beyond any context, far below any memory.
@@ -76,20 +80,6 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Names that [`ChatTemplate::built_in`] knows.
-    pub const BUILT_IN: [&'static str; 1] = ["chatml"];
-
-    /// A template of our own, for models that bring none; `None` for an unknown name.
-    pub fn built_in(name: &str) -> Option<Result<Self>> {
-        match name {
-            "chatml" => Some(Self::compile(
-                include_str!("chat_template/chatml.jinja"),
-                "chatml, built in",
-            )),
-            _ => None,
-        }
-    }
-
     /// Compiles a template; `origin` names it in errors. Fails on a syntax error.
     pub fn compile(source: &str, origin: &str) -> Result<Self> {
         let environment =
@@ -146,25 +136,23 @@ impl ChatTemplate {
         }
     }
 
-    /// Sets the moment that a template takes for now. Without it that is when the template was compiled.
-    pub fn at(mut self, now: jiff::Timestamp) -> Self {
-        environment::set_clock(&mut self.environment, now);
-        self
-    }
-
-    /// The conversation as text; `add_generation_prompt` opens the assistant's turn at the end.
+    /// The conversation as text; `add_generation_prompt` opens the assistant's turn at the end. A template that asks
+    /// for the date is told 26 July 2024.
     ///
     /// Fails when the template refuses the messages, fails itself, or goes beyond its bounds.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let turns = messages.iter().map(|message| {
-            Value::from(BTreeMap::from([
-                ("role", Value::from(message.role.name())),
-                ("content", Value::from(message.content.as_str())),
-            ]))
+            Value::from_object(Turn {
+                role: message.role,
+                content: Value::from(message.content.as_str()),
+            })
         });
         let mut context = BTreeMap::from([
             ("messages", Value::from(turns.collect::<Vec<_>>())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
+            // Known and none, as in transformers: templates ask in different ways whether there are any.
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
         ]);
         context.extend(
             self.special
@@ -181,8 +169,8 @@ impl ChatTemplate {
             .environment
             .get_template(NAME)
             .map_err(|error| failed(environment::reason(&error)))?;
-        template
-            .render_captured_to(context, &mut output)
+        guarded(|| template.render_captured_to(context, &mut output).map(drop))
+            .ok_or_else(|| failed("it makes the renderer panic".to_owned()))?
             .map_err(|error| failed(environment::reason(&error)))?;
         String::from_utf8(output.0).map_err(|_| failed("it wrote something that is not UTF-8".to_owned()))
     }
@@ -196,6 +184,27 @@ pub fn encode_chat(
     add_generation_prompt: bool,
 ) -> Result<Vec<u32>> {
     tokenizer.encode(&template.render(messages, add_generation_prompt)?)
+}
+
+/// A message as templates see it: a dictionary with its keys in the order that transformers' messages have.
+#[derive(Debug)]
+struct Turn {
+    role: Role,
+    content: Value,
+}
+
+impl Object for Turn {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(Value::from(self.role.name())),
+            "content" => Some(self.content.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
+    }
 }
 
 /// Output up to [`OUTPUT_BYTES_MAX`].

@@ -135,14 +135,12 @@ pub enum Error {
     /// The model has no chat template.
     #[error(
         "{} has no chat template: expected chat_template.jinja, `chat_template` in tokenizer_config.json or in the \
-         GGUF; name a built-in one instead ({known})",
+         GGUF; put the model's chat_template.jinja into its directory",
         path.display()
     )]
     NoChatTemplate {
         /// The model.
         path: PathBuf,
-        /// Names of the built-in templates.
-        known: String,
     },
     /// A chat template does not compile.
     #[error("the chat template {origin} cannot be read: {reason}")]

@@ -65,11 +65,10 @@ impl ModelFiles {
         })
     }
 
-    /// The chat template, or an error that says where one was expected and which are built in.
+    /// The chat template, or an error that says where one was expected.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         let missing = || Error::NoChatTemplate {
             path: self.path.clone(),
-            known: ChatTemplate::BUILT_IN.join(", "),
         };
         self.chat_template.as_ref().ok_or_else(missing)
     }

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod files;
 pub mod generate;
 pub mod gguf;
+mod guard;
 pub mod local_model;
 pub mod lora;
 mod model;

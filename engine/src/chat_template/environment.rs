@@ -1,19 +1,24 @@
 //! The template environment that transformers sets up, with bounds.
 //!
-//! Invariant: a template that renders in transformers renders the same here, or fails by name. What it builds between
-//! two outputs is not bounded: one that doubles a text often enough can use up the memory, as it can in transformers.
+//! Invariant: a template that renders in transformers renders the same here, but for the date, or fails by name.
+//!
+//! One thing cannot be bounded in minijinja, which lets nobody replace its operators: `~` and `+` on texts. A template
+//! that doubles a text some thirty times uses up the memory, as it does in transformers.
 
 use std::error::Error as _;
 
-use jiff::Timestamp;
+use jiff::civil::{DateTime, date};
 use jiff::tz::TimeZone;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind};
 
-use super::{json, methods};
+use super::{bounds, json, methods};
 
 /// Steps of one rendering. Llama 3.1's template takes about 60 a message.
 const FUEL: u64 = 5_000_000;
+/// What every template takes for now: the date that Llama 3.2's writes when it has no clock. With the real one a
+/// text, and so a training run that is resumed, would depend on the day.
+const NOW: DateTime = date(2024, 7, 26).at(0, 0, 0, 0);
 /// Nesting of loops, calls and macros.
 const RECURSION_MAX: usize = 100;
 /// Most bytes of a template; the longest in use has some 20 kB.
@@ -37,17 +42,17 @@ pub(super) fn with_template(name: &'static str, source: &str) -> Result<Environm
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", raise_exception);
-    set_clock(&mut environment, Timestamp::now());
+    environment.add_function("strftime_now", strftime_now);
+    bounds::add_to(&mut environment);
     environment.add_template_owned(name, without_generation_tags(source))?;
     Ok(environment)
 }
 
-/// `strftime_now(format)` in UTC.
-pub(super) fn set_clock(environment: &mut Environment<'_>, now: Timestamp) {
-    environment.add_function("strftime_now", move |format: &str| {
-        jiff::fmt::strtime::format(format, &now.to_zoned(TimeZone::UTC))
-            .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
-    });
+/// `strftime_now(format)`, of [`NOW`] in UTC.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    NOW.to_zoned(TimeZone::UTC)
+        .and_then(|now| jiff::fmt::strtime::format(format, &now))
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
 }
 
 /// What an error says, its causes with it.

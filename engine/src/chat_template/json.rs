@@ -1,6 +1,7 @@
 //! The `tojson` filter as transformers overrides it: Python's `json.dumps`, with no escapes for HTML.
 //!
-//! Invariant: the same text as Python writes, separators and indentation included.
+//! Invariant: the same text as Python writes, separators and indentation included, but for a dictionary that the
+//! template itself writes down: minijinja keeps those sorted by key.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
@@ -15,8 +16,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
-    // Maps are sorted by key as it is.
-    let _: Option<bool> = options.get("sort_keys")?;
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
     let (item, key) = match separators.as_deref() {
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
@@ -28,6 +28,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         text: String::new(),
         indent,
         ensure_ascii: ensure_ascii.unwrap_or(false),
+        sort_keys: sort_keys.unwrap_or(false),
         item,
         key,
     };
@@ -44,6 +45,7 @@ struct Writer {
     /// Spaces per level; `None` for one line.
     indent: Option<usize>,
     ensure_ascii: bool,
+    sort_keys: bool,
     /// Between items.
     item: String,
     /// Between a key and its value.
@@ -63,7 +65,11 @@ impl Writer {
             ValueKind::Map => {
                 self.text.push('{');
                 let mut is_empty = true;
-                for key in value.try_iter()? {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                for key in keys {
                     self.separate(is_empty, depth + 1);
                     is_empty = false;
                     self.string(&key.to_string());

@@ -5,6 +5,8 @@
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::bounds;
+
 /// Calls `receiver.method(arguments)`.
 pub(super) fn call(
     _state: &mut State<'_, '_>,
@@ -65,13 +67,7 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
         }
         "replace" => {
             let (from, to, count): (&str, &str, Option<i64>) = from_args(arguments)?;
-            // The result may be longer by a factor; templates have no need of such a factor on long texts.
-            if text.len().saturating_mul(to.len().max(1)) > super::OUTPUT_BYTES_MAX {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    "replace on a text that is too long",
-                ));
-            }
+            bounds::check_replaced(text.len(), to.len())?;
             Value::from(match usize::try_from(count.unwrap_or(-1)) {
                 Ok(count) => text.replacen(from, to, count),
                 Err(_) => text.replace(from, to),
@@ -90,8 +86,7 @@ fn string_method(text: &str, method: &str, arguments: &[Value]) -> Result<Value,
         }
         "join" => {
             let (parts,): (Value,) = from_args(arguments)?;
-            let parts: Vec<String> = parts.try_iter()?.map(|part| part.to_string()).collect();
-            Value::from(parts.join(text))
+            Value::from(bounds::joined(parts.try_iter()?, text)?)
         }
         _ => return cased(text, method, arguments),
     })

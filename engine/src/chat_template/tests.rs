@@ -25,32 +25,6 @@ fn rendered(source: &str) -> String {
 }
 
 #[test]
-fn chatml_is_built_in() {
-    let template = ChatTemplate::built_in("chatml").unwrap().unwrap();
-    let messages = [
-        message(Role::System, "Be brief."),
-        message(Role::User, "Hi"),
-        message(Role::Assistant, "Yo"),
-    ];
-    assert_eq!(
-        template.render(&messages, false).unwrap(),
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
-    );
-    assert!(
-        template
-            .render(&messages[..2], true)
-            .unwrap()
-            .ends_with("<|im_end|>\n<|im_start|>assistant\n")
-    );
-    assert!(ChatTemplate::built_in("alpaca").is_none());
-    assert!(
-        ChatTemplate::BUILT_IN
-            .iter()
-            .all(|name| ChatTemplate::built_in(name).is_some_and(|built| built.is_ok()))
-    );
-}
-
-#[test]
 fn templates_of_real_models_render() {
     let llama3 = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
         '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}\
@@ -138,8 +112,8 @@ fn methods_of_python_are_known() {
             "useryTrue",
         ),
         ("messages[0].keys() | list | length", "2"),
-        ("messages[0].items() | map('first') | join(',')", "content,role"),
-        ("messages[0].values() | list | last", "user"),
+        ("messages[0].items() | map('first') | join(',')", "role,content"),
+        ("messages[0].values() | list | first", "user"),
     ] {
         assert_eq!(
             rendered(&format!("{{{{ {expression} }}}}")),
@@ -167,7 +141,10 @@ fn tojson_writes_as_python_does() {
             "{\n  \"a\": [\n    1,\n    []\n  ],\n  \"b\": {}\n}",
         ),
         ("{'a': [1, 2]} | tojson(separators=(',', ':'))", r#"{"a":[1,2]}"#),
-        ("'a' | tojson(sort_keys=true)", r#""a""#),
+        (
+            "messages[0] | tojson(sort_keys=true)",
+            r#"{"content": " Hi ", "role": "user"}"#,
+        ),
     ] {
         assert_eq!(
             rendered(&format!("{{{{ {expression} }}}}")),
@@ -179,11 +156,28 @@ fn tojson_writes_as_python_does() {
 }
 
 #[test]
-fn the_clock_can_be_set() {
-    let template = ChatTemplate::compile("{{ strftime_now('%d %b %Y') }}", "clock").unwrap();
-    let template = template.at("2024-07-26T12:00:00Z".parse().unwrap());
-    assert_eq!(template.render(&[], false).unwrap(), "26 Jul 2024");
+fn the_date_is_always_the_same() {
+    // What Python's `datetime(2024, 7, 26).strftime` writes.
+    for (format, expected) in [
+        ("%d %b %Y", "26 Jul 2024"),
+        ("%Y-%m-%d", "2024-07-26"),
+        ("%B %d, %Y", "July 26, 2024"),
+        ("%A, %H:%M:%S", "Friday, 00:00:00"),
+        ("%a %j %y", "Fri 208 24"),
+    ] {
+        assert_eq!(rendered(&format!("{{{{ strftime_now('{format}') }}}}")), expected);
+    }
     assert!(render("{{ strftime_now('%') }}").is_err());
+}
+
+#[test]
+fn what_is_not_given_is_none_and_messages_keep_their_order() {
+    let source = "{{ tools is defined }} {{ tools is none }} {{ documents is none }} {{ messages[0] | tojson }} \
+        {% for key in messages[0] %}{{ key }} {% endfor %}{{ messages[0] is mapping }} {{ 'role' in messages[0] }}";
+    assert_eq!(
+        rendered(source),
+        r#"True True True {"role": "user", "content": " Hi "} role content True True"#
+    );
 }
 
 #[test]
@@ -208,6 +202,50 @@ fn hostile_templates_end() {
         Err(Error::TemplateSyntax { .. })
     ));
     assert!(render("{% include 'other' %}").is_err());
+}
+
+#[test]
+fn filters_that_make_much_of_little_are_bounded() {
+    let big = "{% set big = 'x' * 9999999 %}";
+    for expression in [
+        "'a\nb' | indent(9223372036854775808)",
+        "'a\nb' | indent(width=1099511627776)",
+        "'%99999999d' | format(1)",
+        "'%.99999999f' | format(1)",
+        "'%s%s%s' | format(big, big, big)",
+        "[big, big, big] | join",
+        "[1, 2, 3] | join(big)",
+        "big.join([1, 2, 3])",
+        "[[big], [big]] | join(',')",
+        "'aaaa' | replace('a', big)",
+        "'aaaa'.replace('a', big)",
+        "[1] | batch(1099511627776, 0)",
+        "[1] | slice(1099511627776)",
+    ] {
+        let error = render(&format!("{big}{{{{ {expression} }}}}")).unwrap_err();
+        assert!(
+            matches!(error, Error::TemplateRender { .. }),
+            "{expression}: {error}"
+        );
+    }
+    for (expression, expected) in [
+        ("'a\nb' | indent", "a\n    b"),
+        ("'a\nb' | indent(2, true)", "  a\n  b"),
+        ("'a\nb' | indent(width=1)", "a\n b"),
+        ("'%s is %03d' | format('x', 7)", "x is 007"),
+        ("'%(a)s' | format(a='y')", "y"),
+        ("[1, 'b', none] | join(', ')", "1, b, None"),
+        ("messages | join('|', attribute='role')", "user"),
+        ("messages | map(attribute='role') | join", "user"),
+        ("'abab' | replace('a', 'cc')", "ccbccb"),
+        ("[1, 2, 3] | batch(2, 0) | list | length", "2"),
+    ] {
+        assert_eq!(
+            rendered(&format!("{{{{ {expression} }}}}")),
+            expected,
+            "{expression}"
+        );
+    }
 }
 
 #[test]

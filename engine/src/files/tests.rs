@@ -39,7 +39,7 @@ fn golden_models_open_whole() {
         let error = files.tokenizer().unwrap_err().to_string();
         assert!(error.contains("tokenizer.json"), "{error}");
         let error = files.chat_template().unwrap_err().to_string();
-        assert!(error.contains("chatml"), "{error}");
+        assert!(error.contains("chat_template.jinja"), "{error}");
     }
 }
 
