@@ -8,11 +8,11 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::guard;
 
 pub(crate) use hugging_face::TokenizerConfig;
 pub use stream::StreamDecoder;
@@ -24,7 +24,6 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     unknown: Option<u32>,
     pad: Option<u32>,
-    adds_bos: bool,
     vocab_size: usize,
 }
 
@@ -60,11 +59,6 @@ impl Tokenizer {
     /// First token of a sequence, where the tokenizer has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
-    }
-
-    /// Whether plain text is to begin with BOS; chat templates write their own.
-    pub fn adds_bos(&self) -> bool {
-        self.adds_bos && self.bos.is_some()
     }
 
     /// Tokens that end a response.
@@ -146,16 +140,8 @@ impl Tokenizer {
             eos: Vec::new(),
             unknown: None,
             pad: None,
-            adds_bos: false,
             vocab_size,
         }
-    }
-
-    /// Whether the definition itself puts BOS before a text.
-    fn definition_adds_bos(&self, path: &Path) -> Result<bool> {
-        let empty =
-            guarded(|| self.inner.encode_fast("", true)).map_err(|source| build_error(path, &source))?;
-        Ok(self.bos.is_some() && empty.get_ids().first().copied() == self.bos)
     }
 }
 
@@ -168,6 +154,6 @@ fn build_error(path: &Path, source: &tokenizers::Error) -> Error {
 
 /// Runs the tokenizers library, which indexes by what a definition says and so may panic on a malformed one.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
-    catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|_| Err("the definition contradicts itself; fetch the file again".into()))
+    guard::guarded(run)
+        .unwrap_or_else(|| Err("the definition contradicts itself; fetch the file again".into()))
 }

@@ -17,6 +17,10 @@ const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
+/// Most bytes of a piece of SentencePiece; trainers make pieces of at most some 50. Every place to divide one is
+/// looked at, so a piece of megabytes would take hours.
+const PIECE_BYTES_MAX: usize = 256;
+
 /// How Llama 3 splits text; the groups of digits differ between models.
 const SPLIT_AROUND_DIGITS: (&str, &str) = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
@@ -29,7 +33,6 @@ impl Tokenizer {
         let Some(vocabulary) = Vocabulary::read(file)? else {
             return Ok(None);
         };
-        let is_bpe = vocabulary.model == "gpt2";
         let parts = match vocabulary.model {
             "gpt2" => vocabulary.byte_level()?,
             "llama" => vocabulary.sentence_piece()?,
@@ -47,7 +50,6 @@ impl Tokenizer {
         tokenizer.pad = id("padding")?;
         tokenizer.eos.extend(id("eos")?.into_iter().chain(id("eot")?));
         tokenizer.eos.dedup();
-        tokenizer.adds_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(!is_bpe);
         Ok(Some(tokenizer))
     }
 }
@@ -207,6 +209,13 @@ impl<'f> Vocabulary<'f> {
         }
         let normalizer = json!({ "type": "Sequence", "normalizers": normalizers });
         let decoder = json!({ "type": "Sequence", "decoders": decoders });
+        let is_too_long = |piece: &&str| piece.len() > PIECE_BYTES_MAX;
+        if let Some(piece) = self.normal().map(|(piece, _)| piece).find(is_too_long) {
+            return Err(self.error(&format!(
+                "it has a piece of {} bytes, more than {PIECE_BYTES_MAX}",
+                piece.len()
+            )));
+        }
         let ids = self.ids();
         let merges = self.merges_by_score(&scores, &ids);
         let mut model = BPE::builder()
@@ -224,17 +233,19 @@ impl<'f> Vocabulary<'f> {
         })
     }
 
+    /// The normal tokens, with their ids.
+    fn normal(&self) -> impl Iterator<Item = (&'f str, usize)> {
+        let all = self.tokens.iter().zip(&self.kinds).enumerate();
+        all.filter(|(_, (_, kind))| **kind == NORMAL)
+            .map(|(id, (&token, _))| (token, id))
+    }
+
     /// Every way to make a piece from two others, best score first, in the order of transformers' converter: ties go
     /// to the longer left part, then the longer right part, then the smaller ids.
     fn merges_by_score(&self, scores: &[f64], ids: &Vocab) -> Merges {
         let mut merges = Vec::new();
-        let pieces = self
-            .tokens
-            .iter()
-            .zip(&self.kinds)
-            .zip(scores)
-            .filter(|((_, kind), _)| **kind == NORMAL);
-        for ((&piece, _), &score) in pieces {
+        for (piece, id) in self.normal() {
+            let score = scores[id];
             let mut splits = Vec::new();
             for (middle, _) in piece.char_indices().skip(1) {
                 let (left, right) = piece.split_at(middle);

@@ -75,7 +75,6 @@ impl Tokenizer {
         tokenizer.eos = eos.into_iter().collect();
         tokenizer.unknown = unknown;
         tokenizer.pad = pad;
-        tokenizer.adds_bos = tokenizer.definition_adds_bos(&path)?;
         Ok(Some(tokenizer))
     }
 }

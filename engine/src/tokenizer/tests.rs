@@ -104,10 +104,7 @@ fn byte_level_vocabularies_merge_and_split() {
     assert_eq!(texts(&build(&byte_level("gpt-2")), "12"), ["12"]);
     assert_eq!(texts(&build(&byte_level("llama-bpe")), "12"), ["12"]);
     assert_eq!(texts(&build(&byte_level("qwen2")), "12"), ["1", "2"]);
-    assert_eq!(
-        (smollm.bos(), smollm.eos(), smollm.adds_bos()),
-        (Some(262), &[263][..], false)
-    );
+    assert_eq!((smollm.bos(), smollm.eos()), (Some(262), &[263][..]));
     assert_eq!(smollm.vocab_size(), 265);
 }
 
@@ -139,10 +136,8 @@ fn sentence_piece_vocabularies_merge_by_score() {
         "hi é hi"
     );
     assert_eq!(tokenizer.encode("<s>").unwrap(), [1]);
-    assert!(tokenizer.adds_bos());
     let bare = build(&sentence_piece().flag("tokenizer.ggml.add_space_prefix", false));
     assert_eq!(texts(&bare, "hi hi"), ["hi", "▁hi"]);
-    assert!(!build(&sentence_piece().flag("tokenizer.ggml.add_bos_token", false)).adds_bos());
 }
 
 #[test]
@@ -223,6 +218,13 @@ fn what_is_not_known_exactly_is_refused() {
                 .strings("tokenizer.ggml.tokens", &["a"]),
             "one score for each",
         ),
+        (
+            Builder::default()
+                .string("tokenizer.ggml.model", "llama")
+                .strings("tokenizer.ggml.tokens", &["a", &"a".repeat(4 << 20)])
+                .f32s("tokenizer.ggml.scores", &[0.0, 0.0]),
+            "a piece of 4194304 bytes",
+        ),
     ] {
         let refused = builder.open().and_then(|file| Tokenizer::from_gguf(&file));
         let error = refused.unwrap_err().to_string();
@@ -286,7 +288,6 @@ mod files {
             (tokenizer.bos(), tokenizer.eos(), tokenizer.pad()),
             (Some(3), &[2][..], Some(1))
         );
-        assert!(tokenizer.adds_bos());
         // Neither BOS is added, nor is the text cut to the two tokens of the definition.
         assert_eq!(tokenizer.encode("ababab").unwrap(), [2, 2, 2]);
     }
