@@ -146,11 +146,11 @@ pub fn to_files(adapter: &Adapter, base_model: &str) -> Result<AdapterFiles> {
 
 /// Reads an adapter for a model. Fails when the files are damaged, hold what is no plain LoRA of the blocks'
 /// linears, or belong to a model of other sizes.
-pub fn from_files(files: &AdapterFiles, model: &ModelConfig) -> Result<Adapter> {
+pub fn from_files(files: AdapterFiles, model: &ModelConfig) -> Result<Adapter> {
     let lora = parse_config(&files.config)?;
     lora.validate()?;
     let layout = LoraLayout::new(model, &lora);
-    let file = SafetensorsFile::from_bytes(Path::new(TENSORS_FILE), Arc::new(files.tensors.clone()))?;
+    let file = SafetensorsFile::from_bytes(Path::new(TENSORS_FILE), Arc::new(files.tensors))?;
     let mut params = vec![0.0; layout.len()];
     let mut n_tensors = 0;
     for (name, expected, range) in tensors(&layout) {
@@ -205,7 +205,7 @@ pub fn load(directory: &Path, model: &ModelConfig) -> Result<Adapter> {
         std::fs::read(&path).map_err(|source| Error::Read { path, source })
     };
     from_files(
-        &AdapterFiles {
+        AdapterFiles {
             config: read(CONFIG_FILE)?,
             tensors: read(TENSORS_FILE)?,
         },

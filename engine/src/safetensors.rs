@@ -128,7 +128,8 @@ impl SafetensorsFile {
     }
 
     /// A tensor's shape and its values as 64-bit integers. Fails when it is missing or of another type.
-    pub fn i64_values(&self, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
+    #[cfg(test)]
+    pub(crate) fn i64_values(&self, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
         let tensor = self.tensor(name)?;
         if tensor.element != "I64" {
             return Err(self.wrong_element(name, tensor, "I64"));

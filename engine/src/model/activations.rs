@@ -1,6 +1,6 @@
 //! The memory of a step, planned once from the model's sizes and the most tokens a step may hold.
 //!
-//! Invariant: no step allocates; every buffer is reused, and its size is known before the first step.
+//! Invariant: no step allocates an activation; every such buffer is reused, and its size is known before the first step.
 //!
 //! What a block can cheaply make again (norm outputs, the gated product) is not kept but made again in the backward.
 

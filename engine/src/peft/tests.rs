@@ -10,7 +10,7 @@ fn an_adapter_of_peft_round_trips() {
     assert_eq!(adapter.config().rank, 4);
     assert_eq!(adapter.config().targets, LoraTargets::AllLinear);
     let files = to_files(&adapter, "org/base").unwrap();
-    assert_eq!(from_files(&files, &model).unwrap(), adapter);
+    assert_eq!(from_files(files.clone(), &model).unwrap(), adapter);
     assert_eq!(to_files(&adapter, "org/base").unwrap(), files);
 
     let theirs = SafetensorsFile::open(&golden("llama_tied").join("adapter").join(TENSORS_FILE)).unwrap();
@@ -112,13 +112,13 @@ fn an_adapter_of_another_model_is_refused() {
     )
     .unwrap();
     let files = to_files(&adapter, "org/base").unwrap();
-    let error = from_files(&files, &golden_model("llama3").config).unwrap_err();
+    let error = from_files(files.clone(), &golden_model("llama3").config).unwrap_err();
     assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
     let cut = AdapterFiles {
         tensors: files.tensors[..1000].to_vec(),
         ..files
     };
-    assert!(from_files(&cut, &golden_model("llama_tied").config).is_err());
+    assert!(from_files(cut, &golden_model("llama_tied").config).is_err());
 }
 
 #[test]
@@ -136,6 +136,6 @@ fn tensors_that_hold_no_numbers_are_refused() {
     let mut files = to_files(&adapter, "org/base").unwrap();
     let end = files.tensors.len();
     files.tensors[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    let error = from_files(&files, &model).unwrap_err();
+    let error = from_files(files, &model).unwrap_err();
     assert!(matches!(error, Error::AdapterNotFinite { .. }), "{error}");
 }

@@ -125,9 +125,9 @@ impl Checkpoint {
     }
 
     /// Reads what [`Self::to_bytes`] wrote. Fails on anything else, and on another version.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         let damaged = |reason: String| Error::Checkpoint { reason };
-        let file = SafetensorsFile::from_bytes(Path::new("checkpoint"), Arc::new(bytes.to_vec()))?;
+        let file = SafetensorsFile::from_bytes(Path::new("checkpoint"), Arc::new(bytes))?;
         let header = file.metadata().get(HEADER_KEY);
         let header = header.ok_or_else(|| damaged(format!("its metadata has no `{HEADER_KEY}`")))?;
         let header: Header = serde_json::from_str(header).map_err(|error| damaged(error.to_string()))?;

@@ -89,7 +89,7 @@ fn a_run_resumed_after_any_step_ends_with_the_same_bytes() {
     };
     assert_eq!(checkpoints.len(), 5);
     for bytes in &checkpoints {
-        let checkpoint = Checkpoint::from_bytes(bytes).unwrap();
+        let checkpoint = Checkpoint::from_bytes(bytes.clone()).unwrap();
         assert_eq!(&checkpoint.to_bytes().unwrap(), bytes);
         let resumed = finish(&model, &rows, &config, Some(&checkpoint));
         assert_eq!(
@@ -267,7 +267,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
     assert!(resume(&model, &rows, &slower).contains("training settings"));
     let bytes = checkpoint.to_bytes().unwrap();
     for end in [0, 7, 100, bytes.len() - 1] {
-        assert!(Checkpoint::from_bytes(&bytes[..end]).is_err());
+        assert!(Checkpoint::from_bytes(bytes[..end].to_vec()).is_err());
     }
 }
 
@@ -341,7 +341,7 @@ fn a_checkpoint_with_what_is_no_number_is_refused() {
         panic!("{outcome:?}")
     };
     checkpoint.state.second_moment[7] = f32::INFINITY;
-    let error = Checkpoint::from_bytes(&checkpoint.to_bytes().unwrap()).unwrap_err();
+    let error = Checkpoint::from_bytes(checkpoint.to_bytes().unwrap()).unwrap_err();
     assert!(error.to_string().contains("inf"), "{error}");
 }
 

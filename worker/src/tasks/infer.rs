@@ -141,7 +141,7 @@ async fn locally(
         attempt.check()?;
         let model = loaded.model(&path, quantization)?;
         let adapter: Option<Adapter> = adapter
-            .map(|files| peft::from_files(&files, model.config()))
+            .map(|files| peft::from_files(files, model.config()))
             .transpose()?;
         let mut observe = |event: GenerateEvent<'_>| {
             if matches!(event, GenerateEvent::Completed(_)) {

@@ -150,7 +150,7 @@ async fn resume_from(
         Ok(None)
     };
     match bench.artifacts.get(digest, attempt.stopped()).await {
-        Ok(bytes) => match SavedState::from_bytes(&bytes) {
+        Ok(bytes) => match SavedState::from_bytes(bytes) {
             Ok(saved) => {
                 attempt.set_checkpoint(digest);
                 Ok(Some(saved))
@@ -179,8 +179,9 @@ async fn keep_checkpoint(bench: &Bench, attempt: &AttemptHandle, bytes: Vec<u8>)
 }
 
 impl Work {
-    fn run(self, loaded: &mut Loaded) -> Result<Done, Error> {
+    fn run(mut self, loaded: &mut Loaded) -> Result<Done, Error> {
         self.attempt.check()?;
+        let init = self.init.take();
         let now = Instant::now();
         let mut watch = Watch {
             work: &self,
@@ -190,9 +191,7 @@ impl Work {
             n_steps: 0,
         };
         let model = loaded.model(&self.path, self.quantization)?;
-        let init = self
-            .init
-            .as_ref()
+        let init = init
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;
         let resume = self.resume.as_ref().map(|saved| &saved.checkpoint);
@@ -341,15 +340,16 @@ impl SavedState {
         Ok(bytes)
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let (seconds, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| Error::Task {
+    fn from_bytes(mut bytes: Vec<u8>) -> Result<Self, Error> {
+        let seconds = *bytes.first_chunk::<8>().ok_or_else(|| Error::Task {
             what: "a checkpoint",
             expected: "at least 8 bytes".to_owned(),
             found: format!("{} bytes", bytes.len()),
         })?;
+        bytes.drain(..8);
         Ok(Self {
-            seconds: f64::from_le_bytes(*seconds),
-            checkpoint: Checkpoint::from_bytes(rest)?,
+            seconds: f64::from_le_bytes(seconds),
+            checkpoint: Checkpoint::from_bytes(bytes)?,
         })
     }
 }
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_short_checkpoint_is_refused() {
-        assert!(SavedState::from_bytes(b"short").is_err());
-        assert!(SavedState::from_bytes(&[0; 64]).is_err());
+        assert!(SavedState::from_bytes(b"short".to_vec()).is_err());
+        assert!(SavedState::from_bytes(vec![0; 64]).is_err());
     }
 }
