@@ -65,15 +65,15 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             temperature: 0.0,
             // Twice the longest right answer: what rambles on is wrong already.
             max_tokens: 64,
-            prompts_per_task: 30,
-            batch: 30,
+            prompts_per_task: 45,
+            batch: 45,
             ..InferSection::default()
         },
         synthesis: SynthesisSection {
-            samples_per_cycle: 360,
+            samples_per_cycle: 432,
             pairs_per_call: 6,
             examples_per_call: 3,
-            calls_per_task: 10,
+            calls_per_task: 12,
             prompt: None,
             curation: CurationSection {
                 response_json: true,
