@@ -3,6 +3,7 @@
 //! Invariant: every output is searched for the words of a panic; stdout holds data or nothing.
 
 use std::fs;
+use std::io::Write as _;
 use std::process::Command;
 
 use llamaduo_tests::model;
@@ -88,6 +89,7 @@ fn splits_and_values_without_a_meaning_are_refused() {
     let site = Site::new();
     refused_at_once(&site, &["data.test_count=0"], &["test split", "empty"]);
     refused_at_once(&site, &["data.test_count=24"], &["train split", "empty"]);
+    refused_at_once(&site, &["data.test_count=1"], &["data.test_count", "at least 2"]);
     refused_at_once(
         &site,
         &["judge.gradings_per_response=0"],
@@ -110,6 +112,14 @@ fn a_prompt_beyond_the_context_is_named_before_anything_is_spent() {
         &["data.test_count=2"],
         &["coverage dataset", "line ", "2048", "infer.max_tokens"],
     );
+    let mut stage = llamaduo();
+    stage.args(["infer", "--out"]).arg(site.path("responses.jsonl"));
+    site.configure(&mut stage, "http://127.0.0.1:9/v1", &["data.test_count=2"]);
+    refused(&mut stage, 2, &["coverage dataset", "2048"]);
+    let mut submit = llamaduo();
+    submit.args(["submit", "--coordinator", "http://127.0.0.1:9"]);
+    site.configure(&mut submit, "http://127.0.0.1:9/v1", &["data.test_count=2"]);
+    refused(&mut submit, 2, &["coverage dataset", "2048"]);
     let mut command = llamaduo();
     command
         .args([
@@ -338,6 +348,12 @@ fn on_small_disk(site: &Site, script: &str) -> Result<Output, String> {
     ))
 }
 
+/// Says that a test was not done, past the capture of a passing test's words: `.ci/run` lists such lines.
+fn skipped(why: &str) {
+    // On a line of its own, also where the test's name stands before it.
+    writeln!(std::io::stdout(), "\nskipped: {why}").unwrap();
+}
+
 #[test]
 fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
     let site = Site::new();
@@ -364,7 +380,7 @@ fn a_full_disk_says_so_and_the_run_goes_on_once_there_is_space() {
     );
     let output = match on_small_disk(&site, &script) {
         Ok(output) => output,
-        Err(why) => return println!("skipped: this machine lets nobody mount a small disk ({why})"),
+        Err(why) => return skipped(&format!("this machine lets nobody mount a small disk ({why})")),
     };
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap_or_default();
     let said = read("first.json") + &read("first.log") + &read("second.log");

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use llamaduo_data::curate::rouge::rouge_l;
 use llamaduo_tests::process::{self, Process, llamaduo};
 use llamaduo_tests::run_files::{RunFiles, assert_gapless, assert_same_end, of_kind, rows};
 use llamaduo_tests::service::{Ask, Flaws, Options, Service, ask_of};
@@ -148,6 +149,11 @@ fn check_files(run: &RunFiles, report: &Value) {
     let synthesis = &report["cycles"][0]["synthesis"];
     assert_eq!(json!(in_cycle(1, "samples")), synthesis["kept"]);
     assert_eq!(json!(in_cycle(1, "raw_samples")), synthesis["raw"]);
+    assert_eq!(
+        in_cycle(1, "samples") + in_cycle(1, "dropped"),
+        in_cycle(1, "raw_samples"),
+        "each is kept or dropped"
+    );
 }
 
 #[test]
@@ -171,6 +177,9 @@ fn a_gate_that_is_reached_ends_the_run_with_success() {
     );
     assert_gapless(&run.events());
 }
+
+/// ROUGE-L with a test prompt from which a pair is dropped: the config's default.
+const CONTAMINATION_ROUGE_L: f64 = 0.6;
 
 /// The words of test prompts: each is in its own split only.
 fn user_words(rows: &[Value]) -> BTreeSet<String> {
@@ -197,6 +206,7 @@ fn the_test_split_never_reaches_training_or_synthesis() {
     let record: Value =
         serde_json::from_slice(&std::fs::read(run.path(".llamaduo/run.json")).unwrap()).unwrap();
     let test_digest = record["spec"]["coverage"]["test"].as_str().unwrap();
+    let train_digest = record["spec"]["coverage"]["train"].as_str().unwrap();
     let artifact_rows = |digest: &str| rows(&String::from_utf8(run.artifact(digest)).unwrap());
     let test = user_words(&artifact_rows(test_digest));
     assert_eq!(test.len(), 6);
@@ -225,6 +235,18 @@ fn the_test_split_never_reaches_training_or_synthesis() {
                 words.is_disjoint(&test),
                 "a test prompt is in the training data {parent}"
             );
+            // The split of the user's own pairs is by whole rows; what was synthesized may not even be close.
+            let is_synthesized = parent != train_digest;
+            let pairs = words
+                .iter()
+                .flat_map(|words| test.iter().map(move |test| (words, test)));
+            for (words, test) in pairs.filter(|_| is_synthesized) {
+                let likeness = rouge_l(words, test);
+                assert!(
+                    likeness < CONTAMINATION_ROUGE_L,
+                    "{likeness}: {words:?} beside the test prompt {test:?}"
+                );
+            }
             n_training_sets += 1;
         }
     }
