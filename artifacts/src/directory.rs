@@ -117,6 +117,17 @@ impl Directory {
         Ok(file)
     }
 
+    /// Removes an artifact that nothing names any more; whether it was there. Whoever stores the same bytes at the same
+    /// moment may find them gone, so this is only for bytes that are made once, such as checkpoints.
+    pub fn remove(&self, digest: &Digest) -> Result<bool, Error> {
+        let path = self.path_of(digest);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::io("remove", &path, source)),
+        }
+    }
+
     /// Whether an artifact is there. Its bytes are verified when they are read.
     pub fn contains(&self, digest: &Digest) -> Result<bool, Error> {
         let path = self.path_of(digest);

@@ -3,6 +3,7 @@
 //! Invariant: an actor asks the pure machine, commits what it says, and only then acts. Every actor can be killed and
 //! rebuilt from the store.
 
+mod checkpoints;
 pub(crate) mod commit;
 pub(crate) mod events;
 pub(crate) mod ledger;

@@ -182,3 +182,15 @@ fn strangers_in_the_directory_are_not_listed() {
     fs::write(store.shard_of(&digest).join("notes.txt"), b"").unwrap();
     assert_eq!(store.list().unwrap(), [digest]);
 }
+
+#[test]
+fn what_is_removed_is_gone_and_can_be_stored_again() {
+    let (_folder, store) = store();
+    let (kept, removed) = (store.put(b"kept").unwrap(), store.put(b"removed").unwrap());
+    assert!(store.remove(&removed).unwrap());
+    assert!(!store.remove(&removed).unwrap(), "nothing is there any more");
+    assert_eq!(store.list().unwrap(), [kept]);
+    assert!(matches!(store.get(&removed), Err(Error::Missing { .. })));
+    assert_eq!(store.put(b"removed").unwrap(), removed);
+    assert_eq!(store.get(&removed).unwrap(), b"removed");
+}

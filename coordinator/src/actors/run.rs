@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoints::{self, Superseded};
 use super::{Shared, commit};
 use crate::aggregate;
 use crate::error::in_words;
@@ -98,6 +99,9 @@ pub(crate) struct RunActor {
     mailbox: mpsc::Receiver<Message>,
     aggregates: JoinSet<Event>,
     computing: BTreeSet<Aggregate>,
+    superseded: Superseded,
+    /// Removals of old checkpoints under way.
+    removals: JoinSet<()>,
     /// What aggregates came to and the store did not take, in a row.
     n_untaken: u32,
     /// None is computed before this: its outcome could not be written down.
@@ -125,6 +129,8 @@ impl RunActor {
             mailbox,
             aggregates,
             computing,
+            superseded: Superseded::default(),
+            removals: JoinSet::new(),
             n_untaken: 0,
             computes_after: Instant::now(),
             stop,
@@ -153,10 +159,14 @@ impl RunActor {
                 _ = ticks.tick(), if !self.run.has_ended() => {
                     // An unwritten tick is made up for by the next.
                     let _ = self.take(Event::Tick).await;
+                    self.remove_superseded();
                 }
+                Some(_) = self.removals.join_next() => {}
             }
         }
         self.aggregates.shutdown().await;
+        self.remove_superseded();
+        while self.removals.join_next().await.is_some() {}
     }
 
     async fn answer(&mut self, message: Message) {
@@ -276,7 +286,16 @@ impl RunActor {
         }
     }
 
+    fn remove_superseded(&mut self) {
+        let due = self.superseded.due(&self.run);
+        if !due.is_empty() {
+            let (shared, run) = (Arc::clone(&self.shared), self.run.id.clone());
+            self.removals.spawn(checkpoints::remove(shared, run, due));
+        }
+    }
+
     fn publish(&mut self, run: Run) {
+        self.superseded.note(&self.run, &run);
         self.run = Arc::new(run);
         self.snapshots.send_replace(Arc::clone(&self.run));
     }

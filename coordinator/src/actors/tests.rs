@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamaduo_artifacts::Directory;
+use llamaduo_proto::Digest;
 use llamaduo_proto::event::RunEvent;
 use llamaduo_proto::ids::{Incarnation, RequestId, RunId, TaskId, WorkerId};
 use llamaduo_proto::run::{Budget, RunStatus, Subject};
@@ -367,4 +368,60 @@ async fn a_store_that_fails_now_and_then_neither_loses_nor_repeats_anything() {
             .count();
         assert_eq!(n_done, 1, "seed {seed}: done once");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_goes_some_time_after_nothing_names_it_any_more() {
+    let store: Arc<dyn StateStore> = Arc::new(Memory::new());
+    let coordinator = Coordinator::start(store);
+    let (first, _) = coordinator
+        .runs
+        .submit(request("a"), single())
+        .await
+        .expect("accepted");
+    let mut w1 = coordinator.attach("w1", 1, vec![]).await;
+    let task = w1.assignment().await;
+    let (other, _) = coordinator
+        .runs
+        .submit(request("b"), single())
+        .await
+        .expect("accepted");
+    let mut w2 = coordinator.attach("w2", 1, vec![]).await;
+    let others = w2.assignment().await;
+    let artifacts = coordinator.runs.shared().artifacts.clone();
+    let put = |text: &str| artifacts.put(text.as_bytes()).expect("stored");
+    let [old, new, shared] = ["old", "new", "shared"].map(put);
+    let beat = async |name: &str, of: &Assignment, checkpoint: Digest| {
+        let event = Event::Heartbeat {
+            worker: WorkerId::new(name).expect("a valid id"),
+            running: vec![RunningAttempt {
+                attempt: of.attempt.clone(),
+                progress: None,
+                checkpoint: Some(checkpoint),
+            }],
+        };
+        let run = &of.attempt.run;
+        coordinator.runs.step(run, event).await.expect("never refused");
+    };
+    beat("w1", &task, shared).await;
+    beat("w1", &task, old).await;
+    for _ in 0..20 {
+        assert!(artifacts.contains(&shared).expect("looked up"), "kept");
+        beat("w1", &task, new).await;
+        beat("w2", &others, shared).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    let is_there = |digest| artifacts.contains(&digest).expect("looked up");
+    assert!(!is_there(old) && is_there(new) && is_there(shared));
+    // Done: nothing goes on from it any more.
+    for (of, run) in [(&task, &first), (&others, &other)] {
+        coordinator
+            .runs
+            .step(&run.id, completion(of, &of.spec))
+            .await
+            .expect("the lease is current");
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!is_there(new) && !is_there(shared));
+    coordinator.stop().await;
 }
