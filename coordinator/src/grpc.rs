@@ -21,7 +21,7 @@ use llamaduo_proto::wire::artifact_service_server::ArtifactServiceServer;
 use llamaduo_proto::wire::run_service_server::RunServiceServer;
 use llamaduo_proto::wire::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::interceptor::InterceptedService;
@@ -50,6 +50,8 @@ struct Services {
     scheduler: mpsc::Sender<scheduler::Message>,
     /// Joined before the server returns.
     tasks: TaskTracker,
+    /// Permits for uploads.
+    uploads: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -65,6 +67,7 @@ pub(crate) async fn serve(
         runs,
         scheduler,
         tasks: TaskTracker::new(),
+        uploads: Arc::new(Semaphore::new(artifacts::UPLOADS_MAX)),
         stop: stop.clone(),
     };
     let tasks = services.tasks.clone();

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::pin::Pin;
+use std::time::Duration;
 
 use llamaduo_proto::convert;
 use llamaduo_proto::wire;
@@ -19,6 +20,13 @@ use super::{Services, status};
 const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Chunks on their way: enough that neither disk nor network waits for the other.
 const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Longest artifact: what a worker takes, who holds it in memory.
+const ARTIFACT_BYTES_MAX: u64 = 4 << 30;
+/// A client that sends nothing for so long has gone; its connection may not know yet.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Uploads at once: each has a thread of its own and some chunks in memory. Further ones wait for their turn.
+pub(super) const UPLOADS_MAX: usize = 32;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -50,6 +58,10 @@ impl ArtifactService for Services {
         &self,
         request: Request<Streaming<wire::UploadArtifactRequest>>,
     ) -> Answer<wire::UploadArtifactResponse> {
+        let _slot = tokio::select! {
+            slot = self.uploads.acquire() => slot.map_err(|_| status::stopping())?,
+            () = self.stop.cancelled() => return Err(status::stopping()),
+        };
         let mut inbound = request.into_inner();
         let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let artifacts = self.runs.shared().artifacts.clone();
@@ -59,20 +71,25 @@ impl ArtifactService for Services {
         };
         let storing = self.tasks.spawn_blocking(move || artifacts.put_reader(chunks));
         let mut expected = None;
+        let mut n_bytes = 0_u64;
         loop {
-            let (chunk, is_last) = match inbound.message().await {
-                Ok(Some(message)) if message.chunk.len() > CHUNK_BYTES_MAX => {
-                    (Err("a chunk is larger than 1 MiB".to_owned()), true)
-                }
-                Ok(Some(message)) => {
+            let message = tokio::select! {
+                message = tokio::time::timeout(CHUNK_TIMEOUT, inbound.message()) => message,
+                () = self.stop.cancelled() => Ok(Err(status::stopping())),
+            };
+            let chunk = match message {
+                Ok(Ok(Some(message))) => {
                     if !message.expected_digest.is_empty() {
                         expected = Some(message.expected_digest);
                     }
-                    (Ok(message.chunk), false)
+                    n_bytes = n_bytes.saturating_add(message.chunk.len() as u64);
+                    bounded(message.chunk, n_bytes)
                 }
-                Ok(None) => break,
-                Err(status) => (Err(status.message().to_owned()), true),
+                Ok(Ok(None)) => break,
+                Ok(Err(status)) => Err(status.message().to_owned()),
+                Err(_) => Err(format!("no chunk came within {} s", CHUNK_TIMEOUT.as_secs())),
             };
+            let is_last = chunk.is_err();
             // Fails when storing failed, whose outcome says why.
             if sender.send(chunk).await.is_err() || is_last {
                 break;
@@ -136,6 +153,17 @@ impl ArtifactService for Services {
     }
 }
 
+/// A chunk, the last of `n_bytes` so far, or why it is not taken.
+fn bounded(chunk: Vec<u8>, n_bytes: u64) -> Result<Vec<u8>, String> {
+    if chunk.len() > CHUNK_BYTES_MAX {
+        Err("a chunk is larger than 1 MiB".to_owned())
+    } else if n_bytes > ARTIFACT_BYTES_MAX {
+        Err("the artifact is larger than 4 GiB".to_owned())
+    } else {
+        Ok(chunk)
+    }
+}
+
 /// Sends a file chunk by chunk until its end, an error, or until nobody listens.
 fn send_chunks(
     mut file: std::fs::File,
@@ -147,7 +175,7 @@ fn send_chunks(
         let message = match read {
             Ok(0) => return,
             Ok(_) => Ok(wire::DownloadArtifactResponse { chunk }),
-            Err(error) => Err(Status::unavailable(format!(
+            Err(error) => Err(status::try_again(format!(
                 "the artifact could not be read to its end: {error}"
             ))),
         };
@@ -155,5 +183,19 @@ fn send_chunks(
         if sender.blocking_send(message).is_err() || is_last {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_taken_until_the_artifact_is_too_long() {
+        assert_eq!(bounded(vec![1], ARTIFACT_BYTES_MAX), Ok(vec![1]));
+        let longer = bounded(vec![1], ARTIFACT_BYTES_MAX + 1).expect_err("too long");
+        assert!(longer.contains("4 GiB"), "{longer}");
+        let wider = bounded(vec![0; CHUNK_BYTES_MAX + 1], 1).expect_err("too large");
+        assert!(wider.contains("1 MiB"), "{wider}");
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn named(code: Code, reason: &str, message: impl Into<String>) -> Sta
     Status::with_error_details(code, message, details)
 }
 
-fn try_again(message: impl Into<String>) -> Status {
+pub(super) fn try_again(message: impl Into<String>) -> Status {
     let mut details = ErrorDetails::with_error_info("UNAVAILABLE", DOMAIN, HashMap::new());
     details.set_retry_info(Some(RETRY_DELAY));
     Status::with_error_details(Code::Unavailable, message, details)

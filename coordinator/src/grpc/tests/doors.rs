@@ -276,3 +276,28 @@ async fn artifacts_go_up_and_down_in_chunks() {
         (Code::NotFound, "ARTIFACT_MISSING")
     );
 }
+
+#[tokio::test]
+async fn an_upload_that_does_not_end_ends_with_the_coordinator() {
+    let mut cluster = Cluster::start().await;
+    let mut client = ArtifactServiceClient::new(cluster.channel.clone());
+    let (sender, chunks) = tokio::sync::mpsc::channel(1);
+    let upload = async move {
+        client
+            .upload_artifact(tokio_stream::wrappers::ReceiverStream::new(chunks))
+            .await
+    };
+    let feed = async {
+        // More than a connection takes before the other side reads: the upload is under way after it.
+        for _ in 0..16 {
+            let chunk = wire::UploadArtifactRequest {
+                chunk: vec![1; 1 << 20],
+                expected_digest: String::new(),
+            };
+            sender.send(chunk).await.expect("it is read");
+        }
+        cluster.shut_down().await;
+    };
+    let (refused, ()) = tokio::join!(upload, feed);
+    assert_eq!(reason(&refused.expect_err("it had no end")), "UPLOAD_BROKEN");
+}
