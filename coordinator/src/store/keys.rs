@@ -3,7 +3,7 @@
 //! ```text
 //! requests/<request>            the run that a client's request made
 //! submitted/<~ms>-<run>         empty; in key order, newest first (~ms = u64::MAX - milliseconds since 1970)
-//! live/<run>                    empty; runs on which work remains: all that a starting coordinator reads
+//! live/<run>                    empty; runs on which work remains: those that a starting coordinator takes up
 //! runs/<run>/spec               what was submitted, as amended by a resume
 //! runs/<run>/head               status, cycle, number of events; compared by every commit of the run
 //! runs/<run>/cycles/<cycle>     scores, gate decision, curation of a cycle
