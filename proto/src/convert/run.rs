@@ -16,6 +16,8 @@ pub(super) const RUN_NAME_CHARS_MAX: usize = 80;
 pub(super) const CYCLES_MAX: u32 = 1_000;
 /// Most tasks of one stage of a cycle: what one scan of the state store reads in a second.
 const TASKS_PER_STAGE_MAX: u32 = 10_000;
+/// Calls of one cycle's synthesis: their numbers are 20 bits of the seed that tells calls apart.
+pub(super) const SYNTHESIS_CALLS_MAX: u32 = 1 << 20;
 /// Calls in flight when no number is named: polite to any vendor's lowest tier.
 const CONCURRENCY: u32 = 4;
 /// A call's time limit when none is named, milliseconds: what the vendors' own clients use.
@@ -51,7 +53,7 @@ impl TryFrom<wire::RunSpec> for RunSpec {
     }
 }
 
-/// A slip in a size must not fill the state store with tasks.
+/// A slip in a size must neither fill the state store with tasks nor ask for more calls than can be told apart.
 fn check_task_counts(spec: &RunSpec) -> Result<()> {
     let n_infer_tasks = spec.coverage.n_test.div_ceil(spec.infer.prompts_per_task.max(1));
     up_to(
@@ -63,6 +65,11 @@ fn check_task_counts(spec: &RunSpec) -> Result<()> {
         .synthesis
         .samples_per_cycle
         .div_ceil(spec.synthesis.pairs_per_call.max(1));
+    up_to(
+        "synthesis.samples_per_cycle (calls of a cycle)",
+        n_calls,
+        SYNTHESIS_CALLS_MAX,
+    )?;
     let n_synthesize_tasks = n_calls.div_ceil(spec.synthesis.calls_per_task.max(1));
     up_to(
         "synthesis.calls_per_task (tasks of the stage)",

@@ -1,5 +1,6 @@
 //! `task.proto`: tasks, results, failures, progress.
 
+use super::run::SYNTHESIS_CALLS_MAX;
 use super::{
     InvalidMessage, Result, TOPIC_CHARS_MAX, at_least_1, digest, digest_text, digests, enumeration, id,
     nested, number, optional_digest, optional_text, required, same_variants, text_for_people,
@@ -209,12 +210,10 @@ impl TryFrom<wire::SynthesizeTask> for SynthesizeTask {
     type Error = InvalidMessage;
     fn try_from(wire: wire::SynthesizeTask) -> Result<Self> {
         let n_calls = at_least_1("n_calls", wire.n_calls)?;
-        if wire.first_call.checked_add(n_calls).is_none() {
-            return Err(InvalidMessage::new(
-                "first_call",
-                "a call's number",
-                wire.first_call,
-            ));
+        let n_calls_before_next = wire.first_call.checked_add(n_calls);
+        if n_calls_before_next.is_none_or(|n| n > SYNTHESIS_CALLS_MAX) {
+            let expected = format!("with n_calls at most {SYNTHESIS_CALLS_MAX}");
+            return Err(InvalidMessage::new("first_call", &expected, wire.first_call));
         }
         Ok(Self {
             cycle: Cycle(wire.cycle),

@@ -184,6 +184,12 @@ fn a_stage_with_too_many_tasks_is_refused() {
         m.infer.as_mut().unwrap().prompts_per_task = 1;
     });
     assert!(field.starts_with("infer.prompts_per_task"), "{field}");
+    let field = refused(|m| {
+        let synthesis = m.synthesis.as_mut().unwrap();
+        (synthesis.samples_per_cycle, synthesis.pairs_per_call) = ((1 << 20) + 1, 1);
+        synthesis.calls_per_task = 1_000;
+    });
+    assert!(field.starts_with("synthesis.samples_per_cycle"), "{field}");
 }
 
 #[test]

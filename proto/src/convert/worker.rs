@@ -13,7 +13,7 @@ use crate::session::{
 };
 use crate::wire;
 
-/// Most slots of a lane: what fits into one heartbeat's list.
+/// Most slots of a lane. Both lanes together must fit into one heartbeat's list, which a worker sees to.
 const SLOTS_MAX: u32 = 1_000;
 /// Most halvings of a batch: a u32 holds no more.
 const BATCH_HALVINGS_MAX: u32 = 32;
