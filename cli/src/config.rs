@@ -9,10 +9,13 @@ pub(crate) mod sections;
 pub(crate) mod service;
 pub(crate) mod settings;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+#[cfg(test)]
+pub(crate) use keys::all as known_keys;
 pub(crate) use sections::Config;
 
 /// What can be wrong with a configuration.
@@ -51,14 +54,14 @@ pub(crate) enum Error {
     /// A value out of range.
     #[error("`{key}` is {found}; expected {expected}")]
     Value {
-        key: &'static str,
+        key: Cow<'static, str>,
         found: String,
         expected: &'static str,
     },
     /// A key that has no default.
     #[error("`{key}` is missing; set it to {expected}")]
     Missing {
-        key: &'static str,
+        key: Cow<'static, str>,
         expected: &'static str,
     },
     /// A prompt template that cannot be read.

@@ -60,6 +60,38 @@ pub(crate) fn open(path: &Path, quant: Quant) -> Result<LocalModel> {
     )?)
 }
 
+/// Finds the model, fetching it if it must, and refuses a test prompt that does not fit into it.
+pub(crate) async fn check_fit(
+    reference: &str,
+    test: &[Sample],
+    max_tokens: u32,
+    output: &Output,
+) -> Result<()> {
+    let path = find(reference, &CancellationToken::new(), output).await?;
+    let test = test.to_vec();
+    let check = tokio::task::spawn_blocking(move || check_prompts(&path, &test, max_tokens));
+    check.await.map_err(|error| Error::Stopped {
+        what: error.to_string(),
+    })?
+}
+
+/// The same where workers elsewhere will use the model: nothing is fetched for the check alone.
+pub(crate) async fn check_fit_if_here(
+    reference: &str,
+    test: &[Sample],
+    max_tokens: u32,
+    output: &Output,
+) -> Result<()> {
+    if Path::new(reference).exists() {
+        return check_fit(reference, test, max_tokens, output).await;
+    }
+    output.line(&format!(
+        "note: {reference} is no path on this machine, so it is left to the workers to find out whether every test prompt \
+         fits into its context"
+    ));
+    Ok(())
+}
+
 /// Refuses a test prompt that leaves no room for `max_tokens` in the model's context, before anything is spent on it.
 pub(crate) fn check_prompts(path: &Path, test: &[Sample], max_tokens: u32) -> Result<()> {
     let files = ModelFiles::open(path)?;

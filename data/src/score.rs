@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use interval::Interval;
+pub use interval::{Interval, prompts_needed};
 
 use crate::verdict::Verdict;
 

@@ -17,7 +17,7 @@ use super::submit;
 use crate::args::Run;
 use crate::client::Client;
 use crate::cluster::with_cluster;
-use crate::config::plan::Plan;
+use crate::config::{self, plan::Plan};
 use crate::directory::{EventLog, RunDirectory, RunRecord};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
@@ -30,7 +30,11 @@ const OVERALL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `run`.
 pub(super) async fn run(arguments: &Run, output: &Output) -> Result<Exit> {
-    let plan = submit::plan(&arguments.config, output)?;
+    let mut plan = submit::plan(&arguments.config, output)?;
+    let directory = config::directory_of(&arguments.config.config);
+    for llm in [&mut plan.spec.service_llm, &mut plan.spec.judge_llm] {
+        config::service::key_beside_config(llm, directory);
+    }
     if arguments.resume && RunDirectory::existing(&arguments.out).record()?.is_none() {
         let out = arguments.out.display();
         return Err(Error::Usage(format!(
@@ -55,7 +59,8 @@ pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<E
             run: None,
         },
     };
-    preflight(&plan, output).await?;
+    let reference = &plan.spec.local_model.reference;
+    model::check_fit(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
     directory.set_record(&record)?;
     let details = with_cluster(&directory.state(), output, async |client| {
         client.upload(&plan.uploads).await?;
@@ -80,17 +85,6 @@ fn request_id(spec: &RunSpec) -> Result<RequestId> {
     })?;
     let digest = llamaduo_proto::Digest::of(&json).to_string();
     RequestId::new(&format!("run-{digest}")).map_err(|error| Error::Usage(error.to_string()))
-}
-
-/// Finds what would fail later while nothing is spent yet.
-async fn preflight(plan: &Plan, output: &Output) -> Result<()> {
-    let stopped = tokio_util::sync::CancellationToken::new();
-    let path = model::find(&plan.spec.local_model.reference, &stopped, output).await?;
-    let (test, max_tokens) = (plan.split.test.clone(), plan.spec.infer.tokens_max);
-    let check = tokio::task::spawn_blocking(move || model::check_prompts(&path, &test, max_tokens));
-    check.await.map_err(|error| Error::Stopped {
-        what: error.to_string(),
-    })?
 }
 
 /// Limits, the way to the service LLMs and what the report only compares with may change between two commands;

@@ -9,6 +9,7 @@ use crate::client::Client;
 use crate::config::{self, plan::Plan};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::model;
 use crate::output::Output;
 
 #[derive(Serialize)]
@@ -20,6 +21,8 @@ struct Submitted {
 /// `submit`.
 pub(super) async fn submit(arguments: &Submit, output: &Output) -> Result<Exit> {
     let plan = plan(&arguments.config, output)?;
+    let reference = &plan.spec.local_model.reference;
+    model::check_fit_if_here(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
     let request = match &arguments.request_id {
         Some(id) => RequestId::new(id).map_err(|error| Error::Usage(error.to_string()))?,
         None => new_request("submit")?,

@@ -18,6 +18,12 @@ pub(crate) fn check(origin: &str, table: &toml::Table) -> Result<(), Error> {
     check_table(origin, &known, "", table)
 }
 
+/// The dotted path of every section and key.
+#[cfg(test)]
+pub(crate) fn all() -> Vec<String> {
+    Known::new().0.into_iter().map(|(path, _)| path).collect()
+}
+
 fn check_table(origin: &str, known: &Known, path: &str, table: &toml::Table) -> Result<(), Error> {
     for (key, value) in table {
         let full = if path.is_empty() {

@@ -6,10 +6,13 @@ use std::path::Path;
 
 use llamaduo_data::Sample;
 use llamaduo_data::import::{Imported, import_file};
+use llamaduo_data::score::prompts_needed;
 use llamaduo_data::split::{Split, TestSize, split};
 use llamaduo_prompts::{Prompt, PromptName};
 use llamaduo_proto::Digest;
-use llamaduo_proto::run::{CoverageDataset, JudgeSettings, LocalModelSpec, RunSpec, SynthesisSettings};
+use llamaduo_proto::run::{
+    CoverageDataset, GateRule, JudgeSettings, LocalModelSpec, RunSpec, SynthesisSettings,
+};
 
 use super::sections::{self, DataSection, SynthesisSection};
 use super::service::{judge_llm, service_llm};
@@ -78,7 +81,8 @@ pub(crate) fn plan(config: &Config, directory: &Path) -> Result<Plan, Error> {
     let mut uploads = Vec::new();
     let judge = judge_settings(config, directory, &mut uploads)?;
     let synthesis = synthesis_settings(config, directory, &mut uploads)?;
-    let (split, notes) = coverage_split(&config.data, directory)?;
+    let (split, mut notes) = coverage_split(&config.data, directory)?;
+    notes.extend(enough_prompts(&gate.rule, split.test.len())?);
     let coverage = coverage(&split, &mut uploads)?;
     let spec = RunSpec {
         name: name.clone(),
@@ -108,7 +112,7 @@ pub(crate) fn plan(config: &Config, directory: &Path) -> Result<Plan, Error> {
 /// Imports and splits the coverage file; the notes say what was left out.
 pub(crate) fn coverage_split(section: &DataSection, directory: &Path) -> Result<(Split, Vec<String>), Error> {
     let file = section.coverage.as_ref().ok_or(Error::Missing {
-        key: "data.coverage",
+        key: "data.coverage".into(),
         expected: "a JSONL file of {\"messages\": [...]} rows; `llamaduo init` writes a sample",
     })?;
     let size = match (section.test_count, section.test_ratio) {
@@ -120,7 +124,7 @@ pub(crate) fn coverage_split(section: &DataSection, directory: &Path) -> Result<
         (Some(_), Some(_)) => {
             let found = "set together with data.test_count".to_owned();
             return Err(Error::Value {
-                key: "data.test_ratio",
+                key: "data.test_ratio".into(),
                 found,
                 expected: "only one of the two",
             });
@@ -143,6 +147,31 @@ pub(crate) fn coverage_split(section: &DataSection, directory: &Path) -> Result<
         split.test.len()
     ));
     Ok((split, notes))
+}
+
+/// Test prompts below which an interval says little.
+const TEST_PROMPTS_MIN: usize = 20;
+
+/// Refuses a test split with which the gate can never be passed; a note where it hardly can.
+fn enough_prompts(rule: &GateRule, n_test: usize) -> Result<Option<String>, Error> {
+    let GateRule::Relative { ratio_min } = *rule else {
+        return Ok(None);
+    };
+    let key = "data.test_count";
+    let expected =
+        "at least 2 prompts in the test split, since gate.rule = \"relative\" needs an interval over them";
+    ensure(n_test >= 2, key, n_test, expected)?;
+    let needed = prompts_needed(ratio_min).and_then(|needed| usize::try_from(needed).ok());
+    Ok(match needed {
+        Some(needed) if n_test < needed => Some(format!(
+            "note: {n_test} test prompts are too few for gate.ratio_min = {ratio_min}: where service LLM and local model \
+             cover all of them, the lower bound stays below it; give at least {needed}"
+        )),
+        _ if n_test < TEST_PROMPTS_MIN => Some(format!(
+            "note: {n_test} test prompts give wide intervals; some {TEST_PROMPTS_MIN} are the least that say much"
+        )),
+        _ => None,
+    })
 }
 
 fn coverage(split: &Split, uploads: &mut Vec<Upload>) -> Result<CoverageDataset, Error> {

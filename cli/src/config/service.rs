@@ -2,6 +2,9 @@
 //!
 //! Invariant: a key is only ever named, and never goes to a host it was not named for.
 
+use std::borrow::Cow;
+use std::path::Path;
+
 use llamaduo_data::price::PriceBook;
 use llamaduo_proto::run::{ApiKeySource, ServiceLlmSpec, Vendor};
 
@@ -11,17 +14,59 @@ use super::{Config, Error};
 
 /// The teacher.
 pub(crate) fn service_llm(config: &Config) -> Result<ServiceLlmSpec, Error> {
-    spec(&config.service, &config.budget)
+    spec(&config.service, &config.budget, Names(None))
 }
 
 /// The judge: `[judge]` over `[service]`.
 pub(crate) fn judge_llm(config: &Config) -> Result<ServiceLlmSpec, Error> {
-    spec(&inherit(&config.judge, &config.service), &config.budget)
+    let section = inherit(&config.judge, &config.service);
+    spec(&section, &config.budget, Names(Some(config)))
+}
+
+/// Has a key's file looked for beside the config, as every other path is, where the worker is this process.
+pub(crate) fn key_beside_config(spec: &mut ServiceLlmSpec, directory: &Path) {
+    if let ApiKeySource::File(path) = &mut spec.api_key
+        && let Ok(absolute) = std::path::absolute(directory.join(&*path))
+    {
+        *path = absolute.display().to_string();
+    }
+}
+
+/// The names of keys in errors: as the user wrote them, be it in `[service]` or in the `[judge]` of this config.
+#[derive(Clone, Copy)]
+struct Names<'a>(Option<&'a Config>);
+
+impl Names<'_> {
+    /// `judge.LEAF` where the judge has its own, else `service.LEAF`.
+    fn key(self, leaf: &str) -> Cow<'static, str> {
+        let set = |judge: &JudgeSection| {
+            // A struct of plain fields always serializes.
+            let fields = serde_json::to_value(judge).unwrap_or_default();
+            fields.get(leaf).is_some_and(|value| !value.is_null())
+        };
+        let section = match self.0 {
+            Some(config) if set(&config.judge) => "judge",
+            _ => "service",
+        };
+        format!("{section}.{leaf}").into()
+    }
+
+    /// Where the price of the model belongs: a judge of its own inherits none.
+    fn price_section(self) -> &'static str {
+        match self.0 {
+            Some(config) if !same_model(&config.judge, &config.service) => "judge",
+            _ => "service",
+        }
+    }
+}
+
+fn same_model(judge: &JudgeSection, service: &ServiceSection) -> bool {
+    judge.model.is_none() || judge.model == service.model
 }
 
 /// What `[judge]` leaves open is as in `[service]`, except that a price belongs to its model and a key to its host.
 fn inherit(judge: &JudgeSection, service: &ServiceSection) -> ServiceSection {
-    let same_model = judge.model.is_none() || judge.model == service.model;
+    let same_model = same_model(judge, service);
     let same_host = judge.base_url.is_none() || judge.base_url == service.base_url;
     let own_key = judge.api_key_env.is_some() || judge.api_key_file.is_some();
     let inherit_key = same_host && !own_key;
@@ -46,24 +91,24 @@ fn inherit(judge: &JudgeSection, service: &ServiceSection) -> ServiceSection {
     }
 }
 
-fn spec(section: &ServiceSection, budget: &BudgetSection) -> Result<ServiceLlmSpec, Error> {
+fn spec(section: &ServiceSection, budget: &BudgetSection, names: Names<'_>) -> Result<ServiceLlmSpec, Error> {
     let model = section
         .model
         .clone()
         .filter(|model| !model.is_empty())
         .ok_or(Error::Missing {
-            key: "service.model",
+            key: names.key("model"),
             expected: "the service LLM's name as its vendor spells it, for example \"gpt-5.4-mini\"",
         })?;
     ensure(
         section.max_tokens >= 1,
-        "service.max_tokens",
+        names.key("max_tokens"),
         section.max_tokens,
         "at least 1",
     )?;
     ensure(
         section.concurrency >= 1,
-        "service.concurrency",
+        names.key("concurrency"),
         section.concurrency,
         "at least 1",
     )?;
@@ -71,14 +116,14 @@ fn spec(section: &ServiceSection, budget: &BudgetSection) -> Result<ServiceLlmSp
     let seconds = section.timeout_seconds;
     ensure(
         (1..=3600).contains(&seconds),
-        "service.timeout_seconds",
+        names.key("timeout_seconds"),
         seconds,
         "1 to 3600",
     )?;
     if let Some(temperature) = section.temperature {
         ensure(
             (0.0..=2.0).contains(&temperature),
-            "service.temperature",
+            names.key("temperature"),
             temperature,
             "0 to 2",
         )?;
@@ -86,18 +131,18 @@ fn spec(section: &ServiceSection, budget: &BudgetSection) -> Result<ServiceLlmSp
     if let Some(requests) = section.requests_per_minute {
         ensure(
             requests >= 1,
-            "service.requests_per_minute",
+            names.key("requests_per_minute"),
             requests,
             "at least 1, or absent for no limit",
         )?;
     }
-    let api_key = api_key(section)?;
-    check_base_url(section.base_url.as_deref(), &api_key)?;
-    let usd_per_mtok = usd_per_mtok(section)?;
+    let api_key = api_key(section, names)?;
+    check_base_url(section.base_url.as_deref(), &api_key, names)?;
+    let usd_per_mtok = usd_per_mtok(section, names)?;
     if budget.max_usd.is_some() && usd_per_mtok.is_none() && !listed(&model) {
         return Err(Error::Missing {
-            key: "service.input_usd_per_mtok",
-            expected: "the model's price with service.output_usd_per_mtok, which budget.max_usd needs: the price book \
+            key: format!("{}.input_usd_per_mtok", names.price_section()).into(),
+            expected: "the model's price, with output_usd_per_mtok beside it, which budget.max_usd needs: the price book \
                        does not list this model (or limit calls with budget.max_calls)",
         });
     }
@@ -123,25 +168,25 @@ fn listed(model: &str) -> bool {
     PriceBook::builtin().is_ok_and(|book| book.price(model).is_some())
 }
 
-fn api_key(section: &ServiceSection) -> Result<ApiKeySource, Error> {
+fn api_key(section: &ServiceSection, names: Names<'_>) -> Result<ApiKeySource, Error> {
     match (&section.api_key_env, &section.api_key_file) {
         (None, None) => Ok(ApiKeySource::None),
         (Some(name), None) => Ok(ApiKeySource::Env(name.clone())),
         (None, Some(path)) => Ok(ApiKeySource::File(path.clone())),
         (Some(_), Some(_)) => Err(Error::Value {
-            key: "service.api_key_file",
-            found: "set together with service.api_key_env".to_owned(),
+            key: names.key("api_key_file"),
+            found: format!("set together with {}", names.key("api_key_env")),
             expected: "only one of the two",
         }),
     }
 }
 
 /// A key travels in clear over http, so it may only do so on this machine.
-fn check_base_url(base_url: Option<&str>, api_key: &ApiKeySource) -> Result<(), Error> {
+fn check_base_url(base_url: Option<&str>, api_key: &ApiKeySource, names: Names<'_>) -> Result<(), Error> {
     let Some(url) = base_url else { return Ok(()) };
     let value = |expected| Error::Value {
-        key: "service.base_url",
-        found: format!("`{url}`"),
+        key: names.key("base_url"),
+        found: format!("`{}`", without_password(url)),
         expected,
     };
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -169,17 +214,25 @@ fn check_base_url(base_url: Option<&str>, api_key: &ApiKeySource) -> Result<(), 
     }
 }
 
-fn usd_per_mtok(section: &ServiceSection) -> Result<Option<(f64, f64)>, Error> {
+/// `url` as it may be repeated: what stands before an `@` is a user's name and password.
+fn without_password(url: &str) -> String {
+    match url.rsplit_once('@') {
+        None => url.to_owned(),
+        Some((before, after)) => match before.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://…@{after}"),
+            None => format!("…@{after}"),
+        },
+    }
+}
+
+fn usd_per_mtok(section: &ServiceSection, names: Names<'_>) -> Result<Option<(f64, f64)>, Error> {
     let input = section.input_usd_per_mtok;
     let output = section.output_usd_per_mtok;
-    for (key, price) in [
-        ("service.input_usd_per_mtok", input),
-        ("service.output_usd_per_mtok", output),
-    ] {
+    for (leaf, price) in [("input_usd_per_mtok", input), ("output_usd_per_mtok", output)] {
         if let Some(price) = price {
             ensure(
                 (0.0..=100_000.0).contains(&price),
-                key,
+                names.key(leaf),
                 price,
                 "0 to 100000 dollars per million tokens",
             )?;
@@ -189,7 +242,11 @@ fn usd_per_mtok(section: &ServiceSection) -> Result<Option<(f64, f64)>, Error> {
         (None, None) => Ok(None),
         (Some(input), Some(output)) => Ok(Some((input, output))),
         _ => Err(Error::Missing {
-            key: "service.input_usd_per_mtok and service.output_usd_per_mtok",
+            key: format!(
+                "{0}.input_usd_per_mtok and {0}.output_usd_per_mtok",
+                names.price_section()
+            )
+            .into(),
             expected: "both prices, or neither",
         }),
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: every number is in its range afterwards, and an error names the key as the user writes it.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use llamaduo_proto::run::{
@@ -15,7 +16,7 @@ use super::sections::{self, BudgetSection, CurationSection, GateSection, InferSe
 /// Refuses the value of `key` unless `ok`.
 pub(super) fn ensure(
     ok: bool,
-    key: &'static str,
+    key: impl Into<Cow<'static, str>>,
     found: impl Display,
     expected: &'static str,
 ) -> Result<(), Error> {
@@ -23,7 +24,7 @@ pub(super) fn ensure(
         Ok(())
     } else {
         Err(Error::Value {
-            key,
+            key: key.into(),
             found: found.to_string(),
             expected,
         })
@@ -177,7 +178,7 @@ pub(crate) fn infer_settings(section: &InferSection) -> Result<InferSettings, Er
 }
 
 /// `[synthesis.curation]`.
-pub(super) fn curation_settings(section: &CurationSection) -> Result<CurationSettings, Error> {
+pub(crate) fn curation_settings(section: &CurationSection) -> Result<CurationSettings, Error> {
     let s = section;
     let share = "above 0, at most 1";
     let jaccard = s.near_duplicate_jaccard;
@@ -192,7 +193,7 @@ pub(super) fn curation_settings(section: &CurationSection) -> Result<CurationSet
         novelty > 0.0 && novelty <= 2.0,
         "synthesis.curation.novelty_rouge_l",
         novelty,
-        "above 0; above 1 is off",
+        "above 0, at most 2; above 1 is off",
     )?;
     let contamination = s.contamination_rouge_l;
     ensure(

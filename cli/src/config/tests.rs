@@ -162,8 +162,14 @@ fn a_plan_splits_and_names_its_artifacts() {
 #[test]
 fn what_would_fail_later_fails_before_anything_is_spent() {
     let directory = coverage(10);
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["data.test_count=0"], "coverage dataset"),
+        (
+            &["data.test_count=1"],
+            "`data.test_count` is 1; expected at least 2",
+        ),
+        (&["gate.coverage_min=2"], "`gate.coverage_min`"),
+        (&["synthesis.curation.novelty_rouge_l=3"], "at most 2"),
         (&["data.coverage=missing.jsonl"], "coverage dataset"),
         (&["data.test_count=3", "data.test_ratio=0.5"], "data.test_ratio"),
         (&["service.model="], "`service.model` is missing"),
@@ -237,4 +243,81 @@ fn a_key_goes_in_clear_only_to_this_machine() {
             "{url} with key {key}"
         );
     }
+}
+
+#[test]
+fn too_few_test_prompts_for_the_gate_are_said() {
+    let directory = coverage(60);
+    let notes = |more: &[&str]| planned(directory.path(), more).unwrap().notes.join("\n");
+    assert!(
+        notes(&["data.test_count=10"]).contains("at least 35"),
+        "{}",
+        notes(&["data.test_count=10"])
+    );
+    assert!(!notes(&["data.test_count=35"]).contains("note:"));
+    let lower = ["data.test_count=10", "gate.ratio_min=0.5"];
+    assert!(notes(&lower).contains("wide intervals"));
+    planned(directory.path(), &["data.test_count=1", "gate.rule=absolute"]).unwrap();
+}
+
+#[test]
+fn errors_name_the_section_that_the_value_is_in() {
+    let directory = coverage(10);
+    for (more, expected) in [
+        (&["judge.max_tokens=0"][..], "`judge.max_tokens`"),
+        (&["service.max_tokens=0"], "`service.max_tokens`"),
+        (&["judge.base_url=ftp://x"], "`judge.base_url`"),
+        (
+            &["judge.api_key_env=A", "judge.api_key_file=b"],
+            "set together with judge.api_key_env",
+        ),
+        (
+            &[
+                "budget.max_usd=1",
+                "service.input_usd_per_mtok=1",
+                "service.output_usd_per_mtok=1",
+                "judge.model=n",
+            ],
+            "`judge.input_usd_per_mtok`",
+        ),
+    ] {
+        let message = planned(directory.path(), more).unwrap_err().to_string();
+        assert!(message.contains(expected), "{more:?} gave {message:?}");
+    }
+}
+
+#[test]
+fn a_password_in_an_address_is_not_repeated() {
+    let directory = coverage(10);
+    for url in [
+        "https://user:canary@api.example.com/v1",
+        "ftp://user:ca@nary@x",
+        "user:canary@x",
+    ] {
+        let message = planned(directory.path(), &[&format!("service.base_url={url}")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("service.base_url") && !message.contains("nary"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_key_file_lies_beside_the_config() {
+    let directory = coverage(10);
+    let mut spec = planned(directory.path(), &["service.api_key_file=keys/key"])
+        .unwrap()
+        .spec
+        .service_llm;
+    service::key_beside_config(&mut spec, directory.path());
+    let expected = directory.path().join("keys/key").display().to_string();
+    assert_eq!(spec.api_key, ApiKeySource::File(expected.clone()));
+    service::key_beside_config(&mut spec, Path::new("elsewhere"));
+    assert_eq!(
+        spec.api_key,
+        ApiKeySource::File(expected),
+        "an absolute path stays"
+    );
 }

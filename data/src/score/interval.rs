@@ -100,6 +100,13 @@ pub(super) fn share_interval(clusters: &[Cluster]) -> Option<Interval> {
     Some(wilson(share, effective))
 }
 
+/// How many prompts it takes until a coverage of all of them, of both models, bounds their ratio at `floor`; none do
+/// where that is 1 or more.
+pub fn prompts_needed(floor: f64) -> Option<u64> {
+    // Wilson's lower end of n of n is 1 / (1 + z²/n).
+    (floor < 1.0).then(|| (Z * Z * floor / (1.0 - floor)).ceil() as u64)
+}
+
 fn wilson(share: f64, n: f64) -> Interval {
     let z2n = Z * Z / n;
     let centre = (share + z2n / 2.0) / (1.0 + z2n);

@@ -4,7 +4,7 @@ use super::*;
 
 fn spec(more: &[&str]) -> RunSpec {
     let directory = tempfile::tempdir().unwrap();
-    let rows: String = (0..5)
+    let rows: String = (0..10)
         .map(|i| {
             format!(
                 "{{\"messages\":[{{\"role\":\"user\",\"content\":\"question {i}\"}},\

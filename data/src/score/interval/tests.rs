@@ -108,6 +108,20 @@ fn a_ratio_of_full_coverages_is_as_sure_as_its_prompts_are_many() {
 }
 
 #[test]
+fn the_prompts_that_full_coverage_needs_are_just_enough() {
+    let full = cluster(&[1.0]);
+    for floor in [0.5, 0.8, 0.9, 0.95] {
+        let needed = prompts_needed(floor).unwrap() as usize;
+        let low = |n: usize| share_ratio(&vec![(full, full); n]).1.unwrap().low;
+        assert!(
+            low(needed) >= floor && low(needed - 1) < floor,
+            "{floor}: {needed}"
+        );
+    }
+    assert_eq!(prompts_needed(1.0), None);
+}
+
+#[test]
 fn where_the_service_covers_all_the_ratio_is_bounded_as_the_share_is_shown() {
     let (covered, missed) = (cluster(&[1.0]), cluster(&[0.0]));
     let mut pairs = vec![(covered, covered); 88];
