@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use llamaduo_data::report::{CycleReport, Report, SubjectReport};
+use llamaduo_data::report::{CycleReport, Report, SubjectReport, Who};
 use llamaduo_data::score::MetricScore;
 use serde_json::Value;
 
@@ -19,19 +19,14 @@ pub(crate) fn report_text(report: &Value, directory: &Path) -> String {
 }
 
 fn text(report: &Report, directory: &Path) -> String {
-    let service = if report.about.stand_in {
-        "service LLM (stand-in)"
-    } else {
-        "service LLM"
-    };
     let fixed = [
-        ("base, file values", &report.base_unquantized),
-        ("base, NF4", &report.base),
-        (service, &report.service),
+        (Who::BaseUnquantized, &report.base_unquantized),
+        (Who::Base, &report.base),
+        (Who::Service, &report.service),
     ];
     let mut lines: Vec<String> = fixed
         .iter()
-        .filter_map(|(name, subject)| Some(row(name, subject.as_ref()?, "")))
+        .filter_map(|(who, subject)| Some(row(&report.about.name_of(*who), subject.as_ref()?, "")))
         .collect();
     lines.extend(report.cycles.iter().filter_map(cycle_row));
     if !lines.is_empty() {
@@ -39,17 +34,20 @@ fn text(report: &Report, directory: &Path) -> String {
         lines.insert(
             0,
             format!(
-                "{:24}  {:>10}  {:>7}  {:>9}  {:>7}",
+                "{:28}  {:>10}  {:>7}  {:>9}  {:>7}",
                 "", head[0], head[1], head[2], head[3]
             ),
         );
         lines.push(String::new());
     }
     lines.push(format!("{}: {}", status(report), report.reason));
-    let cost = report
-        .cost
-        .usd
-        .map_or_else(|| "price unknown".to_owned(), |usd| format!("${usd:.4}"));
+    let cost = report.cost.usd.map_or_else(
+        || "price unknown".to_owned(),
+        |usd| match report.about.stand_ins() {
+            Some(_) => format!("${usd:.4} at a made-up price"),
+            None => format!("${usd:.4}"),
+        },
+    );
     lines.push(format!(
         "{} calls, {} tokens in, {} out, {cost}; {}",
         grouped(report.cost.calls),
@@ -57,9 +55,17 @@ fn text(report: &Report, directory: &Path) -> String {
         grouped(report.cost.output_tokens),
         seconds(report.about.seconds),
     ));
+    if report.cost.unknown_calls > 0 {
+        lines.push(format!(
+            "{} calls of unknown outcome may have been billed too",
+            grouped(report.cost.unknown_calls)
+        ));
+    }
     lines.push(format!("report: {}", directory.join("report.html").display()));
     if directory.join("adapter").is_dir() {
-        lines.push(format!("adapter: {}", directory.join("adapter").display()));
+        let cycle = report.about.adapter_cycle;
+        let of = cycle.map_or_else(String::new, |cycle| format!(" (of cycle {cycle})"));
+        lines.push(format!("adapter: {}{of}", directory.join("adapter").display()));
     }
     lines.join("\n")
 }
@@ -90,7 +96,7 @@ fn row(name: &str, subject: &SubjectReport, gate: &str) -> String {
     };
     let (similarity, precision) = (&subject.similarity, &subject.precision);
     let line = format!(
-        "{name:24}  {:>10}  {:>7}  {:>9}  {:>7}  {gate}",
+        "{name:28}  {:>10}  {:>7}  {:>9}  {:>7}  {gate}",
         mean(similarity),
         covered(similarity),
         mean(precision),

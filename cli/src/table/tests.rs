@@ -35,7 +35,7 @@ fn report() -> Value {
         "status": "passed",
         "reason": "both metrics reach 0.9",
         "about": {
-            "run": "r", "task": "t", "local_model": "m", "service_model": "s", "judge_model": "j", "stand_in": true,
+            "run": "r", "task": "t", "local_model": "m", "service_model": "s", "judge_model": "j", "stand_in": true, "judge_stand_in": true,
             "seed": 0, "train_samples": 40, "test_samples": 10, "responses_per_prompt": 1,
             "judgings_per_response": 2, "coverage_score": 70.0, "seconds": 412.0,
         },
@@ -43,7 +43,7 @@ fn report() -> Value {
         "base_unquantized": null,
         "service": subject(93.0, 1.0),
         "cycles": [first, second],
-        "cost": {"calls": 1234, "input_tokens": 56789, "output_tokens": 4321, "usd": 0.0123, "parts": []},
+        "cost": {"calls": 1234, "input_tokens": 56789, "output_tokens": 4321, "usd": 0.0123, "unknown_calls": 3, "parts": []},
         "examples": [],
     })
 }
@@ -51,14 +51,15 @@ fn report() -> Value {
 #[test]
 fn a_report_reads_like_this() {
     expect![[r#"
-                                  similarity  covered  precision  covered
-        base, NF4                       12.5      0 %       12.5      0 %
-        service LLM (stand-in)          93.0    100 %       93.0    100 %
-        tuned, cycle 1                  61.2     40 %       61.2     40 %  not passed
-        tuned, cycle 2                  61.2     40 %       61.2     40 %  passed
+                                      similarity  covered  precision  covered
+        base (NF4)                          12.5      0 %       12.5      0 %
+        service LLM (stand-in)              93.0    100 %       93.0    100 %
+        tuned, cycle 1                      61.2     40 %       61.2     40 %  not passed
+        tuned, cycle 2                      61.2     40 %       61.2     40 %  passed
 
         passed: both metrics reach 0.9
-        1,234 calls, 56,789 tokens in, 4,321 out, $0.0123; 6 min 52 s
+        1,234 calls, 56,789 tokens in, 4,321 out, $0.0123 at a made-up price; 6 min 52 s
+        3 calls of unknown outcome may have been billed too
         report: out/report.html"#]]
     .assert_eq(&report_text(&report(), Path::new("out")));
 }
@@ -72,7 +73,7 @@ fn what_is_unknown_is_called_unknown() {
     assert!(text.contains("price unknown"), "{text}");
     assert!(
         text.lines()
-            .any(|line| line.starts_with("base, NF4") && line.contains('-')),
+            .any(|line| line.starts_with("base (NF4)") && line.contains('-')),
         "{text}"
     );
 }
