@@ -291,7 +291,7 @@ pub(crate) struct Synth {
     pub(crate) config: ConfigArguments,
     #[command(flatten)]
     pub(crate) stage: StageArguments,
-    /// File for the raw samples.
+    /// File for the samples that curation keeps; what it drops goes beside it, with the reasons.
     #[arg(long, value_name = "JSONL", default_value = "samples.jsonl")]
     pub(crate) out: PathBuf,
 }

@@ -20,6 +20,7 @@ use crate::actors::Shared;
 use crate::error::in_words;
 use crate::machine::{Aggregate, Aggregated, Event, Run};
 
+pub use curate::config as curation_config;
 pub(crate) use inputs::check_coverage;
 
 /// Why an aggregate could not be computed.

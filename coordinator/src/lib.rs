@@ -12,5 +12,6 @@ mod server;
 pub mod store;
 
 pub use actors::commit::Error as RecordError;
+pub use aggregate::curation_config;
 pub use error::Error;
 pub use server::{HEARTBEAT, LEASE, Options, StateLocation, serve};

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use llamaduo_data::{Response, Sample};
+use llamaduo_data::curate::{CurationCounts, curate};
+use llamaduo_data::synthesis::Candidate;
+use llamaduo_data::{Response, Sample, jsonl};
 use llamaduo_proto::Digest;
 use llamaduo_proto::ids::{Cycle, RequestId, RunId};
 use llamaduo_proto::manifest::{Manifest, ManifestKind};
-use llamaduo_proto::run::{Budget, RunStatus, Subject};
+use llamaduo_proto::run::{Budget, RunStatus, ServiceLlmSpec};
 use llamaduo_proto::task::{
     Answerer, InferTask, JudgeTask, SynthesizeTask, TaskOutput, TaskResult, TaskSpec, TrainTask,
 };
@@ -22,13 +24,14 @@ use crate::args::{ConfigArguments, Infer, Judge, StageArguments, Synth, Train};
 use crate::client::Client;
 use crate::cluster::with_cluster;
 use crate::config::plan::{self, Upload};
-use crate::config::settings::{budget, infer_settings, train_settings};
+use crate::config::settings::{budget, curation_settings, infer_settings, train_settings};
 use crate::config::{self, Config, service};
 use crate::directory::materialize::write_manifest;
 use crate::directory::write_file;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::interrupt::Interrupts;
+use crate::model;
 use crate::output::Output;
 use crate::progress::words;
 
@@ -69,6 +72,14 @@ impl<'a> Inputs<'a> {
         digest
     }
 
+    /// The service LLM as the worker of this stage reaches it.
+    fn reached(&self, mut llm: ServiceLlmSpec, stage: &StageArguments) -> ServiceLlmSpec {
+        if stage.coordinator.is_none() {
+            service::key_beside_config(&mut llm, self.directory);
+        }
+        llm
+    }
+
     fn n_test(&self) -> u32 {
         // The import's bound on bytes keeps rows far below this.
         u32::try_from(self.test.1.len()).unwrap_or(u32::MAX)
@@ -80,8 +91,7 @@ pub(super) async fn train(arguments: &Train, output: &Output) -> Result<Exit> {
     let mut inputs = Inputs::load(&arguments.config, output)?;
     let mut data = vec![inputs.train.0];
     for path in &arguments.samples {
-        let imported = llamaduo_data::import::import_file(path)?;
-        data.push(inputs.upload("samples", plan::jsonl(&imported.samples)?));
+        data.push(inputs.upload("samples", plan::jsonl(&samples_in(path)?)?));
     }
     output.line(&format!(
         "training on {} pairs and {} further files",
@@ -105,15 +115,36 @@ pub(super) async fn train(arguments: &Train, output: &Output) -> Result<Exit> {
     .await
 }
 
+/// Samples as `synth` and a run write them, else rows as a coverage dataset has them.
+fn samples_in(path: &Path) -> Result<Vec<Sample>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let name = path.display().to_string();
+    match jsonl::read::<Sample>(&name, &text) {
+        Ok(samples) if !samples.is_empty() => Ok(samples),
+        _ => Ok(llamaduo_data::import::import_file(path)?.samples),
+    }
+}
+
 /// `infer`.
 pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
     let mut inputs = Inputs::load(&arguments.config, output)?;
     let local_model = plan::local_model(&inputs.config, inputs.directory)?;
+    let settings = infer_settings(&inputs.config.infer)?;
+    if !arguments.service {
+        let (reference, test, max_tokens) = (&local_model.reference, &inputs.test.1, settings.tokens_max);
+        match arguments.stage.coordinator {
+            None => model::check_fit(reference, test, max_tokens, output).await?,
+            Some(_) => model::check_fit_if_here(reference, test, max_tokens, output).await?,
+        }
+    }
     let (cycle, answerer) = match &arguments.adapter {
         _ if arguments.service => (
             Cycle(0),
             Answerer::Service {
-                service_llm: service::service_llm(&inputs.config)?,
+                service_llm: inputs.reached(service::service_llm(&inputs.config)?, &arguments.stage),
             },
         ),
         None => (Cycle(0), Answerer::Base { local_model }),
@@ -128,7 +159,7 @@ pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
         test: inputs.test.0,
         first_prompt: 0,
         n_prompts: inputs.n_test(),
-        settings: infer_settings(&inputs.config.infer)?,
+        settings,
         seed: inputs.config.run.seed,
     });
     Stage {
@@ -164,7 +195,7 @@ pub(super) async fn judge(arguments: &Judge, output: &Output) -> Result<Exit> {
         path: path.clone(),
         source,
     })?;
-    let responses: Vec<Response> = llamaduo_data::jsonl::read(&path.display().to_string(), &text)?;
+    let responses: Vec<Response> = jsonl::read(&path.display().to_string(), &text)?;
     let n_test = inputs.n_test();
     if let Some(foreign) = responses.iter().find(|response| response.prompt_index >= n_test) {
         return Err(Error::Usage(format!(
@@ -179,8 +210,8 @@ pub(super) async fn judge(arguments: &Judge, output: &Output) -> Result<Exit> {
     inputs.uploads = uploads;
     let spec = TaskSpec::Judge(JudgeTask {
         cycle: CYCLE,
-        subject: Subject::Adapter(CYCLE),
-        judge_llm: service::judge_llm(&inputs.config)?,
+        subject: None,
+        judge_llm: inputs.reached(service::judge_llm(&inputs.config)?, &arguments.stage),
         test: inputs.test.0,
         responses,
         settings,
@@ -202,7 +233,7 @@ pub(super) async fn synth(arguments: &Synth, output: &Output) -> Result<Exit> {
     inputs.uploads = uploads;
     let spec = TaskSpec::Synthesize(SynthesizeTask {
         cycle: CYCLE,
-        service_llm: service::service_llm(&inputs.config)?,
+        service_llm: inputs.reached(service::service_llm(&inputs.config)?, &arguments.stage),
         train: inputs.train.0,
         first_call: 0,
         n_calls: settings.samples_per_cycle.div_ceil(settings.pairs_per_call),
@@ -233,6 +264,8 @@ struct Outcome {
     reason: Option<String>,
     out: String,
     result: Option<TaskOutput>,
+    /// What became of synthesized pairs.
+    curation: Option<CurationCounts>,
 }
 
 impl Stage<'_> {
@@ -254,6 +287,9 @@ impl Stage<'_> {
                 }
             }
         };
+        if let Some(counts) = &outcome.curation {
+            output.line(&curation_words(counts, &dropped_beside(self.out)));
+        }
         output.result(&outcome, || match outcome.status {
             RunStatus::Passed => outcome.out.clone(),
             status => format!(
@@ -283,15 +319,17 @@ impl Stage<'_> {
             Some(task) => task.result,
             None => None,
         };
-        if let Some(result) = &result {
-            self.write(client, result).await?;
-        }
+        let curation = match &result {
+            Some(result) => self.write(client, result).await?,
+            None => None,
+        };
         Ok(Outcome {
             run_id: run,
             status: details.run.status,
             reason: details.run.reason,
             out: self.out.display().to_string(),
             result: result.map(|result| result.output),
+            curation,
         })
     }
 
@@ -300,15 +338,62 @@ impl Stage<'_> {
         RequestId::new(&format!("task-{digest}")).map_err(|error| Error::Usage(error.to_string()))
     }
 
-    async fn write(&self, client: &Client, result: &TaskResult) -> Result<()> {
+    /// Writes the result; of synthesized pairs what curation keeps, and beside it what it drops.
+    async fn write(&self, client: &Client, result: &TaskResult) -> Result<Option<CurationCounts>> {
         let digest = match &result.output {
-            TaskOutput::Train(_) => return write_manifest(client, result.manifest, self.out).await,
+            TaskOutput::Train(_) => {
+                write_manifest(client, result.manifest, self.out).await?;
+                return Ok(None);
+            }
             TaskOutput::Infer(infer) => infer.responses,
             TaskOutput::Judge(judge) => judge.verdicts,
-            TaskOutput::Synthesize(synthesize) => synthesize.samples,
+            TaskOutput::Synthesize(synthesize) => {
+                let bytes = client.download(synthesize.samples).await?;
+                return self.curate(synthesize.samples, &bytes).map(Some);
+            }
         };
-        write_file(self.out, &client.download(digest).await?)
+        write_file(self.out, &client.download(digest).await?)?;
+        Ok(None)
     }
+
+    /// Holds raw pairs against the train split and the test split, as a run does, so that `train --samples` may take
+    /// what is kept.
+    fn curate(&self, digest: Digest, raw: &[u8]) -> Result<CurationCounts> {
+        let text = std::str::from_utf8(raw).map_err(|error| Error::Artifact {
+            digest: digest.to_string(),
+            problem: error.to_string(),
+        })?;
+        let candidates: Vec<Candidate> = jsonl::read(&format!("artifact {digest}"), text)?;
+        let (train, test) = (&self.inputs.train.1, &self.inputs.test.1);
+        let settings = curation_settings(&self.inputs.config.synthesis.curation)?;
+        let config = llamaduo_coordinator::curation_config(&settings, train);
+        let curated = curate(candidates, train, test, &config);
+        write_file(self.out, &plan::jsonl(&curated.kept)?)?;
+        let dropped = jsonl::write(&curated.dropped)?;
+        write_file(&dropped_beside(self.out), dropped.as_bytes())?;
+        Ok(curated.counts)
+    }
+}
+
+/// Where pairs go that curation drops, each with its reason: `samples.jsonl` has `samples.dropped.jsonl` beside it.
+fn dropped_beside(out: &Path) -> PathBuf {
+    out.with_extension("dropped.jsonl")
+}
+
+fn curation_words(counts: &CurationCounts, dropped: &Path) -> String {
+    format!(
+        "{} of {} pairs kept; dropped: {} malformed, {} duplicates, {} near duplicates, {} not novel, {} against a rule, \
+         {} too close to a test prompt (each in {})",
+        counts.kept,
+        counts.raw,
+        counts.malformed,
+        counts.duplicates,
+        counts.near_duplicates,
+        counts.not_novel,
+        counts.filtered,
+        counts.contaminated,
+        dropped.display()
+    )
 }
 
 /// A task that ended short is gone on with, under the limits that hold now.
@@ -338,3 +423,6 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
         what: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,8 @@ fn counts(counts: &curate::CurationCounts) -> CurationCounts {
     }
 }
 
-pub(super) fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
+/// The knobs of curation from a run's settings; `existing` are the samples that new ones are to look like.
+pub fn config(settings: &CurationSettings, existing: &[Sample]) -> CurationConfig {
     let mut config = CurationConfig::default();
     let words = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     config.rules.instruction_words_min = words(settings.prompt_words_min);

@@ -35,7 +35,8 @@ pub(super) async fn run(
     let mut gradings = Vec::with_capacity(responses.len());
     for response in responses {
         let sample = tested(&test, &response)?;
-        let instruction = sample.instruction();
+        // With the standing instructions: an answer is right or wrong by them too.
+        let instruction = sample.prompt_text();
         let rendered = prompt.render_judge(JudgeInput {
             instruction: &instruction,
             human_response: sample.response(),
