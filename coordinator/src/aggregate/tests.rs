@@ -206,3 +206,13 @@ fn keys_that_all_train_responses_share_are_required_of_new_ones() {
         llamaduo_data::curate::rules::ResponseForm::JsonObject { required_keys, .. } if required_keys == ["priority"]
     ));
 }
+
+#[test]
+fn curation_has_one_set_of_defaults() {
+    use llamaduo_data::curate::CurationConfig;
+    let config = curate::config(&CurationSettings::default(), &[]);
+    let own = CurationConfig::default();
+    assert_eq!(config.contamination, own.contamination);
+    assert_eq!(config.novelty, own.novelty);
+    assert_eq!(config.near_duplicates, own.near_duplicates);
+}

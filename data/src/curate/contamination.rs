@@ -28,14 +28,14 @@ pub struct ContaminationConfig {
 }
 
 impl Default for ContaminationConfig {
-    /// 8-grams and half of the words as Tülu 3; ROUGE-L a little above the novelty threshold, because two honest
-    /// prompts of one task may share a template; 0.7 of the character 5-grams, because each typo costs five of them
-    /// and a short prompt has some thirty.
+    /// 10-grams, since prompts of one task share openings of eight words, and half of the words as Tülu 3; ROUGE-L below
+    /// the novelty threshold, because a leak costs more than a sample; 0.7 of the character 5-grams, because each typo
+    /// costs five of them and a short prompt has some thirty.
     fn default() -> Self {
         Self {
-            ngram_words: 8,
+            ngram_words: 10,
             ngram_share_min: 0.5,
-            rouge_l_min: 0.75,
+            rouge_l_min: 0.6,
             character_jaccard_min: 0.7,
         }
     }
@@ -114,8 +114,7 @@ impl Contamination {
         }
     }
 
-    /// The test prompt that `instruction` is closest to, if it is too close to one. Also for train samples: one
-    /// that is too close to a test prompt must not be shown to the service LLM as an example.
+    /// The test prompt that `instruction` is closest to, if it is too close to one.
     pub fn evidence(&mut self, instruction: &str) -> Option<Evidence> {
         let words = self.vocabulary.encode(instruction);
         let pattern = Pattern::new(&words);

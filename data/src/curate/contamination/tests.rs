@@ -31,7 +31,15 @@ fn a_copy_is_found_with_the_prompt_it_copies() {
 
 #[test]
 fn case_spacing_and_typos_hide_nothing() {
-    let found = evidence("where CAN i chnge the languageof the menu").unwrap();
+    // Alone, since words in the same order would give it away as well.
+    let config = ContaminationConfig {
+        rouge_l_min: 1.1,
+        ..ContaminationConfig::default()
+    };
+    let mut contamination = Contamination::new(&test_split(), config);
+    let found = contamination
+        .evidence("where CAN i chnge the languageof the menu")
+        .unwrap();
     assert_eq!(
         (found.measure, found.test),
         (Measure::CharacterJaccard, test_split()[0].id())
