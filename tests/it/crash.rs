@@ -163,7 +163,8 @@ fn watch<'a>(
             // While training goes on alone, new artifacts are its checkpoints.
             let store = files.path(".llamaduo/artifacts");
             let at_start = OnceCell::new();
-            let n_new = move || n_artifacts(&store) - *at_start.get_or_init(|| n_artifacts(&store));
+            let n_new =
+                move || n_artifacts(&store).saturating_sub(*at_start.get_or_init(|| n_artifacts(&store)));
             Box::new(move || begins() && n_new() >= *n)
         }
         Moment::Started => Box::new(begins),
