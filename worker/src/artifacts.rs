@@ -113,6 +113,16 @@ impl Artifacts {
         self.on_disk(move |directory| directory.put(&bytes)).await
     }
 
+    /// Removes this worker's own copy of bytes that it made and nobody asks it for any more. What is shared is the
+    /// coordinator's to remove.
+    pub(crate) async fn let_go(&self, digest: Digest) {
+        if self.remote.is_some()
+            && let Err(error) = self.on_disk(move |directory| directory.remove(&digest)).await
+        {
+            tracing::warn!(%digest, reason = error.message(), "an old copy stays");
+        }
+    }
+
     /// Sends bytes that were kept to the coordinator, unless it has them.
     pub(crate) async fn publish(&self, digest: Digest, stopped: &CancellationToken) -> Result<(), Error> {
         let Some(coordinator) = &self.remote else {

@@ -171,9 +171,13 @@ impl Error {
             Self::Coordinator { .. } | Self::Io { .. } | Self::Gone(_) => FailureKind::Retryable,
             Self::Artifact(error) if error.is_retryable() => FailureKind::Retryable,
             Self::Artifact(_) | Self::Content { .. } => FailureKind::CorruptInput,
-            Self::Model(error) if error.is_retryable() => FailureKind::Retryable,
+            // Files are there on one worker and not on another. A run on a single one gives up after a few seconds.
+            Self::Model(_) => FailureKind::Retryable,
+            Self::Engine(llamaduo_engine::Error::Read { .. } | llamaduo_engine::Error::NoModel { .. }) => {
+                FailureKind::Retryable
+            }
             Self::Service(failure) => match failure.class {
-                FailureClass::Transient => FailureKind::ServiceUnavailable,
+                FailureClass::Transient | FailureClass::Unequipped => FailureKind::ServiceUnavailable,
                 FailureClass::BadRequest => FailureKind::Permanent,
                 FailureClass::Refused => FailureKind::ServiceRefused,
             },
@@ -185,7 +189,6 @@ impl Error {
             | Self::RefusedByCoordinator { .. }
             | Self::Protocol(_)
             | Self::Task { .. }
-            | Self::Model(_)
             | Self::Engine(_)
             | Self::Data(_)
             | Self::Prompt(_)

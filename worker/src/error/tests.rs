@@ -45,3 +45,21 @@ fn a_refused_service_ends_the_run_and_a_damaged_artifact_is_named() {
     assert_eq!(missing.failure_kind(), FailureKind::CorruptInput);
     assert!(missing.message().contains(&Digest::of(b"x").to_string()));
 }
+
+#[test]
+fn what_one_worker_lacks_another_may_have() {
+    let absent = io::Error::from(io::ErrorKind::NotFound);
+    let unread = llamaduo_engine::Error::Read {
+        path: "model.safetensors".into(),
+        source: absent,
+    };
+    assert_eq!(Error::Engine(unread).failure_kind(), FailureKind::Retryable);
+    let missing = crate::models::Error::NotFound {
+        reference: "./nowhere.gguf".to_owned(),
+        tried: Vec::new(),
+        retryable: false,
+    };
+    assert_eq!(Error::Model(missing).failure_kind(), FailureKind::Retryable);
+    let keyless = Error::Service(CallFailure::unbilled(FailureClass::Unequipped, "no key"));
+    assert_eq!(keyless.failure_kind(), FailureKind::ServiceUnavailable);
+}

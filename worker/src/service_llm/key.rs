@@ -14,7 +14,8 @@ const KEY_BYTES_MAX: u64 = 16 * 1024;
 
 /// The key that `source` names, or nothing when none is to be sent. Errors name the source, never its content.
 pub(super) fn read(source: &ApiKeySource) -> Result<Option<Secret>, CallFailure> {
-    let refused = |message| CallFailure::unbilled(FailureClass::Refused, message);
+    // Keys are set up worker by worker, so another one may have what this one lacks.
+    let refused = |message| CallFailure::unbilled(FailureClass::Unequipped, message);
     match source {
         ApiKeySource::None => Ok(None),
         ApiKeySource::Env(name) => {

@@ -133,7 +133,13 @@ async fn finish(
         loss_last: loss(trained.log.last()),
         seconds,
     };
-    bench.result(attempt, &manifest, TaskOutput::Train(output)).await
+    let result = bench
+        .result(attempt, &manifest, TaskOutput::Train(output))
+        .await?;
+    if let Some(last) = attempt.checkpoint() {
+        bench.artifacts.let_go(last).await;
+    }
+    Ok(result)
 }
 
 /// The checkpoint that an assignment names. One that is gone or damaged costs the steps, not the run.
@@ -152,6 +158,8 @@ async fn resume_from(
     match bench.artifacts.get(digest, attempt.stopped()).await {
         Ok(bytes) => match SavedState::from_bytes(bytes) {
             Ok(saved) => {
+                let step = saved.checkpoint.step();
+                tracing::info!(run_id = %attempt.id.run, task_id = %attempt.id.task, step, "training goes on from a checkpoint");
                 attempt.set_checkpoint(digest);
                 Ok(Some(saved))
             }
@@ -171,7 +179,13 @@ async fn keep_checkpoint(bench: &Bench, attempt: &AttemptHandle, bytes: Vec<u8>)
         Err(_) => bench.artifacts.keep(bytes).await,
     };
     match stored {
-        Ok(digest) => attempt.set_checkpoint(digest),
+        Ok(digest) => {
+            let before = attempt.checkpoint().filter(|before| *before != digest);
+            attempt.set_checkpoint(digest);
+            if let Some(before) = before {
+                bench.artifacts.let_go(before).await;
+            }
+        }
         Err(error) => {
             tracing::warn!(task_id = %attempt.id.task, reason = %error.message(), "cannot store a checkpoint");
         }

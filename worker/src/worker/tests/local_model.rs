@@ -192,6 +192,26 @@ async fn a_train_task_that_was_given_back_goes_on_elsewhere_to_the_same_adapter(
 }
 
 #[tokio::test]
+async fn a_worker_keeps_no_checkpoint_of_a_task_that_is_done() {
+    let local = local().await;
+    let trained = local.done("c01-train", local.train_task(3), None).await;
+    let own = llamaduo_artifacts::Directory::open(local.room.directory.path().join("artifacts")).unwrap();
+    let mut wanted: Vec<Digest> = local.files(&trained).into_values().collect();
+    let TaskSpec::Train(task) = local.train_task(3) else {
+        panic!()
+    };
+    wanted.extend(task.data);
+    wanted.push(trained.manifest);
+    wanted.sort_unstable();
+    assert_eq!(own.list().unwrap(), wanted);
+    let n_stored = local.room.coordinator.ledger.lock().unwrap().artifacts.len();
+    assert!(
+        n_stored > wanted.len(),
+        "there were checkpoints, and they were told"
+    );
+}
+
+#[tokio::test]
 async fn responses_do_not_depend_on_how_prompts_are_cut_into_tasks() {
     let local = local().await;
     let trained = local.done("c01-train", local.train_task(3), None).await;
@@ -250,7 +270,7 @@ async fn what_cannot_succeed_says_why() {
     };
     let missing = TaskSpec::Train(TrainTask { local_model, ..train });
     let failure = local.failed("c01-train-a", missing).await;
-    assert_eq!(failure.kind, FailureKind::Permanent);
+    assert_eq!(failure.kind, FailureKind::Retryable, "another worker may have it");
     assert!(
         failure.message.contains("/no/such/model (does not exist)"),
         "{}",
