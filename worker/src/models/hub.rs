@@ -8,11 +8,13 @@
 //! Invariant: a directory loses its `.partial` only when every file of the model is in it, checked.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::{Client, Url};
 use serde::Deserialize;
+use tempfile::NamedTempFile;
 
 use super::download::{self, RemoteFile};
 use super::reference::{HubModel, is_name};
@@ -199,9 +201,11 @@ fn is_weights(name: &str) -> bool {
 /// What an earlier fetch of this revision left, if it is whole. A branch may have moved on since; a run must not.
 fn fetched_before(root: &Path, model: &HubModel) -> Option<PathBuf> {
     let commit = fs::read_to_string(root.join("refs").join(reference_name(model))).ok()?;
-    let whole = root.join(commit.trim());
+    // Of an empty file the root of the cache itself would be taken for the model.
+    let commit = Some(commit.trim()).filter(|commit| is_name(commit))?;
+    let whole = root.join(commit);
     if let Some(file) = &model.file {
-        let partial = root.join(format!("{}.partial", commit.trim()));
+        let partial = root.join(format!("{commit}.partial"));
         return [whole, partial]
             .into_iter()
             .map(|directory| directory.join(file))
@@ -214,7 +218,14 @@ fn remember(root: &Path, model: &HubModel, commit: &str) -> Result<(), Error> {
     let directory = root.join("refs");
     fs::create_dir_all(&directory).map_err(Error::cache("create", &directory))?;
     let path = directory.join(reference_name(model));
-    fs::write(&path, commit).map_err(Error::cache("write", &path))
+    // Written aside and renamed: a file cut short would name nothing, or another commit.
+    let mut file = NamedTempFile::new_in(&directory).map_err(Error::cache("write into", &directory))?;
+    file.write_all(commit.as_bytes())
+        .map_err(Error::cache("write", &path))?;
+    file.as_file().sync_all().map_err(Error::cache("write", &path))?;
+    file.persist(&path)
+        .map_err(|error| Error::cache("write", &path)(error.error))?;
+    Ok(())
 }
 
 /// A revision as a file name: `refs/pr/1` has slashes.

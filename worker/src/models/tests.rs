@@ -166,6 +166,23 @@ async fn the_hub_is_asked_once_and_what_is_not_needed_is_left() {
 }
 
 #[tokio::test]
+async fn a_note_of_a_revision_that_names_nothing_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = hub(FILES).await;
+    let places = Places {
+        hub_endpoint: server.url.clone(),
+        ..places(directory.path())
+    };
+    let root = directory.path().join("hub/models--org--name");
+    fs::create_dir_all(root.join("refs")).unwrap();
+    for damaged in ["", "\n", "..", "a/b"] {
+        fs::write(root.join("refs/main"), damaged).unwrap();
+        assert_eq!(find("org/name", &places).await.unwrap(), root.join("abc123"));
+        assert_eq!(fs::read_to_string(root.join("refs/main")).unwrap(), "abc123");
+    }
+}
+
+#[tokio::test]
 async fn a_download_goes_on_where_it_stopped_and_a_wrong_beginning_is_fetched_anew() {
     for (beginning, n_requests) in [(&b"weights"[..], 1), (&b"garbage"[..], 2)] {
         let directory = tempfile::tempdir().unwrap();
