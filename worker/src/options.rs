@@ -39,8 +39,9 @@ pub struct Options {
     pub shutdown_grace: Duration,
 }
 
-/// Most slots of a lane: what the protocol's lists hold.
-const SLOTS_MAX: u32 = 1_000;
+/// Most slots of both lanes together: what the protocol's lists hold, with room for attempts that have ended here and
+/// are not yet told.
+const SLOTS_MAX: u32 = 800;
 
 /// Most compute threads: beyond any machine's cores.
 const THREADS_MAX: usize = 1_024;
@@ -74,13 +75,10 @@ impl Options {
                 found,
             })
         };
-        for (field, slots) in [
-            ("local_model_slots", self.local_model_slots),
-            ("service_slots", self.service_slots),
-        ] {
-            if slots > SLOTS_MAX {
-                return refuse(field, "at most 1,000", slots.to_string());
-            }
+        let n_slots = self.local_model_slots.saturating_add(self.service_slots);
+        if n_slots > SLOTS_MAX {
+            let expected = "at most 800, together with local_model_slots";
+            return refuse("service_slots", expected, n_slots.to_string());
         }
         if self.local_model_slots == 0 && self.service_slots == 0 {
             return refuse(

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use llamaduo_proto::Digest;
+use llamaduo_proto::convert::LIST_LEN_MAX;
 use llamaduo_proto::ids::AttemptId;
 use llamaduo_proto::session::RunningAttempt;
 use llamaduo_proto::task::Progress;
@@ -163,7 +164,7 @@ impl Registry {
         self.moved.notify_one();
     }
 
-    /// What a heartbeat tells.
+    /// What a heartbeat tells. A list that is too long would be refused whole; the lease of what is not in it runs out.
     pub(crate) fn running(&self) -> Vec<RunningAttempt> {
         let leases = self.leases();
         let told = |lease: &Lease| {
@@ -174,7 +175,7 @@ impl Registry {
                 checkpoint,
             }
         };
-        leases.running.values().map(told).collect()
+        leases.running.values().take(LIST_LEN_MAX).map(told).collect()
     }
 
     /// The leases of these attempts were still good at `at`.

@@ -20,7 +20,7 @@ use crate::service_llm::ChatRequest;
 
 const SAMPLES: &str = "samples.jsonl";
 
-/// A cycle has fewer than a million calls; the rest of the 31 bits that every server takes for a seed tells cycles
+/// A cycle has at most 2^20 calls, as the contract says; the rest of the 31 bits that every server takes for a seed tells cycles
 /// apart.
 const REPEAT_CYCLE_SHIFT: u32 = 20;
 
@@ -50,24 +50,21 @@ pub(super) async fn run(
         .prompt(PromptName::Synthesize, task.settings.prompt, attempt)
         .await?;
     let service = bench.services.get(&task.service_llm)?;
-    let n_calls = task.n_calls as usize;
     attempt.progress(progress(0, u64::from(task.n_calls), "calls"));
-    let calls: Vec<Arc<Call>> = (0..task.n_calls)
-        .map(|idx| plan(task, &train, &prompt, task.first_call.saturating_add(idx)).map(Arc::new))
-        .collect::<Result<_, _>>()?;
     let prompt_hash: Arc<str> = prompt.hash().into();
     let spec = Arc::new(task.service_llm.clone());
+    let n_calls = task.n_calls as usize;
     let replies = many::in_order(n_calls, task.service_llm.concurrency_max as usize, |idx| {
         let (bench, attempt, spec) = (Arc::clone(bench), Arc::clone(attempt), Arc::clone(&spec));
         let (service, prompt_hash) = (service.clone(), Arc::clone(&prompt_hash));
-        let call = calls.get(idx).cloned();
+        // Planned when its turn comes, so that no more are held than are made at once. Below 2^20, so it fits.
+        let call = plan(task, &train, &prompt, task.first_call.saturating_add(idx as u32));
         async move {
-            let call = call.ok_or(Error::Gone("list of calls"))?;
-            let request = &call.request;
+            let call = call?;
             let question = Question {
                 spec: &spec,
                 service: &service,
-                request,
+                request: &call.request,
                 prompt_hash: &prompt_hash,
             };
             let answer = bench.calls.ask(&attempt, &question).await?;
@@ -81,8 +78,16 @@ pub(super) async fn run(
         }
     })
     .await?;
+    store(bench, task, attempt, replies.into_iter().flatten().collect()).await
+}
 
-    let items: Vec<Candidate> = replies.into_iter().flatten().collect();
+/// Stores what was written, malformed items too: they were paid for, and say how a prompt does.
+async fn store(
+    bench: &Bench,
+    task: &SynthesizeTask,
+    attempt: &AttemptHandle,
+    items: Vec<Candidate>,
+) -> Result<TaskResult, Error> {
     let n_malformed = items
         .iter()
         .filter(|item| matches!(item, Candidate::Malformed(_)))

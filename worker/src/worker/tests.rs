@@ -435,7 +435,8 @@ async fn options_are_checked_first() {
             ..base.clone()
         },
         Options {
-            service_slots: 1_001,
+            local_model_slots: 1,
+            service_slots: 800,
             ..base.clone()
         },
         Options {

@@ -56,3 +56,14 @@ async fn what_comes_in_while_draining_is_given_back() {
     let forget = async { registry.forget(&attempt.id) };
     tokio::join!(emptied, forget);
 }
+
+#[test]
+fn no_list_is_too_long_for_the_protocol() {
+    let registry = Registry::new();
+    for n in 0..=LIST_LEN_MAX {
+        registry
+            .begin(attempt_id(&format!("c01-judge-{n}"), 7), Instant::now())
+            .unwrap();
+    }
+    assert_eq!(registry.running().len(), LIST_LEN_MAX);
+}
