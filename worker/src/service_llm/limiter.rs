@@ -1,7 +1,7 @@
 //! How often, how many at once, and how many times: the one place where calls to services are paced and repeated.
 //!
 //! Invariant: only transient failures are repeated, a bounded number of times within a bounded time, and a wait the
-//! service asks for is kept by every call to it.
+//! service asks for is kept by every call to it that has not started yet.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
