@@ -71,27 +71,48 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 #[derive(Clone)]
 pub enum HostWeight {
     /// The file's own bytes.
-    Blocks {
-        /// Output features.
-        n: usize,
-        /// Input features; a multiple of the format's block length.
-        k: usize,
-        /// How the bytes are to be read.
-        format: Format,
-        /// Holds the matrix at `offset..offset + format.bytes_for(n * k)`.
-        bytes: SharedBytes,
-        /// First byte of the matrix.
-        offset: usize,
-    },
+    Blocks(BlockMatrix),
     /// Quantized to NF4.
     Nf4(Nf4Matrix),
+}
+
+/// A matrix in the bytes of a file, checked by [`HostWeight::blocks`], the only way to make one.
+#[derive(Clone)]
+pub struct BlockMatrix {
+    /// Output features.
+    n: usize,
+    /// Input features; a multiple of the format's block length.
+    k: usize,
+    /// How the bytes are to be read.
+    pub(crate) format: Format,
+    /// Holds the matrix at `offset..offset + format.bytes_for(n * k)`.
+    pub(crate) bytes: SharedBytes,
+    /// First byte of the matrix.
+    pub(crate) offset: usize,
+}
+
+impl std::fmt::Debug for BlockMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BlockMatrix[{}, {}] {:?}", self.n, self.k, self.format)
+    }
+}
+
+impl BlockMatrix {
+    /// The bytes of the matrix.
+    pub fn data(&self) -> &[u8] {
+        &(*self.bytes).as_ref()[self.offset..self.offset + self.n * self.row_bytes()]
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.k / self.format.block_len() * self.format.block_bytes()
+    }
 }
 
 impl std::fmt::Debug for HostWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (n, k) = self.shape();
         match self {
-            Self::Blocks { format, .. } => write!(f, "HostWeight[{n}, {k}] {format:?}"),
+            Self::Blocks(matrix) => write!(f, "HostWeight[{n}, {k}] {:?}", matrix.format),
             Self::Nf4(_) => write!(f, "HostWeight[{n}, {k}] NF4"),
         }
     }
@@ -112,13 +133,13 @@ impl HostWeight {
                 available: len,
             });
         }
-        Ok(Self::Blocks {
+        Ok(Self::Blocks(BlockMatrix {
             n,
             k,
             format,
             bytes,
             offset,
-        })
+        }))
     }
 
     /// A matrix of 32-bit floats.
@@ -131,19 +152,13 @@ impl HostWeight {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Self::Nf4(matrix) => matrix.dequantize(),
-            Self::Blocks {
-                n,
-                k,
-                format,
-                bytes,
-                offset,
-            } => {
-                let mut values = vec![0.0; n * k];
-                let row_bytes = k / format.block_len() * format.block_bytes();
-                let matrix = &(**bytes).as_ref()[*offset..offset + n * row_bytes];
+            Self::Blocks(matrix) => {
+                let mut values = vec![0.0; matrix.n * matrix.k];
+                let row_bytes = matrix.row_bytes();
                 if row_bytes > 0 {
-                    for (row, values) in matrix.chunks_exact(row_bytes).zip(values.chunks_exact_mut(*k)) {
-                        quant::decode_row(*format, row, 0, values);
+                    let rows = matrix.data().chunks_exact(row_bytes);
+                    for (row, values) in rows.zip(values.chunks_exact_mut(matrix.k)) {
+                        quant::decode_row(matrix.format, row, 0, values);
                     }
                 }
                 values
@@ -154,7 +169,7 @@ impl HostWeight {
     /// `(N, K)`.
     pub fn shape(&self) -> (usize, usize) {
         match self {
-            Self::Blocks { n, k, .. } => (*n, *k),
+            Self::Blocks(matrix) => (matrix.n, matrix.k),
             Self::Nf4(matrix) => matrix.shape(),
         }
     }

@@ -60,18 +60,10 @@ fn permuted<T: Clone>(rows: &[T], n_heads: usize, head_dim: usize) -> Vec<T> {
 
 /// The bytes of a matrix.
 fn bytes_of(weight: &HostWeight) -> Vec<u8> {
-    let HostWeight::Blocks {
-        n,
-        k,
-        format,
-        bytes,
-        offset,
-    } = weight
-    else {
+    let HostWeight::Blocks(matrix) = weight else {
         panic!("{weight:?}")
     };
-    let size = format.bytes_for(n * k).unwrap();
-    (**bytes).as_ref()[*offset..offset + size].to_vec()
+    matrix.data().to_vec()
 }
 
 fn gguf(builder: Builder) -> Weights {

@@ -9,7 +9,7 @@ use super::simd::{
 };
 use crate::nf4::BLOCK_LEN;
 use crate::quant::{decode_row, half_at};
-use crate::weight::{Format, HostWeight, SharedBytes};
+use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
 
 /// A frozen matrix `[N, K]`.
 pub struct CpuWeight {
@@ -45,12 +45,12 @@ impl From<HostWeight> for CpuWeight {
                 codes: matrix.shared_codes(),
                 scales: matrix.block_scales(),
             },
-            HostWeight::Blocks {
+            HostWeight::Blocks(BlockMatrix {
                 format,
                 bytes,
                 offset,
                 ..
-            } => {
+            }) => {
                 let row_bytes = k / format.block_len() * format.block_bytes();
                 Values::Blocks {
                     format,
