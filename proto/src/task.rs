@@ -56,11 +56,11 @@ impl TaskSpec {
         }
     }
 
-    /// Whose responses it makes or grades.
+    /// Whose responses it makes or grades, where that is known.
     pub fn subject(&self) -> Option<Subject> {
         match self {
             Self::Infer(task) => Some(task.answerer.subject(task.cycle)),
-            Self::Judge(task) => Some(task.subject),
+            Self::Judge(task) => task.subject,
             Self::Train(_) | Self::Synthesize(_) => None,
         }
     }
@@ -153,8 +153,8 @@ impl Answerer {
 pub struct JudgeTask {
     /// The cycle.
     pub cycle: Cycle,
-    /// Whose responses.
-    pub subject: Subject,
+    /// Whose responses; `None` where responses are judged alone and nobody said.
+    pub subject: Option<Subject>,
     /// The judge.
     pub judge_llm: ServiceLlmSpec,
     /// Artifact of the test split.

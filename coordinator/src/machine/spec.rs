@@ -187,7 +187,7 @@ impl Run {
             }
             TaskKind::Judge { subject, shard } => TaskSpec::Judge(JudgeTask {
                 cycle,
-                subject,
+                subject: Some(subject),
                 judge_llm: spec.judge_llm.clone(),
                 test: spec.coverage.test,
                 responses: self.responses(cycle, subject, shard)?,

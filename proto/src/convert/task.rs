@@ -3,7 +3,7 @@
 use super::run::SYNTHESIS_CALLS_MAX;
 use super::{
     InvalidMessage, Result, TOPIC_CHARS_MAX, at_least_1, digest, digest_text, digests, enumeration, id,
-    nested, number, optional_digest, optional_text, required, same_variants, text_for_people,
+    nested, number, optional, optional_digest, optional_text, required, same_variants, text_for_people,
 };
 use crate::ids::{AttemptNumber, Cycle};
 use crate::run::Subject;
@@ -184,7 +184,7 @@ impl TryFrom<wire::JudgeTask> for JudgeTask {
     fn try_from(wire: wire::JudgeTask) -> Result<Self> {
         Ok(Self {
             cycle: Cycle(wire.cycle),
-            subject: required("subject", wire.subject)?,
+            subject: optional("subject", wire.subject)?,
             judge_llm: required("judge_llm", wire.judge_llm)?,
             test: digest("test_digest", &wire.test_digest)?,
             responses: digest("responses_digest", &wire.responses_digest)?,
@@ -197,7 +197,7 @@ impl From<JudgeTask> for wire::JudgeTask {
     fn from(task: JudgeTask) -> Self {
         Self {
             cycle: task.cycle.0,
-            subject: Some(task.subject.into()),
+            subject: task.subject.map(Into::into),
             judge_llm: Some(task.judge_llm.into()),
             test_digest: task.test.to_string(),
             responses_digest: task.responses.to_string(),

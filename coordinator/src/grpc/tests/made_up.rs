@@ -175,13 +175,14 @@ fn infer(artifacts: &Directory, task: &InferTask) -> TaskResult {
 }
 
 fn judge(artifacts: &Directory, task: &JudgeTask) -> TaskResult {
+    let subject = task.subject.expect("a run says whose responses it judges");
     let text = String::from_utf8(artifacts.get(&task.responses).expect("stored")).expect("text");
     let responses: Vec<Response> = jsonl::read("responses", &text).expect("rows");
     let mut rows = Vec::new();
     for Response { prompt_index, k, .. } in responses {
         for m in 0..task.settings.gradings_per_response {
             // Scores differ a little by prompt, so that intervals are not empty.
-            let score = score_of(task.subject) + f64::from(prompt_index % 3);
+            let score = score_of(subject) + f64::from(prompt_index % 3);
             let assessment = || Assessment {
                 score: Score::try_from(score).expect("1 to 100"),
                 reason: "because".to_owned(),
@@ -190,7 +191,7 @@ fn judge(artifacts: &Directory, task: &JudgeTask) -> TaskResult {
                 similarity: assessment(),
                 precision: assessment(),
             });
-            let id = format!("judge-{:?}-{prompt_index}-{k}-{m}", task.subject);
+            let id = format!("judge-{subject:?}-{prompt_index}-{k}-{m}");
             rows.push(Verdict {
                 prompt_index,
                 k,

@@ -264,7 +264,7 @@ impl Draw {
             }
             2 => TaskSpec::Judge(JudgeTask {
                 cycle: self.cycle(),
-                subject: self.subject(),
+                subject: self.maybe(Self::subject),
                 judge_llm: self.service_llm(),
                 test: self.digest(),
                 responses: self.digest(),
