@@ -75,4 +75,61 @@ mod tests {
         let again = super::init(&arguments, &output).unwrap_err();
         assert!(again.to_string().contains("exists"), "{again}");
     }
+
+    #[test]
+    fn defaults_in_the_file_are_the_defaults() {
+        // Nothing but the keys behind a bare #.
+        let commented: String = super::CONFIG
+            .lines()
+            .filter_map(|line| match line.strip_prefix('#') {
+                Some(line) if !line.starts_with(' ') => Some(line),
+                _ => line.starts_with('[').then_some(line),
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let config = config::parse("llamaduo.toml", &commented, &[]).unwrap();
+        assert_eq!(config, config::Config::default());
+        // And those named behind a value.
+        for (key, value) in super::CONFIG.lines().filter_map(|line| {
+            let (set, comment) = line.split_once("# default ")?;
+            Some((set.split_once(" = ")?.0, comment))
+        }) {
+            let defaults = toml::to_string(&config::Config::default()).unwrap();
+            let line = format!("{key} = {value}");
+            assert!(
+                defaults.lines().any(|known| known == line),
+                "`{line}` is no default"
+            );
+            assert!(
+                !super::CONFIG
+                    .lines()
+                    .any(|set| set.starts_with(&format!("{line} "))),
+                "{line} is set to it"
+            );
+        }
+    }
+
+    #[test]
+    fn every_key_is_in_the_file() {
+        let mut section = String::new();
+        let mut named = std::collections::BTreeSet::new();
+        for line in super::CONFIG.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = name.to_owned();
+                named.insert(section.clone());
+                continue;
+            }
+            let line = line.trim_start_matches('#').trim_start();
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let listed = section == "judge" && !line.contains(" = ");
+            for word in words.take(if listed { usize::MAX } else { 1 }) {
+                named.insert(format!("{section}.{word}"));
+            }
+        }
+        let missing: Vec<String> = config::known_keys()
+            .into_iter()
+            .filter(|key| !named.contains(key))
+            .collect();
+        assert_eq!(missing, [""; 0]);
+    }
 }
