@@ -247,6 +247,29 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
 }
 
 #[test]
+fn a_stage_alone_that_ended_short_goes_on_and_says_how_it_ended() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    let out = site.path("kept.jsonl");
+    let synth = |max_calls: &str| {
+        let mut command = llamaduo();
+        command.args(["synth", "--output", "json", "--out"]).arg(&out);
+        site.configure(&mut command, service.url(), &[max_calls]);
+        process::run(&mut command)
+    };
+    for _ in 0..2 {
+        let short = synth("budget.max_calls=1");
+        assert_eq!(short.code(), 4, "{}\n{}", short.stdout, short.stderr);
+        let said: Value = serde_json::from_str(&short.stdout).unwrap();
+        assert_eq!(said["status"], "budget_spent");
+        assert!(!out.exists());
+    }
+    let whole = synth("budget.max_calls=100");
+    assert_eq!(whole.code(), 0, "{}\n{}", whole.stdout, whole.stderr);
+    assert!(fs::read_to_string(&out).unwrap().lines().count() > 1);
+}
+
+#[test]
 fn a_loss_that_is_no_number_says_so_and_keeps_what_was_paid_for() {
     let site = Site::new();
     let service = Service::start(Options::new(0));

@@ -22,7 +22,7 @@ const BREAK_PAUSE: Duration = Duration::from_secs(2);
 
 impl Client {
     /// Hands every event of `run` from number `from` on to `observe`, with progress between them, until the run has
-    /// ended or `observe` breaks.
+    /// ended or `observe` breaks. The end of a run that was gone on with is an event as any other.
     pub(crate) async fn follow(
         &self,
         run: &RunId,
@@ -31,6 +31,7 @@ impl Client {
     ) -> Result<()> {
         let mut next_seq = from.max(1);
         let mut n_breaks = 0;
+        let mut has_ended = false;
         loop {
             let request = wire::WatchEventsRequest {
                 run_id: run.to_string(),
@@ -44,6 +45,8 @@ impl Client {
                     loop {
                         match stream.message().await {
                             Err(status) => break status,
+                            // The coordinator ends the stream once the run has ended and all is told.
+                            Ok(None) if has_ended => return Ok(()),
                             Ok(None) => break Status::unavailable("the stream of events ended early"),
                             Ok(Some(message)) => {
                                 let event =
@@ -53,8 +56,10 @@ impl Client {
                                 }
                                 n_breaks = 0;
                                 next_seq = next_seq.max(event.seq + 1);
-                                let ended = matches!(event.kind, RunEventKind::RunEnded { .. });
-                                if observe(event).await?.is_break() || ended {
+                                if event.seq != 0 {
+                                    has_ended = matches!(event.kind, RunEventKind::RunEnded { .. });
+                                }
+                                if observe(event).await?.is_break() {
                                     return Ok(());
                                 }
                             }

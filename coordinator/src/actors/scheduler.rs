@@ -83,7 +83,7 @@ pub(crate) struct SessionId {
 pub(crate) enum AttachError {
     /// A newer process has its name.
     #[error(
-        "worker {worker} was started anew; this older process must not attach again. Give each worker an id of its own"
+        "worker {worker} was started anew; this older process must not attach again. Start each worker with a --name of its own"
     )]
     Superseded { worker: WorkerId },
 }

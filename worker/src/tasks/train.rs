@@ -292,7 +292,8 @@ impl Watch<'_> {
             } => {
                 if n_cut + n_dropped > 0 {
                     let sequence_tokens_max = self.work.config.max_seq_len;
-                    tracing::warn!(task_id = %attempt.id.task, n_samples, n_cut, n_dropped, sequence_tokens_max, "rows are cut to the longest sequence and lose their end, or have nothing to learn left and are dropped");
+                    // Under a name of its own: no event of the run tells it, so it is shown where the worker's log is not.
+                    tracing::warn!(target: "llamaduo::training_data", task_id = %attempt.id.task, n_samples, n_cut, n_dropped, sequence_tokens_max, "rows are cut to the longest sequence and lose their end, or have nothing to learn left and are dropped");
                 }
                 // Loading the model is not training.
                 (self.begun, self.kept_at) = (Instant::now(), Instant::now());
