@@ -131,16 +131,19 @@ fn unzip(pairs: &[(Cluster, Cluster)]) -> (Vec<Cluster>, Vec<Cluster>) {
     pairs.iter().copied().unzip()
 }
 
+/// The means of both sides, where their ratio has a meaning.
+fn means(over: &[Cluster], under: &[Cluster]) -> Option<(f64, f64)> {
+    let (y, x) = (mean(over)?, mean(under)?);
+    (x > 0.0).then_some((y, x))
+}
+
 /// Ratio of the means of the first over the second of each pair, with Fieller's interval: the values r for which
 /// mean(y) − r·mean(x) is no further from zero than t standard errors.
 pub(super) fn mean_ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interval>) {
     let (over, under) = unzip(pairs);
-    let (Some(y), Some(x)) = (mean(&over), mean(&under)) else {
+    let Some((y, x)) = means(&over, &under) else {
         return (None, None);
     };
-    if x <= 0.0 {
-        return (None, None);
-    }
     let value = y / x;
     if pairs.len() < 2 {
         return (Some(value), None);
@@ -170,12 +173,9 @@ pub(super) fn mean_ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<I
 /// covered there is none left to see: it then shrinks to a point, however few the prompts are.
 pub(super) fn share_ratio(pairs: &[(Cluster, Cluster)]) -> (Option<f64>, Option<Interval>) {
     let (over, under) = unzip(pairs);
-    let (Some(y), Some(x)) = (mean(&over), mean(&under)) else {
+    let Some((y, x)) = means(&over, &under) else {
         return (None, None);
     };
-    if x <= 0.0 {
-        return (None, None);
-    }
     let value = y / x;
     let (Some(of_y), Some(of_x)) = (share_interval(&over), share_interval(&under)) else {
         return (Some(value), None);
