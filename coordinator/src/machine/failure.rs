@@ -58,11 +58,16 @@ pub(super) fn after(
                 record.lost_on.clear();
                 return Next::Retry(Duration::ZERO);
             }
+            // The worker is known to be back, so waiting would only delay who restarted it; how often is bounded all the
+            // same.
+            let is_back = kind == FailureKind::WorkerLost;
             record.lost_on.push(worker.clone());
             let n_lost = record.lost_on.len();
             let n_workers = record.lost_on.iter().collect::<BTreeSet<_>>().len();
             if (n_lost >= LOST_MAX && n_workers >= 2) || n_lost >= LOST_ON_ONE_MAX {
                 Next::Quarantine
+            } else if is_back {
+                Next::Retry(Duration::ZERO)
             } else {
                 // At most LOST_ON_ONE_MAX, so the cast keeps the value.
                 Next::Retry(backoff(n_lost as u32, jitter))

@@ -244,6 +244,24 @@ fn three_lost_workers_of_two_quarantine_and_eight_of_one() {
 }
 
 #[test]
+fn who_restarts_a_worker_does_not_wait() {
+    let mut world = World::migration(1);
+    let task = first(&world);
+    for process in 1..=3 {
+        world.claim_as(&task, "w1", process);
+        let event = Event::Attached {
+            worker: worker("w1"),
+            incarnation: incarnation(process + 1),
+            running: vec![],
+        };
+        world.step(event).expect("never refused");
+        let state = &world.run.tasks[&task];
+        assert!(state.not_before <= world.now.clock, "free at once, {process}");
+        assert_eq!(state.record.lost_on.len(), process as usize, "but counted");
+    }
+}
+
+#[test]
 fn a_service_that_stays_away_fails_the_run_and_not_the_task() {
     let mut world = World::migration(1);
     let task = first(&world);
