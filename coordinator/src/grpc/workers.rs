@@ -8,6 +8,7 @@ use llamaduo_proto::session::{AttemptOutcome, BeginCall, CallOutcome, Completion
 use llamaduo_proto::task::{TaskOutput, TaskResult};
 use llamaduo_proto::wire;
 use llamaduo_proto::wire::worker_service_server::WorkerService;
+use prost::Message as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -74,13 +75,15 @@ impl WorkerService for Services {
         &self,
         request: Request<wire::CompleteAttemptRequest>,
     ) -> Answer<wire::CompleteAttemptResponse> {
+        let report = request.into_inner();
+        // What a repetition is recognised by: the whole report, as the protocol writes it. It has no maps, so equal reports
+        // are equal bytes, today and in a later release.
+        let digest = Digest::of(&report.encode_to_vec());
         let Completion {
             attempt,
             worker,
             outcome,
-        } = parse(request.into_inner())?;
-        // What a repetition is recognised by: the whole outcome, in words.
-        let digest = Digest::of(format!("{outcome:?}").as_bytes());
+        } = parse(report)?;
         let run = attempt.run.clone();
         tracing::debug!(run_id = %run, task_id = %attempt.task, worker_id = %worker, "attempt ends");
         let event = match outcome {
