@@ -1,6 +1,7 @@
 //! Why a coordinator cannot start or go on.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// An error of the coordinator.
@@ -38,6 +39,26 @@ pub enum Error {
         "the bearer token is empty or holds characters that a header cannot; use visible ASCII characters"
     )]
     Token,
+    /// Another coordinator has the directory.
+    #[error(
+        "{directory} is in use by the coordinator of {}; stop that one, or name another directory",
+        named(.process)
+    )]
+    InUse {
+        /// The state's directory.
+        directory: PathBuf,
+        /// Who has it, where it could be read.
+        process: Option<u32>,
+    },
+    /// The directory cannot be locked.
+    #[error("cannot lock {path}; check that its directory may be written")]
+    Lock {
+        /// The lock's file.
+        path: PathBuf,
+        /// The system's own word.
+        #[source]
+        source: std::io::Error,
+    },
     /// The state cannot be opened.
     #[error("the coordinator's state cannot be opened")]
     State {
@@ -88,13 +109,22 @@ impl Error {
             Self::Serve { .. } | Self::Stopped { .. } => true,
             Self::State { source } => source.is_retryable(),
             Self::Artifacts { source } => source.is_retryable(),
-            Self::NotLoopback { .. }
+            Self::InUse { .. }
+            | Self::Lock { .. }
+            | Self::NotLoopback { .. }
             | Self::Listener { .. }
             | Self::Timing { .. }
             | Self::Token
             | Self::Read { .. }
             | Self::Reflection { .. } => false,
         }
+    }
+}
+
+fn named(process: &Option<u32>) -> String {
+    match process {
+        Some(number) => format!("process {number}"),
+        None => "another process".to_owned(),
     }
 }
 

@@ -16,6 +16,7 @@ mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use amend::is_same_run;
 pub use event::{Action, Aggregate, Aggregated, Amendment, Event, Refusal};
 pub use place::{Assignment, ReadyTask, WorkerView, place};
 pub use run::{

@@ -1,6 +1,8 @@
 //! A whole coordinator: opens its state, takes up what was left, serves until it is told to stop.
+//!
+//! Invariant: who has opened a state directory is the only one who has it, and says nothing of serving before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use crate::actors::scheduler::{Cancels, Scheduler};
 use crate::actors::{Shared, Timing};
 use crate::error::Error;
 use crate::grpc;
+use crate::lock::{self, Lock};
 use crate::store::StateStore;
 use crate::store::embedded::Embedded;
 use crate::store::memory::Memory;
@@ -77,47 +80,75 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// Runs a coordinator on `listener`, which must be on a loopback address, until `shutdown`. When it returns, its state
-/// file is closed and all its tasks are done.
+/// A coordinator with its state open, which nobody else can open meanwhile. Nothing is served yet.
+#[derive(Debug)]
+pub struct Coordinator {
+    opened: Opened,
+    auth: grpc::Auth,
+    timing: Timing,
+}
+
+impl Coordinator {
+    /// Checks the options and opens the state.
+    pub async fn open(options: Options) -> Result<Self, Error> {
+        let Options {
+            state,
+            artifacts,
+            token,
+            lease,
+            heartbeat,
+        } = options;
+        if heartbeat < HEARTBEAT_MIN || lease < heartbeat * 3 {
+            return Err(Error::Timing { lease, heartbeat });
+        }
+        let auth = grpc::Auth::new(token.as_deref())?;
+        let opening = tokio::task::spawn_blocking(move || open(state, artifacts));
+        let opened = opening.await.map_err(|_| Error::Stopped {
+            part: "opening the state",
+        })??;
+        Ok(Self {
+            opened,
+            auth,
+            timing: Timing::new(lease, heartbeat),
+        })
+    }
+
+    /// Serves on `listener`, which must be on a loopback address, until `shutdown`. When it returns, the state file is
+    /// closed and all tasks are done.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+        check_loopback(&listener)?;
+        let Self { opened, auth, timing } = self;
+        let (cancels, cancelled) = Cancels::new();
+        let shared = Arc::new(Shared::new(opened.store, opened.artifacts, timing, cancels));
+        let stop = shutdown.child_token();
+        let outcome = run(shared, cancelled, listener, auth, stop).await;
+        if let Some(thread) = opened.thread {
+            close(thread).await;
+        }
+        drop(opened.lock);
+        outcome
+    }
+}
+
+/// Runs a coordinator on `listener`, which must be on a loopback address, until `shutdown`.
 pub async fn serve(
     options: Options,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    check_loopback(&listener)?;
+    Coordinator::open(options).await?.serve(listener, shutdown).await
+}
+
+fn check_loopback(listener: &TcpListener) -> Result<(), Error> {
     let address = listener
         .local_addr()
         .map_err(|source| Error::Listener { source })?;
-    if !address.ip().is_loopback() {
-        return Err(Error::NotLoopback { address });
+    if address.ip().is_loopback() {
+        Ok(())
+    } else {
+        Err(Error::NotLoopback { address })
     }
-    let Options {
-        state,
-        artifacts,
-        token,
-        lease,
-        heartbeat,
-    } = options;
-    if heartbeat < HEARTBEAT_MIN || lease < heartbeat * 3 {
-        return Err(Error::Timing { lease, heartbeat });
-    }
-    let auth = grpc::Auth::new(token.as_deref())?;
-    let opening = tokio::task::spawn_blocking(move || open(state, artifacts));
-    let (store, thread, artifacts) = opening.await.map_err(|_| Error::Stopped {
-        part: "opening the state",
-    })??;
-    let (cancels, cancelled) = Cancels::new();
-    let shared = Arc::new(Shared::new(
-        store,
-        artifacts,
-        Timing::new(lease, heartbeat),
-        cancels,
-    ));
-    let stop = shutdown.child_token();
-    let outcome = run(shared, cancelled, listener, auth, stop).await;
-    if let Some(thread) = thread {
-        close(thread).await;
-    }
-    outcome
 }
 
 /// Waits until the store's thread has closed its file. A connection that does not end holds it open; it is not waited
@@ -136,21 +167,34 @@ async fn close(thread: std::thread::JoinHandle<()>) {
     }
 }
 
-type Opened = (
-    Arc<dyn StateStore>,
-    Option<std::thread::JoinHandle<()>>,
-    Directory,
-);
+#[derive(Debug)]
+struct Opened {
+    store: Arc<dyn StateStore>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    artifacts: Directory,
+    /// Of the state's directory, where it has one.
+    lock: Option<Lock>,
+}
 
 fn open(state: StateLocation, artifacts: PathBuf) -> Result<Opened, Error> {
+    let lock = match &state {
+        StateLocation::Memory => None,
+        StateLocation::Redb(path) => Some(lock::acquire(path.parent().unwrap_or(Path::new("")))?),
+    };
     let artifacts = Directory::open(artifacts).map_err(|source| Error::Artifacts { source })?;
-    match state {
-        StateLocation::Memory => Ok((Arc::new(Memory::new()), None, artifacts)),
+    let (store, thread): (Arc<dyn StateStore>, _) = match state {
+        StateLocation::Memory => (Arc::new(Memory::new()), None),
         StateLocation::Redb(path) => {
             let (store, thread) = Embedded::open(&path).map_err(|source| Error::State { source })?;
-            Ok((Arc::new(store), Some(thread), artifacts))
+            (Arc::new(store), Some(thread))
         }
-    }
+    };
+    Ok(Opened {
+        store,
+        thread,
+        artifacts,
+        lock,
+    })
 }
 
 async fn run(

@@ -102,6 +102,11 @@ text_id!(
     "incarnation"
 );
 text_id!(
+    /// The data directory of a worker: random when it is made, and held by one process at a time.
+    DirectoryId,
+    "directory id"
+);
+text_id!(
     /// Chosen by a client to make a submission idempotent.
     RequestId,
     "request id"

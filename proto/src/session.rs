@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::Digest;
-use crate::ids::{AttemptId, CallHash, Incarnation, ReservationId, WorkerId};
+use crate::ids::{AttemptId, CallHash, DirectoryId, Incarnation, ReservationId, WorkerId};
 use crate::task::{FailureKind, Progress, TaskResult, TaskSpec};
 
 /// Version of the protocol between worker and coordinator.
@@ -40,6 +40,8 @@ pub struct Hello {
     pub credits: Credits,
     /// Attempts it still runs from an earlier session.
     pub running: Vec<RunningAttempt>,
+    /// The directory that the process holds; `None` is one of nobody else.
+    pub directory: Option<DirectoryId>,
 }
 
 /// Slots of a worker, by lane.

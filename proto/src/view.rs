@@ -69,6 +69,8 @@ pub struct RunView {
     pub adapter: Option<Digest>,
     /// Milliseconds since 1970.
     pub submitted_at_ms: u64,
+    /// How it will end, while it is wound up.
+    pub ending: Option<RunStatus>,
 }
 
 /// Tasks of one stage in the current cycle.

@@ -27,14 +27,23 @@ pub enum Error {
         found: String,
     },
     /// The coordinator will not have this worker, and trying again would not change that.
-    #[error(
-        "the coordinator at {url} refuses this worker: {reason}; check its address, the token and that both are of one release"
-    )]
+    #[error("the coordinator at {url} refuses this worker: {reason}")]
     RefusedByCoordinator {
         /// Its address.
         url: String,
         /// Its words.
         reason: String,
+    },
+    /// Another process works in the directory.
+    #[error(
+        "{} is in use by the worker of {}; stop that one, or give this one another --name and another directory with --data",
+        directory.display(), named(*process)
+    )]
+    DirectoryInUse {
+        /// The worker's directory.
+        directory: PathBuf,
+        /// Who has it, where it could be read.
+        process: Option<u32>,
     },
     /// The coordinator could not be asked.
     #[error("the coordinator did not {what}; check that it runs and can be reached")]
@@ -177,7 +186,7 @@ impl Error {
                 FailureKind::Retryable
             }
             Self::Service(failure) => match failure.class {
-                FailureClass::Transient | FailureClass::Unequipped => FailureKind::ServiceUnavailable,
+                FailureClass::Transient => FailureKind::ServiceUnavailable,
                 FailureClass::BadRequest => FailureKind::Permanent,
                 FailureClass::Refused => FailureKind::ServiceRefused,
             },
@@ -186,6 +195,7 @@ impl Error {
             Self::Stopped(Stop::Revoked | Stop::LeaseLost) => FailureKind::LeaseExpired,
             Self::Stopped(Stop::Draining) => FailureKind::Released,
             Self::Options { .. }
+            | Self::DirectoryInUse { .. }
             | Self::RefusedByCoordinator { .. }
             | Self::Protocol(_)
             | Self::Task { .. }
@@ -203,6 +213,13 @@ impl Error {
             return format!("the disk is full: {message}; free some space on the worker and resume");
         }
         message
+    }
+}
+
+fn named(process: Option<u32>) -> String {
+    match process {
+        Some(number) => format!("process {number}"),
+        None => "another process".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ mod artifacts;
 mod calls;
 mod coordinator;
 mod error;
+mod home;
 mod http;
 mod link;
 pub mod models;

@@ -3,6 +3,7 @@
 //! Invariant: a client sends one request and tells what became of it; whether it is sent again is the
 //! [`limiter`]'s to say, and whether it may be sent at all is [`crate::calls`]' to ask.
 
+pub mod check;
 mod failure;
 mod key;
 pub mod limiter;

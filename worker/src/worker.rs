@@ -19,6 +19,7 @@ use crate::artifacts::Artifacts;
 use crate::calls::PaidCalls;
 use crate::coordinator::Address;
 use crate::error::{Error, Stop};
+use crate::home::Home;
 use crate::link::{AttemptHandle, Courier, Entry, Link, LinkThread, Registry, Spool};
 use crate::models::Models;
 use crate::options::Options;
@@ -36,6 +37,7 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
     options.validate()?;
     let address = Address::new(&options.coordinator_url, options.token.as_ref())?;
+    let home = Home::open(&options.directory)?;
     let coordinator = address.client();
     let artifacts = match &options.shared_artifacts {
         Some(path) => Artifacts::shared(path)?,
@@ -64,6 +66,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     );
     let mut worker = Worker {
         id: options.worker_id.clone(),
+        home,
         bench: Arc::new(Bench {
             artifacts,
             calls,
@@ -104,6 +107,8 @@ fn device(threads: Option<usize>) -> String {
 
 struct Worker {
     id: WorkerId,
+    /// Held for as long as anything of this worker lives.
+    home: Home,
     bench: Arc<Bench>,
     spool: Arc<Spool>,
     registry: Arc<Registry>,
@@ -131,6 +136,7 @@ impl Worker {
             address,
             worker: self.id.clone(),
             incarnation: incarnation()?,
+            directory: self.home.id.clone(),
             device: device(options.threads),
             credits,
             registry: Arc::clone(&self.registry),

@@ -156,6 +156,14 @@ impl Ledger {
         cost.ok_or(Error::Contended)
     }
 
+    /// Forgets the sums of runs that are not to be kept, once there are more than `most`; who asks counts them anew.
+    pub(crate) async fn forget(&self, most: usize, keep: impl Fn(&RunId) -> bool) {
+        if self.sums().len() > most {
+            let _alone = self.counting.write().await;
+            self.sums().retain(|run, _| keep(run));
+        }
+    }
+
     fn sums(&self) -> MutexGuard<'_, BTreeMap<RunId, Sums>> {
         // Nothing panics while the lock is held, so a poisoned lock still guards whole sums.
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)

@@ -15,13 +15,34 @@ use super::Shared;
 use super::commit::{self, decode};
 use super::run::{RunActor, RunHandle, StepError};
 use crate::error::in_words;
-use crate::machine::{Event, Run, Work};
+use crate::machine::{Event, Run, Work, is_same_run};
 use crate::store::{self, Outcome, keys, range_all};
 
 /// How often live runs without an actor are looked for.
 const RECONCILE_PERIOD: Duration = Duration::from_secs(1);
+/// Runs whose cost is remembered: beyond it what the ended ones cost is counted anew when somebody asks.
+const COSTS_MAX: usize = 256;
 /// Times an event is offered to an actor that goes away under it.
 const OFFERS_MAX: u32 = 3;
+
+/// Why nothing was submitted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SubmitError {
+    /// The name of the submission is that of another.
+    #[error(
+        "request id {request} made run {run}, which has other settings; choose another request id for a new run"
+    )]
+    RequestReused { request: RequestId, run: RunId },
+    /// The store.
+    #[error(transparent)]
+    Commit(#[from] commit::Error),
+}
+
+impl From<store::Error> for SubmitError {
+    fn from(error: store::Error) -> Self {
+        Self::Commit(error.into())
+    }
+}
 
 /// All runs.
 #[derive(Debug)]
@@ -60,7 +81,7 @@ impl Runs {
         &self,
         request: RequestId,
         work: Work,
-    ) -> Result<(Arc<Run>, bool), commit::Error> {
+    ) -> Result<(Arc<Run>, bool), SubmitError> {
         let store = &*self.shared.store;
         for _ in 0..OFFERS_MAX {
             if let Some(entry) = store.get(&keys::request(&request)).await? {
@@ -69,7 +90,11 @@ impl Runs {
                     run: id.clone(),
                     key: keys::head(&id),
                 };
-                return Ok((self.find(&id).await?.ok_or_else(missing)?, false));
+                let run = self.find(&id).await?.ok_or_else(missing)?;
+                if is_same_run(&run.work, &work) {
+                    return Ok((run, false));
+                }
+                return Err(SubmitError::RequestReused { request, run: id });
             }
             let (rules, now) = (self.shared.timing.rules, self.shared.now());
             let id = run_id(work.name(), &request);
@@ -189,6 +214,10 @@ impl Runs {
             live.handles
                 .retain(|_, handle| !handle.is_closed() && !handle.snapshot().has_ended());
         }
+        self.shared
+            .ledger
+            .forget(COSTS_MAX, |run| self.live().handles.contains_key(run))
+            .await;
         let (entries, _) = range_all(&*self.shared.store, keys::LIVE).await?;
         for id in entries.iter().filter_map(|entry| keys::live_run(&entry.key)) {
             if self.live_handle(&id).is_none() && self.load(&id).await.is_ok() {

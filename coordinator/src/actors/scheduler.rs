@@ -3,10 +3,11 @@
 //! Invariant: the table of sessions decides only where messages go; who holds which lease is read from the runs, so
 //! that losing this table loses nothing.
 
+mod admission;
 mod cancels;
 mod questions;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use admission::AttachError;
+use admission::{Admission, Present, Process};
 pub(crate) use cancels::{Cancelled, Cancels};
 pub(crate) use questions::holds;
 use questions::{assignment_of, attempts_of, is_claimed, ready_tasks, worker_view};
@@ -31,10 +34,6 @@ use crate::machine::{self, Event, ReadyTask, Run, WorkerView, place};
 const MAILBOX_LEN: usize = 1_024;
 /// Messages waiting for one worker: far more than its slots. A worker that lets them pile up has its session ended.
 pub(crate) const OUTBOX_LEN: usize = 256;
-/// Dead processes of one worker that are remembered, so that none of them comes back in place of its successor.
-const SUPERSEDED_MAX: usize = 32;
-/// Workers whose processes are remembered; beyond it those without a session are forgotten.
-const WORKERS_MAX: usize = 10_000;
 /// Longest pause between two rounds of placement.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// First and longest rest after a claim that the store did not take.
@@ -78,32 +77,16 @@ pub(crate) struct SessionId {
     number: u64,
 }
 
-/// Why a worker cannot attach.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum AttachError {
-    /// A newer process has its name.
-    #[error(
-        "worker {worker} was started anew; this older process must not attach again. Start each worker with a --name of its own"
-    )]
-    Superseded { worker: WorkerId },
-}
-
 #[derive(Debug)]
 struct Session {
     id: SessionId,
+    process: Process,
     device: String,
     credits: Credits,
     is_draining: bool,
     outbox: mpsc::Sender<ToWorker>,
     close: CancellationToken,
     heard_at: Instant,
-}
-
-/// The processes that were seen of one worker.
-#[derive(Debug)]
-struct Processes {
-    newest: Incarnation,
-    superseded: VecDeque<Incarnation>,
 }
 
 /// The actor.
@@ -113,8 +96,7 @@ pub(crate) struct Scheduler {
     mailbox: mpsc::Receiver<Message>,
     cancels: Cancelled,
     sessions: BTreeMap<WorkerId, Session>,
-    /// Kept when a session ends, so that an older process cannot come back in place of its successor.
-    processes: BTreeMap<WorkerId, Processes>,
+    admission: Admission,
     n_sessions: u64,
     /// Claims that the store did not take, in a row.
     n_untaken: u32,
@@ -125,14 +107,13 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     pub(crate) fn new(runs: Arc<Runs>, cancels: Cancelled) -> (Self, mpsc::Sender<Message>) {
         let (sender, mailbox) = mpsc::channel(MAILBOX_LEN);
-        let (sessions, processes) = (BTreeMap::new(), BTreeMap::new());
         (
             Self {
                 runs,
                 mailbox,
                 cancels,
-                sessions,
-                processes,
+                sessions: BTreeMap::new(),
+                admission: Admission::default(),
                 n_sessions: 0,
                 n_untaken: 0,
                 claims_after: Instant::now(),
@@ -226,8 +207,13 @@ impl Scheduler {
             device,
             credits,
             running,
+            directory,
         } = hello;
-        self.admit(&worker, &incarnation)?;
+        let process = Process {
+            incarnation: incarnation.clone(),
+            directory,
+        };
+        self.admit(&worker, &process)?;
         self.n_sessions += 1;
         let id = SessionId {
             worker: worker.clone(),
@@ -236,6 +222,7 @@ impl Scheduler {
         };
         let session = Session {
             id: id.clone(),
+            process,
             device,
             credits,
             is_draining: false,
@@ -273,29 +260,15 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Refuses a process that was followed by another one of the same worker.
-    fn admit(&mut self, worker: &WorkerId, incarnation: &Incarnation) -> Result<(), AttachError> {
-        if self.processes.len() >= WORKERS_MAX {
-            self.processes
-                .retain(|worker, _| self.sessions.contains_key(worker));
-        }
-        let new = || Processes {
-            newest: incarnation.clone(),
-            superseded: VecDeque::new(),
-        };
-        let processes = self.processes.entry(worker.clone()).or_insert_with(new);
-        if processes.superseded.contains(incarnation) {
-            return Err(AttachError::Superseded {
-                worker: worker.clone(),
-            });
-        }
-        if processes.newest != *incarnation {
-            let old = std::mem::replace(&mut processes.newest, incarnation.clone());
-            processes.superseded.push_back(old);
-            let surplus = processes.superseded.len().saturating_sub(SUPERSEDED_MAX);
-            processes.superseded.drain(..surplus);
-        }
-        Ok(())
+    /// Lets a process speak for its worker, or says why not.
+    fn admit(&mut self, worker: &WorkerId, process: &Process) -> Result<(), AttachError> {
+        let silent_after = self.runs.shared().timing.lease;
+        let present = self.sessions.get(worker).map(|session| Present {
+            process: &session.process,
+            silent_for: session.heard_at.elapsed(),
+        });
+        self.admission.trim(|worker| self.sessions.contains_key(worker));
+        self.admission.admit(worker, process, present, silent_after)
     }
 
     /// Has an event happen to every live run, and gives the runs after it.

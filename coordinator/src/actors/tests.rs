@@ -8,7 +8,7 @@ use std::time::Duration;
 use llamaduo_artifacts::Directory;
 use llamaduo_proto::Digest;
 use llamaduo_proto::event::RunEvent;
-use llamaduo_proto::ids::{Incarnation, RequestId, RunId, TaskId, WorkerId};
+use llamaduo_proto::ids::{DirectoryId, Incarnation, RequestId, RunId, TaskId, WorkerId};
 use llamaduo_proto::run::{Budget, RunStatus, Subject};
 use llamaduo_proto::session::{Assignment, Credits, Hello, RunningAttempt, ToWorker};
 use llamaduo_proto::task::{TaskSpec, TaskStatus};
@@ -75,6 +75,7 @@ impl Coordinator {
                 service_slots: 1,
             },
             running,
+            directory: Some(DirectoryId::new(name).expect("a valid id")),
         };
         let (outbox, inbox) = mpsc::channel(OUTBOX_LEN);
         let (reply, answer) = oneshot::channel();

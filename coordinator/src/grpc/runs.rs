@@ -54,7 +54,7 @@ impl Services {
         request: llamaduo_proto::ids::RequestId,
         work: Work,
     ) -> Result<(Arc<Run>, bool), Status> {
-        self.runs.submit(request, work).await.map_err(status::of_commit)
+        self.runs.submit(request, work).await.map_err(status::of_submit)
     }
 
     /// Reads the coverage dataset before a run may spend anything on it.

@@ -12,6 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::actors::commit;
 use crate::actors::ledger;
 use crate::actors::run::StepError;
+use crate::actors::runs::SubmitError;
 use crate::actors::scheduler::AttachError;
 use crate::error::in_words;
 use crate::machine::Refusal;
@@ -101,6 +102,13 @@ pub(super) fn of_commit(error: commit::Error) -> Status {
     }
 }
 
+pub(super) fn of_submit(error: SubmitError) -> Status {
+    match error {
+        SubmitError::RequestReused { .. } => named(Code::AlreadyExists, "REQUEST_REUSED", error.to_string()),
+        SubmitError::Commit(error) => of_commit(error),
+    }
+}
+
 pub(super) fn of_ledger(error: ledger::Error) -> Status {
     match error {
         ledger::Error::StaleToken => {
@@ -121,6 +129,9 @@ pub(super) fn of_attach(error: &AttachError) -> Status {
             "SUPERSEDED_INCARNATION",
             error.to_string(),
         ),
+        AttachError::NameTaken { .. } => {
+            named(Code::FailedPrecondition, "WORKER_NAME_TAKEN", error.to_string())
+        }
     }
 }
 

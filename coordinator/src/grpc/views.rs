@@ -24,6 +24,7 @@ pub(super) fn run(run: &Run, cost: Cost) -> RunView {
         report: run.head.report,
         adapter: run.best_adapter(),
         submitted_at_ms: run.head.submitted_at_ms,
+        ending: run.head.ending.as_ref().map(|ending| ending.status),
     }
 }
 

@@ -101,16 +101,13 @@ fn amend(work: &Work, amendment: Amendment) -> Result<Work, Refusal> {
             budget: old, spec, ..
         } => {
             *old = budget.unwrap_or(*old);
-            let (service, new) = match &mut **spec {
-                TaskSpec::Train(_) => return Ok(work),
-                TaskSpec::Judge(task) => (&mut task.judge_llm, judge_llm.or(service_llm)),
-                TaskSpec::Synthesize(task) => (&mut task.service_llm, service_llm),
-                TaskSpec::Infer(task) => match &mut task.answerer {
-                    Answerer::Service { service_llm: service } => (service, service_llm),
-                    Answerer::Base { .. } | Answerer::Adapter { .. } => return Ok(work),
-                },
+            let new = match **spec {
+                TaskSpec::Judge(_) => judge_llm.or(service_llm),
+                TaskSpec::Train(_) | TaskSpec::Synthesize(_) | TaskSpec::Infer(_) => service_llm,
             };
-            replace(service, new)?;
+            if let Some(service) = service_of(spec) {
+                replace(service, new)?;
+            }
         }
         Work::Migration(spec) => {
             spec.budget = budget.unwrap_or(spec.budget);
@@ -127,6 +124,53 @@ fn amend(work: &Work, amendment: Amendment) -> Result<Work, Refusal> {
         }
     }
     Ok(work)
+}
+
+/// The service that a task calls, if it calls one.
+fn service_of(spec: &mut TaskSpec) -> Option<&mut ServiceLlmSpec> {
+    match spec {
+        TaskSpec::Judge(task) => Some(&mut task.judge_llm),
+        TaskSpec::Synthesize(task) => Some(&mut task.service_llm),
+        TaskSpec::Infer(task) => match &mut task.answerer {
+            Answerer::Service { service_llm } => Some(service_llm),
+            Answerer::Base { .. } | Answerer::Adapter { .. } => None,
+        },
+        TaskSpec::Train(_) => None,
+    }
+}
+
+/// Whether `wanted` asks for the run that `stored` is: what a resume may change may differ, nothing else.
+pub fn is_same_run(stored: &Work, wanted: &Work) -> bool {
+    let (mut wanted, mut stored) = (wanted.clone(), stored.clone());
+    match (&mut wanted, &mut stored) {
+        (Work::Migration(wanted), Work::Migration(stored)) => {
+            (wanted.budget, wanted.cycles_max) = (stored.budget, stored.cycles_max);
+            reach_as(&mut wanted.service_llm, &stored.service_llm);
+            reach_as(&mut wanted.judge_llm, &stored.judge_llm);
+        }
+        (
+            Work::Single { spec, budget, .. },
+            Work::Single {
+                spec: stored_spec,
+                budget: stored_budget,
+                ..
+            },
+        ) => {
+            *budget = *stored_budget;
+            if let (Some(service), Some(stored)) = (service_of(spec), service_of(stored_spec)) {
+                reach_as(service, stored);
+            }
+        }
+        _ => {}
+    }
+    wanted == stored
+}
+
+/// The same service LLM is reached as another specification says.
+fn reach_as(wanted: &mut ServiceLlmSpec, stored: &ServiceLlmSpec) {
+    if wanted.vendor == stored.vendor && wanted.model == stored.model {
+        wanted.clone_from(stored);
+    }
 }
 
 fn replace(old: &mut ServiceLlmSpec, new: Option<ServiceLlmSpec>) -> Result<(), Refusal> {

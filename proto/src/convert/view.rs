@@ -110,6 +110,10 @@ impl TryFrom<wire::Run> for RunView {
             report: optional_digest("report_digest", &wire.report_digest)?,
             adapter: optional_digest("adapter_digest", &wire.adapter_digest)?,
             submitted_at_ms: wire.submitted_at_ms,
+            ending: wire
+                .ending
+                .map(|ending| enumeration::<wire::RunStatus, _>("ending", ending))
+                .transpose()?,
         })
     }
 }
@@ -127,6 +131,7 @@ impl From<RunView> for wire::Run {
             report_digest: digest_text(run.report),
             adapter_digest: digest_text(run.adapter),
             submitted_at_ms: run.submitted_at_ms,
+            ending: run.ending.map(|ending| wire::RunStatus::from(ending).into()),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     InvalidMessage, Result, at_least_1, digest, digest_text, enumeration, id, list, nested, optional,
-    optional_digest, required, text_for_people, up_to,
+    optional_digest, optional_id, required, text_for_people, up_to,
 };
 use crate::ids::{AttemptId, AttemptNumber, LeaseToken};
 use crate::session::{
@@ -65,6 +65,7 @@ impl TryFrom<wire::Hello> for Hello {
             device: text_for_people(wire.device),
             credits: required("credits", wire.credits)?,
             running: list("running", wire.running)?,
+            directory: optional_id("directory_id", &wire.directory_id)?,
         })
     }
 }
@@ -78,6 +79,7 @@ impl From<Hello> for wire::Hello {
             device: hello.device,
             credits: Some(hello.credits.into()),
             running: hello.running.into_iter().map(Into::into).collect(),
+            directory_id: hello.directory.map(Into::into).unwrap_or_default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use llamaduo_proto::ids::{AttemptId, Incarnation, WorkerId};
+use llamaduo_proto::ids::{AttemptId, DirectoryId, Incarnation, WorkerId};
 use llamaduo_proto::session::{
     Assignment, Credits, FromWorker, Heartbeat, Hello, RunningAttempt, ToWorker, Welcome,
 };
@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) address: Address,
     pub(crate) worker: WorkerId,
     pub(crate) incarnation: Incarnation,
+    /// The directory that this process holds.
+    pub(crate) directory: DirectoryId,
     pub(crate) device: String,
     pub(crate) credits: Credits,
     pub(crate) registry: Arc<Registry>,
@@ -194,6 +196,7 @@ impl Link {
             device: self.device.clone(),
             credits: self.offered(),
             running,
+            directory: Some(self.directory.clone()),
         }
     }
 
@@ -385,11 +388,13 @@ fn attempts(running: &[RunningAttempt]) -> Vec<AttemptId> {
 /// Some answers will not change by asking again.
 fn refused_or_broken(status: &tonic::Status, was_welcome: bool) -> SessionEnd {
     match status.code() {
-        Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::Unimplemented => SessionEnd::Refused(status.message().to_owned()),
+        Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
+            SessionEnd::Refused(status.message().to_owned())
+        }
+        Code::Unimplemented => SessionEnd::Refused(format!(
+            "it knows no workers ({}); check its address, and that both are of one release",
+            status.message()
+        )),
         _ => SessionEnd::Broken {
             reason: format!("{:?}: {}", status.code(), status.message()),
             was_welcome,

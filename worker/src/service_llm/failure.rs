@@ -27,8 +27,6 @@ pub enum FailureClass {
     BadRequest,
     /// No request of this run will be answered: key, quota, model, address.
     Refused,
-    /// This worker has not what the request needs, such as the key; another may.
-    Unequipped,
 }
 
 /// Whether a failed call may have cost money.

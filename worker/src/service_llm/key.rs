@@ -12,31 +12,57 @@ use crate::secret::Secret;
 /// Longest key file: keys have some hundred characters, a longer file is the wrong file.
 const KEY_BYTES_MAX: u64 = 16 * 1024;
 
-/// The key that `source` names, or nothing when none is to be sent. Errors name the source, never its content.
-pub(super) fn read(source: &ApiKeySource) -> Result<Option<Secret>, CallFailure> {
-    // Keys are set up worker by worker, so another one may have what this one lacks.
-    let refused = |message| CallFailure::unbilled(FailureClass::Unequipped, message);
+/// What a key holds that cannot be sent.
+pub(super) const UNSENDABLE: &str =
+    "the API key holds characters that no header may hold; expected one line of visible ASCII";
+
+/// Why there is no key. Names the source, never its content.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoKey {
+    /// Not set, or set to nothing.
+    #[error("environment variable {name}, which is to hold the API key, is not set")]
+    Unset { name: String },
+    /// No such file, or one that may not be read.
+    #[error("cannot read the API key file {path} ({source})")]
+    Unreadable { path: String, source: std::io::Error },
+    /// Nothing in it.
+    #[error("the API key file {path} is empty")]
+    Empty { path: String },
+}
+
+impl NoKey {
+    /// As the failure of a call. No other call of the run would be answered either, so it is not tried again.
+    pub(super) fn of_call(&self) -> CallFailure {
+        let remedy = match self {
+            Self::Unset { .. } => "set it where this worker runs",
+            Self::Unreadable { .. } | Self::Empty { .. } => "put the key into it where this worker runs",
+        };
+        CallFailure::unbilled(
+            FailureClass::Refused,
+            format!("{self}; {remedy}, then resume the run"),
+        )
+    }
+}
+
+/// The key that `source` names, or nothing when none is to be sent.
+pub(super) fn read(source: &ApiKeySource) -> Result<Option<Secret>, NoKey> {
     match source {
         ApiKeySource::None => Ok(None),
         ApiKeySource::Env(name) => {
             let text = std::env::var(name).unwrap_or_default();
-            let expected = "expected an API key; set it where the worker runs";
-            Secret::new(&text)
-                .map(Some)
-                .ok_or_else(|| refused(format!("environment variable {name} is not set; {expected}")))
+            let unset = || NoKey::Unset { name: name.clone() };
+            Secret::new(&text).map(Some).ok_or_else(unset)
         }
         ApiKeySource::File(path) => {
             let mut text = String::new();
             std::fs::File::open(path)
                 .and_then(|file| file.take(KEY_BYTES_MAX).read_to_string(&mut text))
-                .map_err(|error| {
-                    refused(format!(
-                        "cannot read the API key file {path} ({error}); check that it exists and may be read"
-                    ))
+                .map_err(|source| NoKey::Unreadable {
+                    path: path.clone(),
+                    source,
                 })?;
-            Secret::new(&text)
-                .map(Some)
-                .ok_or_else(|| refused(format!("the API key file {path} is empty; expected a key in it")))
+            let empty = || NoKey::Empty { path: path.clone() };
+            Secret::new(&text).map(Some).ok_or_else(empty)
         }
     }
 }

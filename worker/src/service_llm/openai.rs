@@ -44,9 +44,7 @@ impl OpenAi {
     /// A client for `spec`; nothing is sent yet.
     pub fn new(spec: &ServiceLlmSpec) -> Result<Self, CallFailure> {
         let refused = |message: String| CallFailure::unbilled(FailureClass::Refused, message);
-        let base = spec.base_url.as_deref().unwrap_or(BASE_URL).trim_end_matches('/');
-        let url = http::parse_url(&format!("{base}/chat/completions"))
-            .map_err(|error| refused(format!("base_url of service llm {}: {error}", spec.model)))?;
+        let url = url(spec)?;
         let http = http::client(&url, Redirects::Refused)
             .map_err(|error| refused(format!("{error} ({})", crate::error::chain(&error.0))))?;
         let official = url
@@ -98,10 +96,9 @@ impl OpenAi {
             .timeout(Duration::from_millis(u64::from(self.spec.timeout_ms)))
             .json(&self.body(request, says_completion_tokens));
         if let Some(key) = key {
-            let header = key.bearer().ok_or_else(|| {
-                let message = "the API key holds characters that no header may hold; expected one line of visible ASCII";
-                CallFailure::unbilled(FailureClass::Refused, message)
-            })?;
+            let header = key
+                .bearer()
+                .ok_or_else(|| CallFailure::unbilled(FailureClass::Refused, key::UNSENDABLE))?;
             builder = builder.header(reqwest::header::AUTHORIZATION, header);
         }
         let response = builder.send().await.map_err(|error| self.broken(error))?;
@@ -179,6 +176,15 @@ impl OpenAi {
     }
 }
 
+/// Where `spec` is reached.
+pub(super) fn url(spec: &ServiceLlmSpec) -> Result<Url, CallFailure> {
+    let base = spec.base_url.as_deref().unwrap_or(BASE_URL).trim_end_matches('/');
+    http::parse_url(&format!("{base}/chat/completions")).map_err(|error| {
+        let message = format!("base_url of service llm {}: {error}", spec.model);
+        CallFailure::unbilled(FailureClass::Refused, message)
+    })
+}
+
 /// What the bound on tokens is called.
 fn bound_name(says_completion_tokens: bool) -> &'static str {
     if says_completion_tokens {
@@ -190,7 +196,7 @@ fn bound_name(says_completion_tokens: bool) -> &'static str {
 
 impl ServiceLlm for OpenAi {
     async fn send(&self, request: &ChatRequest) -> Result<Vec<u8>, CallFailure> {
-        let key = key::read(&self.spec.api_key)?;
+        let key = key::read(&self.spec.api_key).map_err(|error| error.of_call())?;
         self.post(request, key.as_ref())
             .await
             .map_err(|failure| match &key {

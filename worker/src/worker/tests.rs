@@ -12,6 +12,7 @@ use super::*;
 use crate::testing::{Answer, ScriptedCoordinator, ScriptedServer, attempt_id, service};
 
 mod local_model;
+mod namesakes;
 
 const VERDICT: &str = r#"{"similarity_assessment": {"score": 80, "reason": "a"}, "precision_assessment": {"score": 70, "reason": "b"}}"#;
 

@@ -13,7 +13,7 @@ use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
 use super::harness::{Cluster, reason};
-use crate::{Error, Options, StateLocation, serve};
+use crate::{Coordinator, Error, Options, StateLocation, serve};
 
 fn in_memory(directory: &tempfile::TempDir) -> Options {
     Options::new(StateLocation::Memory, directory.path())
@@ -25,6 +25,27 @@ async fn an_address_beyond_this_machine_is_refused() {
     let listener = TcpListener::bind("0.0.0.0:0").await.expect("a free port");
     let refused = serve(in_memory(&directory), listener, CancellationToken::new()).await;
     assert!(matches!(refused, Err(Error::NotLoopback { .. })));
+}
+
+#[tokio::test]
+async fn a_directory_in_use_is_refused_by_name_before_anything_is_served() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let state = StateLocation::Redb(directory.path().join("state.redb"));
+    let options = || Options::new(state.clone(), directory.path().join("artifacts"));
+    let first = Coordinator::open(options()).await.expect("it is free");
+    let refused = Coordinator::open(options()).await.expect_err("it is in use");
+    let message = refused.to_string();
+    for part in [
+        directory.path().display().to_string(),
+        format!("process {}", std::process::id()),
+    ] {
+        assert!(message.contains(&part), "no {part} in: {message}");
+    }
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    first.serve(listener, stop).await.expect("it ends well");
+    Coordinator::open(options()).await.expect("it is free again");
 }
 
 #[tokio::test]
@@ -119,6 +140,18 @@ async fn a_submission_is_made_once_and_checked_before_anything_is_spent() {
         (first.created, again.created, &first.run_id),
         (true, false, &again.run_id)
     );
+    let mut limited = cluster.spec();
+    limited.budget.calls_max = Some(7);
+    let again = submit("a", limited).await.expect("a resume may change limits");
+    assert_eq!((again.created, &again.run_id), (false, &first.run_id));
+    let mut spec = cluster.spec();
+    spec.seed += 1;
+    let refused = submit("a", spec).await.expect_err("it is another run");
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::AlreadyExists, "REQUEST_REUSED")
+    );
+    assert!(refused.message().contains(&first.run_id), "{}", refused.message());
     let other = submit("b", cluster.spec()).await.expect("accepted");
     assert_ne!(first.run_id, other.run_id);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use llamaduo_artifacts::Directory;
 use llamaduo_proto::event::{RunEvent, RunEventKind};
-use llamaduo_proto::ids::{AttemptId, Incarnation, RequestId, RunId, WorkerId};
+use llamaduo_proto::ids::{AttemptId, DirectoryId, Incarnation, RequestId, RunId, WorkerId};
 use llamaduo_proto::run::RunSpec;
 use llamaduo_proto::session::*;
 use llamaduo_proto::task::{FailureKind, TaskResult};
@@ -163,7 +163,17 @@ impl Cluster {
         process: u32,
         running: Vec<RunningAttempt>,
     ) -> Result<Worker, Status> {
-        Worker::attach(self, name, process, running).await
+        self.worker_from(name, process, Some(name), running).await
+    }
+
+    pub(super) async fn worker_from(
+        &self,
+        name: &str,
+        process: u32,
+        directory: Option<&str>,
+        running: Vec<RunningAttempt>,
+    ) -> Result<Worker, Status> {
+        Worker::attach(self, (name, process), directory, running).await
     }
 }
 
@@ -216,8 +226,8 @@ pub(super) struct Worker {
 impl Worker {
     async fn attach(
         cluster: &Cluster,
-        name: &str,
-        process: u32,
+        (name, process): (&str, u32),
+        directory: Option<&str>,
         running: Vec<RunningAttempt>,
     ) -> Result<Self, Status> {
         let id = WorkerId::new(name).expect("a valid id");
@@ -230,6 +240,7 @@ impl Worker {
                 service_slots: 2,
             },
             running,
+            directory: directory.map(|name| DirectoryId::new(name).expect("a valid id")),
         };
         let (outbox, messages) = mpsc::channel(16);
         outbox

@@ -104,6 +104,19 @@ async fn a_new_process_takes_the_place_of_the_old_at_once() {
 }
 
 #[tokio::test]
+async fn a_namesake_from_another_directory_is_refused_while_the_first_is_at_work() {
+    let cluster = Cluster::start().await;
+    cluster.submit(cluster.spec()).await;
+    let mut first = cluster.worker("w1").await;
+    let held = first.assignment().await;
+    let Err(refused) = cluster.worker_from("w1", 2, Some("elsewhere"), vec![]).await else {
+        panic!("its name is taken")
+    };
+    assert_eq!(reason(&refused), "WORKER_NAME_TAKEN");
+    first.complete(&held).await.expect("it was not disturbed");
+}
+
+#[tokio::test]
 async fn a_goodbye_frees_tasks_without_waiting_and_a_broken_stream_does_not() {
     let cluster = Cluster::start().await;
     cluster.submit(cluster.spec()).await;

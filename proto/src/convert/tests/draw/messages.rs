@@ -41,6 +41,7 @@ impl Draw {
             device: self.text(),
             credits: self.credits(),
             running: self.some(Self::running),
+            directory: self.maybe(Self::id),
         }
     }
 
@@ -176,6 +177,7 @@ impl Draw {
             report: self.maybe(Self::digest),
             adapter: self.maybe(Self::digest),
             submitted_at_ms: self.next(),
+            ending: self.maybe(|d| d.pick(&[RunStatus::Cancelled, RunStatus::BudgetSpent])),
         }
     }
 

@@ -1,0 +1,113 @@
+//! A worker's own directory: what it has to tell, and its cache of artifacts.
+//!
+//! Invariant: one process at a time holds it, and it has one id for as long as it exists; so a process that holds it is
+//! the only one that may speak for what an earlier one left there.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+
+use llamaduo_proto::ids::DirectoryId;
+
+use crate::error::Error;
+use crate::random;
+
+/// Holds the number of the process that has the directory, for people. The lock belongs to the open file, so a process
+/// that dies leaves it free.
+const LOCK: &str = "worker.lock";
+/// Holds the directory's id.
+const ID: &str = "worker.id";
+
+/// A directory that this process holds; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) id: DirectoryId,
+    _lock: File,
+}
+
+impl Home {
+    /// Takes `root`, which is made if it is missing, or says who has it.
+    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(root).map_err(Error::io("create", root))?;
+        let lock = lock(root)?;
+        let id = root.join(ID);
+        // A crash may have left half an id; it was not told to anybody then.
+        let known = fs::read_to_string(&id)
+            .ok()
+            .and_then(|text| DirectoryId::new(text.trim_end()).ok());
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let new = new_id()?;
+                fs::write(&id, format!("{new}\n")).map_err(Error::io("write", &id))?;
+                new
+            }
+        };
+        Ok(Self {
+            id: known,
+            _lock: lock,
+        })
+    }
+}
+
+fn lock(root: &Path) -> Result<File, Error> {
+    let path = root.join(LOCK);
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {
+            let written = file
+                .set_len(0)
+                .and_then(|()| writeln!(file, "{}", std::process::id()));
+            written.map_err(Error::io("write", &path))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Who has it may be writing its number at this moment; then it is not named.
+            let read = file.read_to_string(&mut text).ok();
+            Err(Error::DirectoryInUse {
+                directory: root.to_owned(),
+                process: read.and_then(|_| text.trim().parse().ok()),
+            })
+        }
+        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
+    }
+}
+
+fn new_id() -> Result<DirectoryId, Error> {
+    let text = format!("{:016x}{:016x}", random::bits(), random::bits());
+    DirectoryId::new(&text).map_err(|error| Error::Options {
+        field: "directory",
+        expected: "a valid id",
+        found: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_always_the_same_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("new/worker");
+        let first = Home::open(&root).unwrap();
+        let message = Home::open(&root).unwrap_err().to_string();
+        let own = format!("process {}", std::process::id());
+        assert!(
+            message.contains(&root.display().to_string()) && message.contains(&own),
+            "{message}"
+        );
+        let id = first.id.clone();
+        drop(first);
+        assert_eq!(Home::open(&root).unwrap().id, id);
+        fs::write(root.join(ID), "").unwrap();
+        assert_ne!(Home::open(&root).unwrap().id, id);
+    }
+}
