@@ -101,7 +101,7 @@ pub(crate) struct Init {
 }
 
 /// A config and what the command line changes in it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ConfigArguments {
     /// The config file.
     #[arg(short, long, value_name = "FILE", default_value = "llamaduo.toml")]
@@ -138,7 +138,7 @@ pub(crate) struct TokenFile {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) config: ConfigArguments,
-    /// Only go on with a run that is there; without it a new run is started where there is none.
+    /// Only go on with a run that is there, with its --set options; without it a new run is started where there is none.
     #[arg(long)]
     pub(crate) resume: bool,
     /// The run's directory.
@@ -195,8 +195,11 @@ pub(crate) struct Submit {
     #[command(flatten)]
     pub(crate) remote: Remote,
     /// Name this submission: the same id again is the same run.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "resume")]
     pub(crate) request_id: Option<String>,
+    /// Go on with a run that ended short or was cancelled, under the limits and keys of now.
+    #[arg(long, value_name = "RUN")]
+    pub(crate) resume: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Config`] holds known keys of the right type and no secret; a [`plan::Plan`] needs no further checking.
 
+pub(crate) mod changes;
 mod keys;
 mod overrides;
 pub(crate) mod plan;

@@ -13,6 +13,7 @@ use llamaduo_proto::ids::{RequestId, RunId};
 use llamaduo_proto::run::RunSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::config::changes::Settings;
 use crate::error::{Error, Result};
 
 /// The directory of one run.
@@ -30,6 +31,9 @@ pub(crate) struct RunRecord {
     pub(crate) spec: RunSpec,
     /// The coordinator's name for it, once known.
     pub(crate) run: Option<RunId>,
+    /// The settings it was last given, as the user wrote them; absent where an earlier version began it.
+    #[serde(default)]
+    pub(crate) settings: Option<Settings>,
 }
 
 impl RunDirectory {
@@ -62,6 +66,11 @@ impl RunDirectory {
     /// The record of the run; `None` in a new directory.
     pub(crate) fn record(&self) -> Result<Option<RunRecord>> {
         read_json(&self.state().join("run.json"))
+    }
+
+    /// Whether a run was begun here.
+    pub(crate) fn holds_run(&self) -> bool {
+        self.state().join("run.json").exists()
     }
 
     /// Writes the record.

@@ -2,61 +2,86 @@
 //!
 //! Invariant: the same command on the same directory goes on where the last one stopped, wherever that was.
 
+pub(super) mod resume;
+
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::{Cycle, RequestId, RunId};
 use llamaduo_proto::run::{RunSpec, RunStatus};
-use llamaduo_proto::view::{ResumeRun, RunDetails};
+use llamaduo_proto::view::RunDetails;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::submit;
+use super::remote::Bar;
+use super::{reach, submit};
 use crate::args::Run;
 use crate::client::Client;
 use crate::cluster::with_cluster;
-use crate::config::{self, plan::Plan};
+use crate::config::{self, changes, plan::Plan};
 use crate::directory::{EventLog, RunDirectory, RunRecord};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::output::Output;
-use crate::progress::{Overall, Progress};
+use crate::progress::Progress;
 use crate::{model, table};
-
-/// Between two looks at the run as a whole.
-const OVERALL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `run`.
 pub(super) async fn run(arguments: &Run, output: &Output) -> Result<Exit> {
-    let mut plan = submit::plan(&arguments.config, output)?;
+    let mut configured = arguments.config.clone();
+    if arguments.resume {
+        configured.set = set_to_resume(arguments, output)?;
+    }
+    let mut plan = submit::plan(&configured, output)?;
+    plan.settings = plan.settings.with_set(configured.set);
     let directory = config::directory_of(&arguments.config.config);
     for llm in [&mut plan.spec.service_llm, &mut plan.spec.judge_llm] {
         config::service::key_beside_config(llm, directory);
     }
-    if arguments.resume && RunDirectory::existing(&arguments.out).record()?.is_none() {
-        let out = arguments.out.display();
+    migrate(plan, &arguments.out, output).await
+}
+
+/// The `--set` options that the run was last given, and over them those of now.
+fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
+    let out = arguments.out.display();
+    let Some(record) = RunDirectory::existing(&arguments.out).record()? else {
         return Err(Error::Usage(format!(
             "{out} holds no run to resume; leave --resume away to start one there"
         )));
+    };
+    let given = &arguments.config.set;
+    let Some(settings) = record.settings else {
+        return Ok(given.clone());
+    };
+    let remembered = settings.set_beside(given);
+    if !remembered.is_empty() {
+        output.line(&format!(
+            "as this run was given before: --set {}",
+            remembered.join(" --set ")
+        ));
     }
-    migrate(plan, &arguments.out, output).await
+    Ok(settings.set_with(given))
 }
 
 /// Runs the plan in `out`, or goes on with the run that is there, and prints what it came to.
 pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<Exit> {
+    reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
     let directory = RunDirectory::create(out)?;
     let mut record = match directory.record()? {
         Some(record) => {
-            refuse_other_run(&record.spec, &plan.spec, out)?;
+            refuse_other_run(&record, &plan, out)?;
             output.line(&format!("going on with the run in {}", out.display()));
-            record
+            RunRecord {
+                settings: Some(plan.settings.clone()),
+                ..record
+            }
         }
         None => RunRecord {
             request: request_id(&plan.spec)?,
             spec: plan.spec.clone(),
             run: None,
+            settings: Some(plan.settings.clone()),
         },
     };
     let reference = &plan.spec.local_model.reference;
@@ -65,12 +90,12 @@ pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<E
     let details = with_cluster(&directory.state(), output, async |client| {
         client.upload(&plan.uploads).await?;
         // Submitted anew each time: the request id makes it the same run, also where the crash came before the answer.
-        let run = client
+        let (run, _) = client
             .submit_run(record.request.clone(), record.spec.clone())
             .await?;
         record.run = Some(run.clone());
         directory.set_record(&record)?;
-        go_on(&client, &run, &plan.spec).await?;
+        resume::go_on(&client, &run, &plan.spec).await?;
         follow(&client, &run, &directory, output).await
     })
     .await?;
@@ -89,78 +114,18 @@ fn request_id(spec: &RunSpec) -> Result<RequestId> {
 
 /// Limits, the way to the service LLMs and what the report only compares with may change between two commands;
 /// anything else would be another run.
-fn refuse_other_run(stored: &RunSpec, wanted: &RunSpec, out: &Path) -> Result<()> {
-    let mut comparable = wanted.clone();
-    comparable.budget = stored.budget;
-    comparable.cycles_max = stored.cycles_max;
-    comparable.gate.compared = stored.gate.compared;
-    for (theirs, ours) in [
-        (&mut comparable.service_llm, &stored.service_llm),
-        (&mut comparable.judge_llm, &stored.judge_llm),
-    ] {
-        let (vendor, model) = (theirs.vendor, theirs.model.clone());
-        theirs.clone_from(ours);
-        (theirs.vendor, theirs.model) = (vendor, model);
-    }
-    let mut changes = Vec::new();
-    let json = |spec: &RunSpec| serde_json::to_value(spec).unwrap_or_default();
-    differences("", &json(stored), &json(&comparable), &mut changes);
-    if changes.is_empty() {
+fn refuse_other_run(record: &RunRecord, plan: &Plan, out: &Path) -> Result<()> {
+    let stored = &record.spec;
+    let comparable = resume::comparable(stored, &plan.spec);
+    if *stored == comparable {
         return Ok(());
     }
     let out = out.display();
-    let changes = changes.join(", ");
+    let (stored, wanted) = (changes::plain(stored), changes::plain(&comparable));
+    let changes = changes::describe(record.settings.as_ref(), &plan.settings, &stored, &wanted).join("\n  ");
     Err(Error::Usage(format!(
-        "{out} holds a run with other settings ({changes}); name another directory with --out, or undo the change"
+        "{out} holds a run with other settings; undo the change, or name another directory with --out:\n  {changes}"
     )))
-}
-
-/// Dotted paths at which two specifications differ, with both values; at most five.
-fn differences(path: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
-    match (old, new) {
-        (Value::Object(old), Value::Object(new)) => {
-            for (key, value) in old {
-                let path = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                differences(&path, value, new.get(key).unwrap_or(&Value::Null), found);
-            }
-        }
-        _ if old != new && found.len() < 5 => found.push(format!("{path} was {old}, is {new}")),
-        _ => {}
-    }
-}
-
-/// The command was given again: a run that ended short goes on, and one that goes on does so under the limits and on
-/// the ways to the service LLMs that hold now.
-async fn go_on(client: &Client, run: &RunId, spec: &RunSpec) -> Result<()> {
-    let details = client.run(run).await?;
-    let stored = details.spec.as_ref();
-    let more_cycles = spec.cycles_max > stored.map_or(0, |stored| stored.cycles_max);
-    let is_other = |stored: &RunSpec| {
-        (stored.budget, stored.cycles_max) != (spec.budget, spec.cycles_max)
-            || stored.service_llm != spec.service_llm
-            || stored.judge_llm != spec.judge_llm
-    };
-    let is_to_resume = match details.run.status {
-        RunStatus::Passed => false,
-        RunStatus::Running => stored.is_some_and(is_other),
-        RunStatus::GateNotReached => more_cycles,
-        RunStatus::BudgetSpent | RunStatus::ServiceFailed | RunStatus::Cancelled | RunStatus::Failed => true,
-    };
-    if is_to_resume {
-        let resume = ResumeRun {
-            run: run.clone(),
-            budget: Some(spec.budget),
-            service_llm: Some(spec.service_llm.clone()),
-            judge_llm: Some(spec.judge_llm.clone()),
-            cycles_max: Some(spec.cycles_max),
-        };
-        client.resume(resume).await?;
-    }
-    Ok(())
 }
 
 /// Follows the run to its end, keeping its directory up to date.
@@ -173,7 +138,7 @@ async fn follow(
     let mut details = client.run(run).await?;
     let mut log = EventLog::open(directory)?;
     let mut progress = Progress::new(output, &details.run.name);
-    let mut looked = Instant::now();
+    let mut bar = Bar::default();
     if details.run.status == RunStatus::Running || !log.ended() {
         client
             .follow(run, log.next_seq(), async |event| {
@@ -182,10 +147,7 @@ async fn follow(
                 if let Some(cycle) = ended_cycle(&event) {
                     directory.write_cycles(client, run, |each| each == cycle).await?;
                 }
-                if looked.elapsed() >= OVERALL_INTERVAL {
-                    looked = Instant::now();
-                    progress.overall(&Overall::of(&client.run(run).await?.run));
-                }
+                bar.keep_up(client, run, &progress).await?;
                 Ok(ControlFlow::Continue(()))
             })
             .await?;

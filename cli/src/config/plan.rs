@@ -14,12 +14,14 @@ use llamaduo_proto::run::{
     CoverageDataset, GateRule, JudgeSettings, LocalModelSpec, RunSpec, SynthesisSettings,
 };
 
+use super::changes::Settings;
 use super::sections::{self, DataSection, SynthesisSection};
 use super::service::{judge_llm, service_llm};
 use super::settings::{
     budget, curation_settings, ensure, gate, infer_settings, quantization, train_settings,
 };
 use super::{Config, Error};
+use crate::progress::words::counted;
 
 /// A run, ready to be submitted.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) split: Split,
     /// What the user should know before it starts.
     pub(crate) notes: Vec<String>,
+    /// What it was made of.
+    pub(crate) settings: Settings,
 }
 
 /// Bytes that must be in the artifact store before the run is submitted.
@@ -106,6 +110,7 @@ pub(crate) fn plan(config: &Config, directory: &Path) -> Result<Plan, Error> {
         uploads,
         split,
         notes,
+        settings: Settings::new(config, Vec::new()),
     })
 }
 
@@ -133,18 +138,22 @@ pub(crate) fn coverage_split(section: &DataSection, directory: &Path) -> Result<
     let Imported { samples, duplicates } = import_file(&directory.join(file)).map_err(coverage_error)?;
     let mut notes = Vec::new();
     if let Some(first) = duplicates.first() {
+        let n = counted(duplicates.len() as u64, "repeated row", "repeated rows");
+        let which = if duplicates.len() == 1 {
+            "on"
+        } else {
+            "the first on"
+        };
         notes.push(format!(
-            "{file}: {} repeated rows left out, the first on line {} (same as line {})",
-            duplicates.len(),
-            first.line,
-            first.first_line
+            "{file}: {n} left out, {which} line {} (same as line {})",
+            first.line, first.first_line
         ));
     }
     let split = split(samples, size, section.seed).map_err(coverage_error)?;
     notes.push(format!(
-        "{file}: {} train pairs, {} test pairs",
-        split.train.len(),
-        split.test.len()
+        "{file}: {}, {}",
+        counted(split.train.len() as u64, "train pair", "train pairs"),
+        counted(split.test.len() as u64, "test pair", "test pairs"),
     ));
     Ok((split, notes))
 }

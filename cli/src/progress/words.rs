@@ -17,9 +17,9 @@ pub(crate) fn sentence(kind: &RunEventKind) -> Option<String> {
         }
         RunEventKind::CycleStarted { cycle, n_samples } => {
             format!(
-                "cycle {}: training on {} samples",
+                "cycle {}: training on {}",
                 cycle.0,
-                grouped(u64::from(*n_samples))
+                counted(u64::from(*n_samples), "sample", "samples")
             )
         }
         RunEventKind::AttemptStarted {
@@ -52,19 +52,16 @@ pub(crate) fn sentence(kind: &RunEventKind) -> Option<String> {
         RunEventKind::SubjectScored {
             subject, scores: s, ..
         } => format!("{}: {}", subject_name(*subject), scores(s)),
-        RunEventKind::GateDecided { cycle, decision } => {
-            let verdict = if decision.passed { "passed" } else { "not passed" };
-            format!("gate after cycle {}: {verdict}; {}", cycle.0, decision.reason)
-        }
+        RunEventKind::GateDecided { .. } => return gate(kind).map(|gate| gate.whole),
         RunEventKind::Curated {
             counts,
             n_samples_next,
             ..
         } => format!(
-            "curation: {} raw pairs, {} kept, {} duplicates, {} filtered, {} contaminated; the next cycle trains on {}",
-            grouped(u64::from(counts.n_raw)),
+            "curation: {}, {} kept, {}, {} filtered, {} contaminated; the next cycle trains on {}",
+            counted(u64::from(counts.n_raw), "raw pair", "raw pairs"),
             grouped(u64::from(counts.n_kept)),
-            counts.n_duplicates,
+            counted(u64::from(counts.n_duplicates), "duplicate", "duplicates"),
             counts.n_filtered,
             counts.n_contaminated,
             grouped(u64::from(*n_samples_next)),
@@ -76,6 +73,24 @@ pub(crate) fn sentence(kind: &RunEventKind) -> Option<String> {
     })
 }
 
+/// A gate's decision, with its reason and without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gate {
+    pub(crate) verdict: String,
+    pub(crate) whole: String,
+}
+
+/// Of an event that is such a decision.
+pub(crate) fn gate(kind: &RunEventKind) -> Option<Gate> {
+    let RunEventKind::GateDecided { cycle, decision } = kind else {
+        return None;
+    };
+    let passed = if decision.passed { "passed" } else { "not passed" };
+    let verdict = format!("gate after cycle {}: {passed}", cycle.0);
+    let whole = format!("{verdict}; {}", decision.reason);
+    Some(Gate { verdict, whole })
+}
+
 fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String {
     let kind = match failure.kind {
         FailureKind::Retryable | FailureKind::Permanent => "failed",
@@ -84,7 +99,7 @@ fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String 
         FailureKind::WorkerLost => "lost its worker",
         FailureKind::LeaseExpired => "lost its lease",
         FailureKind::CorruptInput => "found its input damaged",
-        FailureKind::ServiceRefused => "was refused by the service LLM",
+        FailureKind::ServiceRefused => "cannot use the service LLM",
         FailureKind::ServiceUnavailable => "could not reach the service LLM",
         FailureKind::BudgetSpent => "stopped at the budget",
         FailureKind::Released => "was given back",
@@ -108,10 +123,10 @@ fn done(subject: Option<Subject>, output: &TaskOutput) -> String {
     let who = subject.map_or_else(String::new, |subject| format!(" of {}", subject_name(subject)));
     match output {
         TaskOutput::Train(train) => format!(
-            "{} samples, {} tokens a pass, {} steps, loss {:.3} to {:.3}, {}",
-            grouped(u64::from(train.n_samples)),
-            grouped(train.n_tokens),
-            train.n_steps,
+            "{}, {} a pass, {}, loss {:.3} to {:.3}, {}",
+            counted(u64::from(train.n_samples), "sample", "samples"),
+            counted(train.n_tokens, "token", "tokens"),
+            counted(u64::from(train.n_steps), "step", "steps"),
             train.loss_first,
             train.loss_last,
             seconds(train.seconds),
@@ -119,35 +134,36 @@ fn done(subject: Option<Subject>, output: &TaskOutput) -> String {
         TaskOutput::Infer(infer) => {
             let rate = infer.n_tokens as f64 / infer.seconds.max(1e-3);
             format!(
-                "{} responses{who}, {} tokens, {rate:.0} tokens/s",
-                infer.n_responses,
-                grouped(infer.n_tokens)
+                "{}{who}, {}, {rate:.0} tokens/s",
+                counted(u64::from(infer.n_responses), "response", "responses"),
+                counted(infer.n_tokens, "token", "tokens")
             )
         }
         TaskOutput::Judge(judge) => {
-            format!("{} verdicts{who}, {} unparsed", judge.n_graded, judge.n_unparsed)
+            let graded = counted(u64::from(judge.n_graded), "verdict", "verdicts");
+            format!("{graded}{who}, {} unparsed", judge.n_unparsed)
         }
         TaskOutput::Synthesize(synthesize) => {
-            format!(
-                "{} raw pairs, {} malformed",
-                synthesize.n_raw, synthesize.n_malformed
-            )
+            let raw = counted(u64::from(synthesize.n_raw), "raw pair", "raw pairs");
+            format!("{raw}, {} malformed", synthesize.n_malformed)
         }
     }
 }
 
 /// Progress of one task on one line.
 pub(crate) fn progress(task: &TaskId, progress: &Progress) -> String {
+    format!("  {task}: {}", amount(progress))
+}
+
+/// How far a task is: `12/40 steps loss 1.2`.
+pub(crate) fn amount(progress: &Progress) -> String {
     let of = match progress.n_total {
         0 => String::new(),
         total => format!("/{total}"),
     };
-    format!(
-        "  {task}: {}{of} {} {}",
-        progress.n_done, progress.unit, progress.detail
-    )
-    .trim_end()
-    .to_owned()
+    format!("{}{of} {} {}", progress.n_done, progress.unit, progress.detail)
+        .trim_end()
+        .to_owned()
 }
 
 /// Who answers, for people.
@@ -169,7 +185,7 @@ pub(crate) fn scores(scores: &Scores) -> String {
     };
     let unparsed = match scores.n_unparsed {
         0 => String::new(),
-        n => format!(", {n} replies unparsed"),
+        n => format!(", {} unparsed", counted(n.into(), "reply", "replies")),
     };
     format!(
         "similarity {}, precision {}{unparsed}",
@@ -212,7 +228,12 @@ pub(crate) fn cost(cost: &Cost) -> String {
         0 => String::new(),
         n => format!(", {n} of unknown outcome"),
     };
-    format!("{} calls{unknown}, {usd}", grouped(cost.n_calls))
+    format!("{}{unknown}, {usd}", counted(cost.n_calls, "call", "calls"))
+}
+
+/// `1 call`, `12,345 calls`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { many })
 }
 
 /// `12,345`.

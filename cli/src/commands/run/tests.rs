@@ -3,6 +3,10 @@ use crate::config;
 use super::*;
 
 fn spec(more: &[&str]) -> RunSpec {
+    plan(more).spec
+}
+
+fn plan(more: &[&str]) -> Plan {
     let directory = tempfile::tempdir().unwrap();
     let rows: String = (0..10)
         .map(|i| {
@@ -16,32 +20,48 @@ fn spec(more: &[&str]) -> RunSpec {
     let text = "service.model = \"m\"\nservice.base_url = \"http://127.0.0.1:1/v1\"\ndata.coverage = \"coverage.jsonl\"\n";
     let sets: Vec<String> = more.iter().map(|set| (*set).to_owned()).collect();
     let config = config::parse("llamaduo.toml", text, &sets).unwrap();
-    config::plan::plan(&config, directory.path()).unwrap().spec
+    config::plan::plan(&config, directory.path()).unwrap()
+}
+
+/// A run as it was begun with `more`.
+fn record(more: &[&str]) -> RunRecord {
+    let plan = plan(more);
+    RunRecord {
+        request: request_id(&plan.spec).unwrap(),
+        spec: plan.spec,
+        run: None,
+        settings: Some(plan.settings),
+    }
 }
 
 #[test]
 fn limits_and_the_way_to_the_service_may_change() {
-    let stored = spec(&[]);
+    let stored = record(&[]);
     for change in [
         "budget.max_calls=7",
         "run.cycles_max=9",
         "service.base_url=http://127.0.0.1:2/v1",
         "judge.concurrency=9",
     ] {
-        refuse_other_run(&stored, &spec(&[change]), Path::new("out")).unwrap();
+        refuse_other_run(&stored, &plan(&[change]), Path::new("out")).unwrap();
     }
 }
 
 #[test]
 fn anything_else_is_another_run() {
-    let stored = spec(&[]);
+    let stored = record(&[]);
     for (change, path) in [
         ("train.epochs=2", "train.epochs was 1.0, is 2.0"),
-        ("service.model=n", "service_llm.model was \"m\", is \"n\""),
-        ("data.seed=5", "coverage.t"),
-        ("run.seed=5", "seed was 0, is 5"),
+        (
+            "train.learning_rate=0.1",
+            "train.learning_rate was 0.0002, is 0.1",
+        ),
+        ("service.model=n", "service.model was \"m\", is \"n\""),
+        ("infer.max_tokens=7", "infer.max_tokens was 512, is 7"),
+        ("data.seed=5", "data.seed was 0, is 5"),
+        ("run.seed=5", "run.seed was 0, is 5"),
     ] {
-        let message = refuse_other_run(&stored, &spec(&[change]), Path::new("out"))
+        let message = refuse_other_run(&stored, &plan(&[change]), Path::new("out"))
             .unwrap_err()
             .to_string();
         assert!(message.contains(path) && message.contains("--out"), "{message}");

@@ -161,7 +161,7 @@ fn events_read_like_this() {
           c01-infer-000 done: 32 responses of tuned, cycle 1, 1,900 tokens, 200 tokens/s
           c01-judge-000 done: 63 verdicts of tuned, cycle 1, 1 unparsed
           c01-synthesize-000 done: 40 raw pairs, 3 malformed
-        service LLM: similarity 91.2 (98 % covered), precision 88.0 (100 % covered), 1 replies unparsed
+        service LLM: similarity 91.2 (98 % covered), precision 88.0 (100 % covered), 1 reply unparsed
         base, NF4: similarity not graded, precision not graded
         gate after cycle 1: not passed; 0.70 is below 0.90
         curation: 200 raw pairs, 150 kept, 30 duplicates, 12 filtered, 8 contaminated; the next cycle trains on 1,190
@@ -189,6 +189,8 @@ fn progress_of_unknown_length_shows_no_total() {
 fn amounts() {
     assert_eq!(grouped(0), "0");
     assert_eq!(grouped(999), "999");
+    assert_eq!(counted(1, "reply", "replies"), "1 reply");
+    assert_eq!(counted(1000, "reply", "replies"), "1,000 replies");
     assert_eq!(grouped(1_234_567), "1,234,567");
     assert_eq!(seconds(59.94), "59.9 s");
     assert_eq!(seconds(187.4), "3 min 07 s");
