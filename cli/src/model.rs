@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use llamaduo_data::Sample;
-use llamaduo_engine::{BaseQuant, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat};
+use llamaduo_engine::{BaseQuant, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft};
 use llamaduo_worker::models::{Fetching, Places, resolve};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,29 @@ pub(crate) fn open(path: &Path, quant: Quant) -> Result<LocalModel> {
         ModelFiles::open(path)?,
         &LoadOptions { quant, threads: None },
     )?)
+}
+
+/// Finds the model, fetching it if it must, and looks whether it is one: before anything else is begun.
+pub(crate) async fn check_here(reference: &str, output: &Output) -> Result<()> {
+    let path = find(reference, &CancellationToken::new(), output).await?;
+    let check = tokio::task::spawn_blocking(move || ModelFiles::open(&path).map(|_| ()));
+    let checked = check.await.map_err(|error| Error::Stopped {
+        what: error.to_string(),
+    })?;
+    Ok(checked?)
+}
+
+/// The files of the adapter in `directory`, by name.
+pub(crate) fn adapter_files(directory: &Path) -> Result<[&'static str; 2]> {
+    let names = [peft::CONFIG_FILE, peft::TENSORS_FILE];
+    match names.iter().find(|name| !directory.join(name).is_file()) {
+        Some(missing) => Err(Error::Usage(format!(
+            "{} holds no adapter: there is no {missing} in it; name a directory as `llamaduo train`, `llamaduo run` \
+             (DIR/adapter) or PEFT writes it",
+            directory.display()
+        ))),
+        None => Ok(names),
+    }
 }
 
 /// Finds the model, fetching it if it must, and refuses a test prompt that does not fit into it.

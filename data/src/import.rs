@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::jsonl::in_row;
 use crate::sample::{Message, Provenance, Sample, SampleId};
 use crate::{Error, text};
 
@@ -17,7 +18,8 @@ pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of one file: a coverage dataset is hundreds to thousands of pairs, and it is held in memory.
 pub const FILE_BYTES_MAX: u64 = 1 << 30;
 
-const EXPECTED: &str =
+/// What a row looks like, for errors.
+pub const ROW_FORM: &str =
     r#"{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"#;
 
 /// An imported dataset.
@@ -70,7 +72,7 @@ pub fn import(name: &str, bytes: &[u8]) -> Result<Imported, Error> {
             name: name.to_owned(),
             line,
             problem,
-            expected: EXPECTED,
+            expected: ROW_FORM,
         })?;
         match first_lines.get(&sample.id()) {
             Some(&first_line) => duplicates.push(DuplicateRow { line, first_line }),
@@ -97,12 +99,8 @@ fn parse_row(row: &[u8], line: u64) -> Result<Sample, String> {
     }
     let row = std::str::from_utf8(row).map_err(|error| format!("the row is not UTF-8 ({error})"))?;
     let value: Value = serde_json::from_str(row.trim()).map_err(|error| {
-        // The parser counts lines inside the row, which would read as a second line number.
-        format!(
-            "the row is not JSON ({}, column {})",
-            first_words(&error.to_string()),
-            error.column()
-        )
+        let problem = in_row(&error);
+        format!("the row is not JSON ({problem})")
     })?;
     let Value::Object(mut fields) = value else {
         return Err("the row is not a JSON object".to_owned());
@@ -110,10 +108,6 @@ fn parse_row(row: &[u8], line: u64) -> Result<Sample, String> {
     let messages = parse_messages(fields.remove("messages"), &fields)?;
     let sample = Sample::new(messages, Provenance::Coverage { line }).map_err(|error| error.to_string())?;
     Ok(sample.with_fields(fields))
-}
-
-fn first_words(message: &str) -> &str {
-    message.split(" at line ").next().unwrap_or(message)
 }
 
 fn parse_messages(messages: Option<Value>, others: &Map<String, Value>) -> Result<Vec<Message>, String> {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sample::ServiceCall;
+use crate::sample::{SampleId, ServiceCall};
 use crate::text::json_objects;
 
 /// One answer to one test prompt.
@@ -13,6 +13,10 @@ use crate::text::json_objects;
 pub struct Response {
     /// Which prompt: its position in the test split, from 0.
     pub prompt_index: u32,
+    /// Which sample stands at that position: whoever judges can see that it is of another split. Absent in rows that
+    /// nobody but a person has written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SampleId>,
     /// Which of the K answers to it, from 0.
     pub k: u32,
     /// The answer.

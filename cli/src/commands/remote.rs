@@ -1,17 +1,24 @@
-//! `status`, `watch` and `cancel`: what clients ask of a coordinator.
+//! `watch` and `cancel`, and what every client of a coordinator needs.
+//!
+//! Invariant: what a command prints of a run is what the coordinator said, not what was asked of it.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use llamaduo_proto::ids::RunId;
-use llamaduo_proto::view::{RunDetails, RunView};
+use llamaduo_proto::run::RunStatus;
+use llamaduo_proto::view::RunView;
 
-use crate::args::{Cancel, Format, Remote, Status, TokenFile, Watch};
+use crate::args::{Cancel, Format, Remote, TokenFile, Watch};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::interrupt::Interrupts;
 use crate::output::Output;
-use crate::progress::{Progress, words};
+use crate::progress::{Overall, Progress, words};
+
+/// Between two looks at a run as a whole.
+const BAR_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Connects as the command line says.
 pub(super) async fn connect(remote: &Remote) -> Result<Client> {
@@ -42,84 +49,31 @@ pub(super) fn run_id(text: &str) -> Result<RunId> {
     RunId::new(text).map_err(|error| Error::Usage(error.to_string()))
 }
 
-/// `status`.
-pub(super) async fn status(arguments: &Status, output: &Output) -> Result<Exit> {
-    let client = connect(&arguments.remote).await?;
-    match &arguments.run {
-        None => {
-            let runs = client.list_runs().await?;
-            output.result(&runs, || runs_table(&runs))?;
-            Ok(Exit::Ok)
+/// Keeps the bar of a run in step with it.
+#[derive(Debug, Default)]
+pub(super) struct Bar {
+    looked: Option<Instant>,
+}
+
+impl Bar {
+    /// Looks at the run as a whole, if a bar shows it and the last look was a while ago.
+    pub(super) async fn keep_up(&mut self, client: &Client, run: &RunId, progress: &Progress) -> Result<()> {
+        let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= BAR_INTERVAL);
+        if is_due && progress.has_bars() {
+            self.looked = Some(Instant::now());
+            progress.overall(&Overall::of(&client.run(run).await?.run));
         }
-        Some(run) => {
-            let details = client.run(&run_id(run)?).await?;
-            output.result(&details, || details_text(&details))?;
-            Ok(Exit::Ok)
-        }
+        Ok(())
     }
 }
 
-fn runs_table(runs: &[RunView]) -> String {
-    if runs.is_empty() {
-        return "no runs; submit one with `llamaduo submit`".to_owned();
-    }
-    let width = runs
-        .iter()
-        .map(|run| run.run.as_str().len())
-        .max()
-        .unwrap_or_default();
-    let line = |run: &RunView| {
-        let id = run.run.as_str();
-        format!(
-            "{id:width$}  {:16}  cycle {:2}  {}",
-            words::status(run.status),
-            run.cycle.0,
-            run.name
-        )
-    };
-    runs.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-fn details_text(details: &RunDetails) -> String {
-    let run = &details.run;
-    let mut lines = vec![format!(
-        "{} \"{}\": {}, cycle {}",
-        run.run,
-        run.name,
-        words::status(run.status),
-        run.cycle.0
-    )];
-    lines.extend(run.reason.clone());
-    for count in &run.stages {
-        lines.push(format!(
-            "  {:10} {}/{} tasks",
-            words::stage(count.stage),
-            count.n_done,
-            count.n_total
-        ));
-    }
-    for scored in &details.scores {
-        lines.push(format!(
-            "  {}: {}",
-            words::subject_name(scored.subject),
-            words::scores(&scored.scores)
-        ));
-    }
-    for gate in &details.gates {
-        lines.push(format!(
-            "  gate after cycle {}: {}",
-            gate.cycle.0, gate.decision.reason
-        ));
-    }
-    lines.push(format!("  {}", words::cost(&run.cost)));
-    lines.join("\n")
-}
-
-/// `watch`: events are data here, so they go to stdout.
+/// `watch`: events are data here, so they go to stdout; how far each task is goes to stderr.
 pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
     let client = connect(&arguments.remote).await?;
     let run = run_id(&arguments.run)?;
     let mut interrupts = Interrupts::new()?;
+    let mut progress = Progress::new(output, &client.run(&run).await?.run.name);
+    let mut bar = Bar::default();
     let follow = client.follow(&run, arguments.from, async |event| {
         if event.seq != 0 {
             match output.format() {
@@ -131,30 +85,55 @@ pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
                 }
             }
         }
+        progress.show(&event.kind);
+        bar.keep_up(&client, &run, &progress).await?;
         Ok(ControlFlow::Continue(()))
     });
     tokio::select! {
         followed = follow => followed?,
         () = interrupts.next() => return Err(Error::Interrupted),
     }
+    progress.end();
     Ok(Exit::of_run(client.run(&run).await?.run.status))
 }
 
 /// `cancel`.
 pub(super) async fn cancel(arguments: &Cancel, output: &Output) -> Result<Exit> {
     let client = connect(&arguments.remote).await?;
-    let run = client.cancel(&run_id(&arguments.run)?, &arguments.reason).await?;
-    output.result(&run, || format!("{} is {}", run.run, words::status(run.status)))?;
+    let run = run_id(&arguments.run)?;
+    let before = client.run(&run).await?;
+    let after = client.cancel(&run, &arguments.reason).await?;
+    output.result(&after, || cancelled(&before.run, &after))?;
+    let is_cancelled = after.status == RunStatus::Cancelled || after.ending == Some(RunStatus::Cancelled);
+    if is_cancelled && before.spec.is_some() {
+        output.line(&format!(
+            "what was trained and paid for is kept; `llamaduo submit --resume {run}` with its config goes on with it"
+        ));
+    }
     Ok(Exit::Ok)
 }
 
-/// Follows a run on stderr until it ends.
-pub(super) async fn show_until_end(client: &Client, run: &RunId, output: &Output) -> Result<RunDetails> {
-    let mut progress = Progress::new(output, &client.run(run).await?.run.name);
-    let observe = async |event| {
-        progress.event(&event);
-        Ok(ControlFlow::Continue(()))
-    };
-    client.follow(run, 1, observe).await?;
-    client.run(run).await
+/// What a cancellation came to: it takes a moment to stop what runs, and one that has ended stays as it is.
+fn cancelled(before: &RunView, after: &RunView) -> String {
+    let run = &after.run;
+    if before.status != RunStatus::Running {
+        return format!("{run} had ended already: {}", words::status(before.status));
+    }
+    match (after.status, after.ending) {
+        (RunStatus::Cancelled, _) => format!("{run} was cancelled"),
+        (RunStatus::Running, None | Some(RunStatus::Cancelled)) => {
+            let already = match before.ending {
+                Some(_) => "already ",
+                None => "",
+            };
+            format!("{run} is {already}being cancelled: what runs is stopped, then its report is made")
+        }
+        (RunStatus::Running, Some(ending)) => {
+            format!("{run} is ending already: {}", words::status(ending))
+        }
+        (status, _) => format!("{run} has just ended: {}", words::status(status)),
+    }
 }
+
+#[cfg(test)]
+mod tests;

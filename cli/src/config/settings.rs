@@ -237,7 +237,7 @@ pub(crate) fn curation_settings(section: &CurationSection) -> Result<CurationSet
 }
 
 /// `[gate]`.
-pub(super) fn gate(section: &GateSection) -> Result<Gate, Error> {
+pub(crate) fn gate(section: &GateSection) -> Result<Gate, Error> {
     let s = section;
     ensure(
         (1.0..=100.0).contains(&s.coverage_score),

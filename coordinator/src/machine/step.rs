@@ -16,7 +16,7 @@ use llamaduo_proto::task::{Failure, FailureKind, Progress, TaskOutput, TaskResul
 use super::event::{Action, Aggregate, Event, Refusal};
 use super::failure::{self, Next};
 use super::hash::hash;
-use super::run::{Claim, EndedAttempt, Ending, FAILURES_MAX, Lease, Now, Run, Task};
+use super::run::{Claim, EndedAttempt, Ending, FAILURES_MAX, Lease, Now, Run, Task, Work};
 
 /// Leases taken back in one step: each takes up to four operations of a transaction's 128.
 const REVOKED_PER_STEP_MAX: usize = 24;
@@ -277,7 +277,12 @@ impl Step {
         match next {
             Next::Retry(_) => {}
             Next::Quarantine => {
-                let reason = format!("task {id} was given up on: {}", failure.message);
+                // A run of one task is that task.
+                let what = match &*self.run.work {
+                    Work::Migration(_) => format!("task {id}"),
+                    Work::Single { .. } => "the task".to_owned(),
+                };
+                let reason = format!("{what} was given up on: {}", failure.message);
                 self.emit(RunEventKind::TaskQuarantined {
                     task: id.clone(),
                     stage,

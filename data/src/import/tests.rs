@@ -65,7 +65,7 @@ fn a_bad_line_is_named_with_what_was_expected() {
             error.starts_with(&format!("rows.jsonl, line 2: {problem}")),
             "{error}"
         );
-        assert!(error.ends_with(EXPECTED), "{error}");
+        assert!(error.ends_with(ROW_FORM), "{error}");
     }
     let role = import_error(ROW.replace("assistant", "bot"));
     assert!(

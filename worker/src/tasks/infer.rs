@@ -2,11 +2,12 @@
 //!
 //! Invariant: rows come in the order of (prompt, k), and an answer depends on its prompt, k and the task's seed only.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use llamaduo_data::{Response, Sample, jsonl};
+use llamaduo_data::{Response, Sample, SampleId, jsonl};
 use llamaduo_engine::generate::{
     BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
 };
@@ -132,6 +133,10 @@ async fn locally(
     let quantization = local_model.quantization;
     attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
     let requests = requests(&prompts, &task.settings, task.seed);
+    let samples: BTreeMap<u64, SampleId> = prompts
+        .iter()
+        .map(|(prompt_index, sample)| (u64::from(*prompt_index), sample.id()))
+        .collect();
     let batch = BatchOptions {
         max_batch: halved(task.settings.batch_max as usize, assignment.batch_halvings),
         ..BatchOptions::default()
@@ -155,7 +160,10 @@ async fn locally(
         };
         let completions = generate(model, adapter.as_ref(), &requests, &batch, &mut observe)?;
         attempt.check()?;
-        completions.into_iter().map(response).collect()
+        let completions = completions.into_iter();
+        completions
+            .map(|completion| response(completion, &samples))
+            .collect()
     };
     bench.executor.run(work).await
 }
@@ -182,7 +190,7 @@ fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> V
     prompts.iter().map(request).collect()
 }
 
-fn response(completion: Completion) -> Result<Response, Error> {
+fn response(completion: Completion, samples: &BTreeMap<u64, SampleId>) -> Result<Response, Error> {
     if let Finish::Refused {
         prompt_tokens,
         max_tokens,
@@ -202,6 +210,7 @@ fn response(completion: Completion) -> Result<Response, Error> {
     Ok(Response {
         // Ids were made from positions, which are u32.
         prompt_index: completion.request as u32,
+        sample: samples.get(&completion.request).copied(),
         k: completion.k as u32,
         text: completion.text,
         tokens: completion.tokens as u64,
@@ -244,6 +253,7 @@ async fn by_service(
             attempt.advance();
             Ok(Response {
                 prompt_index: *prompt_index,
+                sample: Some(sample.id()),
                 k,
                 tokens: answer.call.output_tokens,
                 complete: answer.finish == FinishReason::Stop,

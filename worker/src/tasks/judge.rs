@@ -108,10 +108,19 @@ pub(super) async fn run(
 
 /// The test sample that a response answers.
 fn tested<'a>(test: &'a [Sample], response: &Response) -> Result<&'a Sample, Error> {
-    test.get(response.prompt_index as usize)
+    let sample = test
+        .get(response.prompt_index as usize)
         .ok_or_else(|| Error::Task {
             what: "a response's prompt",
             expected: format!("a position below {}", test.len()),
             found: response.prompt_index.to_string(),
-        })
+        })?;
+    match response.sample {
+        Some(id) if id != sample.id() => Err(Error::Task {
+            what: "a response's sample",
+            expected: format!("that of prompt {} of the test split", response.prompt_index),
+            found: id.to_string(),
+        }),
+        _ => Ok(sample),
+    }
 }

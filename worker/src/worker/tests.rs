@@ -73,6 +73,7 @@ impl Room {
         let test = self.store(jsonl::write(&[sample("q", "a")]).unwrap().into_bytes());
         let response = Response {
             prompt_index: 0,
+            sample: None,
             k: 0,
             text: "x".to_owned(),
             tokens: 1,

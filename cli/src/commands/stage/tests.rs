@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
+use llamaduo_data::curate::curate;
+use llamaduo_data::synthesis::Candidate;
 use llamaduo_data::verdict::Outcome as Graded;
-use llamaduo_data::{Provenance, Verdict};
+use llamaduo_data::{Provenance, Response, Verdict};
 use llamaduo_worker::stand_in::{self, tickets};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::args::{Format, TokenFile};
+use crate::config::settings::curation_settings;
 
 const GRADES: &str = r#"{"similarity_assessment": {"score": 80, "reason": "a"}, "precision_assessment": {"score": 70, "reason": "b"}}"#;
 
@@ -49,8 +52,13 @@ fn test_sample(site: &Path, index: usize) -> Sample {
 
 /// Judges one answer to the first test prompt; the verdict.
 async fn judged(site: &Path, name: &str, address: std::net::SocketAddr, answer: &str) -> Verdict {
+    judged_with(site, name, config_of(site, address), answer).await
+}
+
+async fn judged_with(site: &Path, name: &str, config: ConfigArguments, answer: &str) -> Verdict {
     let response = Response {
         prompt_index: 0,
+        sample: Some(test_sample(site, 0).id()),
         k: 0,
         text: answer.to_owned(),
         tokens: 1,
@@ -63,7 +71,7 @@ async fn judged(site: &Path, name: &str, address: std::net::SocketAddr, answer: 
     std::fs::write(&responses, jsonl::write(&[response]).unwrap()).unwrap();
     let out = folder.join("verdicts.jsonl");
     let arguments = Judge {
-        config: config_of(site, address),
+        config,
         stage: here(),
         responses,
         out: out.clone(),
@@ -157,6 +165,32 @@ async fn the_judge_is_shown_the_standing_instructions() {
         similarity(&right) > 80 && similarity(&wrong) < 30,
         "{right:?} {wrong:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_of_the_users_own_is_what_the_judge_gets() {
+    let (site, mut tasks) = (site(), JoinSet::new());
+    let page = include_str!("../../../../docs/prompts.md");
+    let example = page
+        .split("```toml\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    std::fs::write(site.path().join("own.toml"), example).unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = config_of(site.path(), listener.local_addr().unwrap());
+    config.set.push("judge.prompt=own.toml".to_owned());
+    tasks.spawn(record(listener, Arc::clone(&asked)));
+    let verdict = judged_with(site.path(), "own", config, "Please call us.").await;
+    assert!(matches!(verdict.outcome, Graded::Graded(_)), "{verdict:?}");
+    let own = llamaduo_prompts::Prompt::from_toml(example).unwrap();
+    assert_eq!(verdict.call.prompt_hash, own.hash());
+    let bodies = asked.lock().unwrap().clone();
+    assert_eq!(bodies.len(), 1);
+    assert!(bodies[0].contains("style does not count") && bodies[0].contains("Please call us."));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -149,6 +149,7 @@ fn infer(artifacts: &Directory, task: &InferTask) -> TaskResult {
             let text = format!("{subject:?} answers {prompt_index}/{k}");
             rows.push(Response {
                 prompt_index,
+                sample: None,
                 k,
                 text,
                 tokens: 4,

@@ -242,6 +242,10 @@ async fn responses_do_not_depend_on_how_prompts_are_cut_into_tasks() {
             .map(|response| (response.prompt_index, response.k))
             .collect();
         assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]);
+        let of = |instruction, response| Some(sample(instruction, response).id());
+        let (a, b, c) = (of("a", "1"), of("b", "2"), of("c", "3"));
+        let samples: Vec<_> = all[0].iter().map(|response| response.sample).collect();
+        assert_eq!(samples, [a, a, b, b, c, c]);
     }
 }
 
