@@ -75,14 +75,17 @@ pub(crate) enum Error {
     #[error(transparent)]
     Model(#[from] llamaduo_worker::models::Error),
     /// The coordinator in this process.
-    #[error("the coordinator stopped")]
+    #[error("the coordinator cannot go on")]
     Coordinator(#[source] Box<llamaduo_coordinator::Error>),
     /// The worker in this process.
-    #[error("the worker stopped")]
+    #[error("the worker cannot go on")]
     Worker(#[source] Box<llamaduo_worker::Error>),
     /// The stand-in in this process.
     #[error(transparent)]
     StandIn(#[from] llamaduo_worker::stand_in::Error),
+    /// A service LLM that cannot be reached.
+    #[error("{0}")]
+    Service(String),
     /// An address that cannot be had.
     #[error("cannot listen on {address}; name a free address with --listen")]
     Listen {
@@ -103,10 +106,16 @@ impl Error {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Config(_) | Self::Usage(_) | Self::Input(_) => Exit::Usage,
+            // Named on the command line or in the config, and not there: files of our own are made when they are missing.
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::Usage,
+            Self::Engine(llamaduo_engine::Error::NoModel { .. }) => Exit::Usage,
+            // A place that did not answer may have it: that is no mistake of the user's.
+            Self::Model(error) if !error.is_retryable() => Exit::Usage,
             Self::Refused {
-                code: tonic::Code::InvalidArgument | tonic::Code::NotFound,
+                code: tonic::Code::InvalidArgument | tonic::Code::NotFound | tonic::Code::AlreadyExists,
                 ..
             } => Exit::Usage,
+            Self::Service(_) => Exit::ServiceFailed,
             Self::Interrupted => Exit::Interrupted,
             Self::Read { .. }
             | Self::Write { .. }
@@ -151,6 +160,13 @@ mod tests {
             message: String::new(),
         };
         let io = || std::io::Error::other("x");
+        let model_not_found = |retryable| {
+            Error::Model(llamaduo_worker::models::Error::NotFound {
+                reference: String::new(),
+                tried: Vec::new(),
+                retryable,
+            })
+        };
         let cases = [
             (Error::from(config::Error::Set { text: String::new() }), 2),
             (Error::Usage(String::new()), 2),
@@ -160,6 +176,8 @@ mod tests {
             ),
             (refused(tonic::Code::InvalidArgument), 2),
             (refused(tonic::Code::NotFound), 2),
+            (refused(tonic::Code::AlreadyExists), 2),
+            (Error::Service(String::new()), 5),
             (refused(tonic::Code::Internal), 1),
             (
                 Error::Read {
@@ -168,6 +186,15 @@ mod tests {
                 },
                 1,
             ),
+            (
+                Error::Read {
+                    path: PathBuf::new(),
+                    source: std::io::ErrorKind::NotFound.into(),
+                },
+                2,
+            ),
+            (model_not_found(false), 2),
+            (model_not_found(true), 1),
             (Error::Stdout(io()), 1),
             (Error::Interrupted, 130),
         ];

@@ -57,6 +57,14 @@ impl Output {
         })
     }
 
+    /// A part of a result that is printed as it comes; whoever reads it may be gone.
+    pub(crate) fn part(&self, text: &str) -> io::Result<()> {
+        self.bars.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+        })
+    }
+
     /// A line of progress. Nothing can be done about a stderr that is gone.
     pub(crate) fn line(&self, text: &str) {
         self.bars

@@ -30,10 +30,20 @@ pub fn evaluate<B: Backend>(
     adapter: Option<&Adapter>,
     rows: &[Conversation],
 ) -> Result<EvalLoss> {
+    evaluate_observed(model, adapter, rows, &mut |_, _| {})
+}
+
+/// [`evaluate`], telling `observe` after each pass how many tokens are predicted, and of how many.
+pub fn evaluate_observed<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    rows: &[Conversation],
+    observe: &mut dyn FnMut(u64, u64),
+) -> Result<EvalLoss> {
     let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
     let encode = |row: &Conversation| encode_row(tokenizer, template, &row.messages, LossOn::WholeSequence);
     let rows: Vec<Row> = rows.iter().map(encode).collect::<Result<_>>()?;
-    evaluate_rows(model, adapter, &rows)
+    evaluate_rows_observed(model, adapter, &rows, observe)
 }
 
 /// The logits after each token of `ids [T]`, `[T, V]`.
@@ -56,10 +66,20 @@ pub fn logits<B: Backend>(model: &LocalModel<B>, adapter: Option<&Adapter>, ids:
 }
 
 /// [`evaluate`] on rows that are already tokens.
+#[cfg(test)]
 pub(crate) fn evaluate_rows<B: Backend>(
     model: &LocalModel<B>,
     adapter: Option<&Adapter>,
     rows: &[Row],
+) -> Result<EvalLoss> {
+    evaluate_rows_observed(model, adapter, rows, &mut |_, _| {})
+}
+
+fn evaluate_rows_observed<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    rows: &[Row],
+    observe: &mut dyn FnMut(u64, u64),
 ) -> Result<EvalLoss> {
     let context_len = model.config().context_len;
     if let Some((row, n_tokens)) = rows
@@ -89,9 +109,11 @@ pub(crate) fn evaluate_rows<B: Backend>(
         keep: Keep::Nothing,
     };
     let mut activations = Activations::new(&model.backend, &model.config, plan)?;
-    let mut sum = 0.0;
+    let (mut sum, mut n_done) = (0.0, 0);
     for batch in &batches {
         sum += model.loss(batch, &mut activations, adapter.as_ref(), None, None)?;
+        n_done += batch.n_labels() as u64;
+        observe(n_done, tokens);
     }
     let loss = sum / tokens as f64;
     if !loss.is_finite() {

@@ -144,7 +144,7 @@ fn models_that_are_missing_or_damaged_are_named() {
     let site = Site::new();
     let service = Service::start(Options::new(0));
     let mut nowhere = site.run("out", service.url(), &["local.base=./nowhere.gguf"]);
-    refused(&mut nowhere, 1, &["nowhere.gguf", "does not exist"]);
+    refused(&mut nowhere, 2, &["nowhere.gguf", "does not exist"]);
     assert_eq!(service.requests(), [""; 0], "nothing was spent");
     let eval = |model: &str| {
         let mut command = llamaduo();
@@ -233,8 +233,18 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
     );
     assert!(service.requests().len() <= 10);
 
-    let mut resume = site.run("out", service.url(), &["budget.max_calls=1000"]);
-    let output = process::run(resume.arg("--resume"));
+    // What the run was given with --set, the address of the service too, is remembered.
+    let mut resume = llamaduo();
+    resume.args([
+        "run",
+        "--resume",
+        "--output",
+        "json",
+        "--set",
+        "budget.max_calls=1000",
+    ]);
+    resume.arg("--config").arg(site.path("llamaduo.toml"));
+    let output = process::run(resume.arg("--out").arg(site.path("out")));
     assert_eq!(output.code(), 3, "{}", output.stderr);
     let run = site.files("out");
     assert_gapless(&run.events());
@@ -243,7 +253,7 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
     let mut nothing = site.run("elsewhere", service.url(), &[]);
     refused(nothing.arg("--resume"), 2, &["elsewhere", "no run to resume"]);
     let mut other = site.run("out", service.url(), &["budget.max_calls=1000", "train.epochs=1"]);
-    refused(&mut other, 2, &["train.epochs", "--out"]);
+    refused(&mut other, 2, &["train.epochs was 4.0, is 1.0", "--out"]);
 }
 
 #[test]

@@ -9,3 +9,4 @@ mod cluster;
 mod crash;
 mod cycle;
 mod smollm2;
+mod stages;

@@ -1,42 +1,148 @@
 //! `eval` and `generate`: the engine without coordinator and worker.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressStyle};
+use llamaduo_data::import::ROW_FORM;
 use llamaduo_engine::train::Conversation;
 use llamaduo_engine::{
-    Adapter, BatchOptions, Finish, GenerateOptions, GenerateRequest, LocalModel, Message, Role, Sampling,
-    evaluate, peft,
+    Adapter, BatchOptions, Completion, EvalLoss, Finish, GenerateEvent, GenerateOptions, GenerateRequest,
+    LocalModel, Message, Role, Sampling, evaluate_observed, peft,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Eval, Generate, ModelArguments};
+use crate::args::{Eval, Format, Generate, ModelArguments};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::model;
 use crate::output::Output;
+use crate::progress::words::counted;
+
+/// Between two lines about how far `eval` is, where there is no bar.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `eval`.
 pub(super) fn eval(arguments: &Eval, output: &Output) -> Result<Exit> {
     let path = &arguments.data;
-    let rows: Vec<Conversation> = llamaduo_data::jsonl::read(&path.display().to_string(), &read(path)?)?;
+    let name = path.display().to_string();
+    let (lines, rows): (Vec<u64>, Vec<Conversation>) =
+        llamaduo_data::jsonl::read_lines(&name, &read(path)?, ROW_FORM)?
+            .into_iter()
+            .unzip();
+    if rows.is_empty() {
+        return Err(Error::Usage(format!("{name} holds no rows; expected {ROW_FORM}")));
+    }
     let (model, adapter) = open(&arguments.model, output)?;
-    let loss = evaluate(&model, adapter.as_ref(), &rows)?;
+    let loss = measured(&model, adapter.as_ref(), &rows, output).map_err(|error| match error {
+        llamaduo_engine::Error::RowTooLong {
+            row,
+            n_tokens,
+            context_len,
+        } => Error::Usage(format!(
+            "{name}, line {}: the conversation has {n_tokens} tokens, more than the {context_len} of the model's \
+             context; shorten it or leave it out",
+            lines.get(row).copied().unwrap_or_default()
+        )),
+        error => Error::Engine(error),
+    })?;
     output.result(&loss, || {
-        format!("loss {:.6} nats over {} tokens", loss.loss, loss.tokens)
+        let tokens = counted(loss.tokens, "token", "tokens");
+        format!("loss {:.6} nats over {tokens}", loss.loss)
     })?;
     Ok(Exit::Ok)
 }
+
+/// The loss, with a bar on a terminal and a line now and then elsewhere.
+fn measured(
+    model: &LocalModel,
+    adapter: Option<&Adapter>,
+    rows: &[Conversation],
+    output: &Output,
+) -> llamaduo_engine::Result<EvalLoss> {
+    let bar = output.bars().map(|bars| {
+        let style = ProgressStyle::with_template(EVAL_TEMPLATE);
+        let bar = bars.add(ProgressBar::new(0));
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar
+    });
+    let mut last_line = Instant::now();
+    let loss = evaluate_observed(model, adapter, rows, &mut |n_done, n_total| match &bar {
+        Some(bar) => {
+            bar.set_length(n_total);
+            bar.set_position(n_done);
+        }
+        None if last_line.elapsed() >= LINE_INTERVAL => {
+            last_line = Instant::now();
+            output.line(&format!("  eval: {n_done}/{n_total} tokens"));
+        }
+        None => {}
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    loss
+}
+
+const EVAL_TEMPLATE: &str = "eval {bar:24} {pos}/{len} tokens · {elapsed}";
 
 #[derive(Serialize)]
 struct Generated {
     text: String,
     tokens: usize,
+    /// `stop`: the model ended its answer; `length`: `--max-tokens` cut it.
+    finish: Finish,
 }
 
-/// `generate`.
+/// `generate`: as text, the answer is printed as it grows.
 pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
+    let request = request(arguments)?;
+    let (model, adapter) = open(&arguments.model, output)?;
+    let mut printed = match output.format() {
+        Format::Text => Some(Printed::new(output)),
+        Format::Json => None,
+    };
+    let observe = &mut |event: GenerateEvent<'_>| match (&mut printed, event) {
+        (Some(printed), GenerateEvent::Text { text, .. }) => printed.push(text),
+        _ => ControlFlow::Continue(()),
+    };
+    let batch = BatchOptions::default();
+    let completions = llamaduo_engine::generate(&model, adapter.as_ref(), &[request], &batch, observe)?;
+    if printed.as_ref().is_some_and(Printed::has_no_reader) {
+        return Ok(Exit::Ok);
+    }
+    let completion = completions.into_iter().next().ok_or_else(|| Error::Stopped {
+        what: "generation".to_owned(),
+    })?;
+    let Completion {
+        text, tokens, finish, ..
+    } = completion;
+    if let Finish::Refused {
+        prompt_tokens,
+        max_tokens,
+        context_len,
+    } = finish
+    {
+        return Err(too_long(prompt_tokens, max_tokens, context_len));
+    }
+    let is_cut = finish == Finish::Length;
+    match printed {
+        Some(printed) => printed.end()?,
+        None => output.result(&Generated { text, tokens, finish }, String::new)?,
+    }
+    if is_cut {
+        output.line(&format!(
+            "note: the answer was cut at --max-tokens {}",
+            arguments.max_tokens
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+fn request(arguments: &Generate) -> Result<GenerateRequest> {
     let messages = match (&arguments.prompt, &arguments.messages) {
         (Some(prompt), _) => vec![Message {
             role: Role::User,
@@ -58,41 +164,83 @@ pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
             ..Sampling::default()
         },
     };
-    let options = GenerateOptions {
-        max_tokens: arguments.max_tokens as usize,
-        sampling,
-        stop: Vec::new(),
-        seed: arguments.seed,
-    };
-    let request = GenerateRequest {
+    Ok(GenerateRequest {
         id: 0,
         messages,
         n: 1,
-        options,
+        options: GenerateOptions {
+            max_tokens: arguments.max_tokens as usize,
+            sampling,
+            stop: Vec::new(),
+            seed: arguments.seed,
+        },
+    })
+}
+
+/// What to change so that prompt and answer fit into the context.
+fn too_long(prompt_tokens: usize, max_tokens: usize, context_len: usize) -> Error {
+    let remedy = match context_len.checked_sub(prompt_tokens) {
+        None | Some(0) => "the prompt must be shortened".to_owned(),
+        Some(room) => format!("give --max-tokens {room} or less, or shorten the prompt"),
     };
-    let (model, adapter) = open(&arguments.model, output)?;
-    let batch = BatchOptions::default();
-    let go_on = &mut |_: llamaduo_engine::GenerateEvent<'_>| ControlFlow::Continue(());
-    let completions = llamaduo_engine::generate(&model, adapter.as_ref(), &[request], &batch, go_on)?;
-    let completion = completions.into_iter().next().ok_or_else(|| Error::Stopped {
-        what: "generation".to_owned(),
-    })?;
-    if let refused @ Finish::Refused { .. } = &completion.finish {
-        return Err(Error::Usage(refused.to_string()));
+    Error::Usage(format!(
+        "the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}, but the model's context holds \
+         {context_len} for both; {remedy}"
+    ))
+}
+
+/// An answer on stdout while it grows, without the newlines at its end.
+struct Printed<'a> {
+    output: &'a Output,
+    n_newlines: usize,
+    failure: Option<io::Error>,
+}
+
+impl<'a> Printed<'a> {
+    fn new(output: &'a Output) -> Self {
+        Self {
+            output,
+            n_newlines: 0,
+            failure: None,
+        }
     }
-    let generated = Generated {
-        text: completion.text,
-        tokens: completion.tokens,
-    };
-    output.result(&generated, || generated.text.clone())?;
-    Ok(Exit::Ok)
+
+    /// Prints more; breaks once nobody reads it.
+    fn push(&mut self, text: &str) -> ControlFlow<()> {
+        let words = text.trim_end_matches('\n');
+        if !words.is_empty() {
+            let newlines = "\n".repeat(std::mem::take(&mut self.n_newlines));
+            if let Err(error) = self.output.part(&(newlines + words)) {
+                self.failure = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        self.n_newlines += text.len() - words.len();
+        ControlFlow::Continue(())
+    }
+
+    fn has_no_reader(&self) -> bool {
+        let failure = self.failure.as_ref();
+        failure.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    fn end(self) -> Result<()> {
+        match self.failure {
+            Some(error) => Err(error.into()),
+            None => Ok(self.output.part("\n")?),
+        }
+    }
 }
 
 fn open(arguments: &ModelArguments, output: &Output) -> Result<(LocalModel, Option<Adapter>)> {
+    if let Some(directory) = &arguments.adapter {
+        model::adapter_files(directory)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let path = runtime.block_on(model::find(&arguments.model, &CancellationToken::new(), output))?;
+    output.line(&format!("loading {}", path.display()));
     let model = model::open(&path, arguments.quant)?;
     let adapter = arguments
         .adapter
@@ -133,5 +281,28 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
         Err(invalid("it is empty".to_owned()))
     } else {
         Ok(messages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_says_what_would() {
+        let words = |prompt, max, context| too_long(prompt, max, context).to_string();
+        assert!(words(100, 50, 120).contains("--max-tokens 20 or less"));
+        for n_tokens in [120, 500] {
+            let words = words(n_tokens, 50, 120);
+            assert!(
+                words.contains("must be shortened") && !words.contains("--max-tokens"),
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn templates_are_valid() {
+        assert!(ProgressStyle::with_template(EVAL_TEMPLATE).is_ok());
     }
 }

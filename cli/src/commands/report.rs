@@ -1,10 +1,13 @@
 //! `report`: what a run came to, from its directory or from a coordinator.
+//!
+//! Invariant: what it prints is what `report.json` holds; a page is made anew from that alone.
 
 use std::path::{Path, PathBuf};
 
+use llamaduo_proto::ids::RunId;
 use serde_json::Value;
 
-use super::remote::{connect, run_id};
+use super::remote::connect;
 use crate::args;
 use crate::directory::RunDirectory;
 use crate::error::{Error, Result};
@@ -20,19 +23,50 @@ pub(super) async fn report(arguments: &args::Report, output: &Output) -> Result<
     } else {
         fetch(arguments, output).await?
     };
-    let report = RunDirectory::existing(&directory).report()?.ok_or_else(|| {
-        let directory = directory.display();
-        Error::Usage(format!("{directory} holds no report.json yet; let its run end first, with `llamaduo run --out {directory}`"))
-    })?;
+    let run = RunDirectory::existing(&directory);
+    let Some(report) = run.report()? else {
+        return Err(without_report(&run));
+    };
     rewrite_page(&directory, &report)?;
     output.result(&report, || table::report_text(&report, &directory))?;
     Ok(Exit::Ok)
 }
 
+/// What to do about a directory that has no report.
+fn without_report(run: &RunDirectory) -> Error {
+    let directory = run.root().display();
+    Error::Usage(match run.holds_run() {
+        false => format!(
+            "there is no run in {directory}; name the directory that `llamaduo run` or `llamaduo demo` wrote (its --out)"
+        ),
+        true => format!(
+            "the run in {directory} has not ended yet, so there is no report; the command that began it goes on with it"
+        ),
+    })
+}
+
 /// Downloads a run's files.
 async fn fetch(arguments: &args::Report, output: &Output) -> Result<PathBuf> {
-    let run = run_id(&arguments.run)?;
-    let client = connect(&arguments.remote).await?;
+    let name = &arguments.run;
+    let is_file = Path::new(name).exists();
+    let Ok(run) = RunId::new(name) else {
+        let what = if is_file {
+            "is no directory"
+        } else {
+            "does not exist"
+        };
+        return Err(Error::Usage(format!(
+            "{name} {what}; name the directory that `llamaduo run` or `llamaduo demo` wrote (its --out), or the id of a \
+             coordinator's run"
+        )));
+    };
+    let client = connect(&arguments.remote).await.map_err(|error| match error {
+        Error::Connect { url, .. } => Error::Usage(format!(
+            "there is no directory {name} here, and no coordinator at {url} that might have a run of that id; name the \
+             directory that `llamaduo run` wrote (its --out), or the coordinator with --coordinator"
+        )),
+        error => error,
+    })?;
     let details = client.run(&run).await?;
     if details.run.report.is_none() {
         return Err(Error::Usage(format!(
@@ -64,4 +98,40 @@ fn rewrite_page(directory: &Path, report: &Value) -> Result<()> {
         crate::directory::write_file(&directory.join(name), text.as_bytes())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Format, Remote, TokenFile};
+
+    /// Nothing listens on the discard port.
+    async fn refused(run: &Path) -> String {
+        let arguments = args::Report {
+            run: run.display().to_string(),
+            out: None,
+            remote: Remote {
+                coordinator: "http://127.0.0.1:9".to_owned(),
+                token: TokenFile::default(),
+            },
+        };
+        let error = report(&arguments, &Output::new(Format::Json)).await.unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage, "{error}");
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_report_it_says_which_directory_has_one() {
+        let root = tempfile::tempdir().unwrap();
+        let empty = refused(root.path()).await;
+        assert!(empty.contains("no run in"), "{empty}");
+        let nowhere = refused(&root.path().join("nowhere")).await;
+        assert!(nowhere.contains("nowhere does not exist"), "{nowhere}");
+        let id = refused(Path::new("no-such-directory")).await;
+        assert!(id.contains("no directory no-such-directory here"), "{id}");
+        std::fs::create_dir(root.path().join(".llamaduo")).unwrap();
+        std::fs::write(root.path().join(".llamaduo/run.json"), "{").unwrap();
+        let unfinished = refused(root.path()).await;
+        assert!(unfinished.contains("has not ended"), "{unfinished}");
+    }
 }

@@ -118,6 +118,10 @@ fn conversations_train_and_measure_better_afterwards() {
     let before = crate::evaluate(&model, None, &rows).unwrap();
     let after = crate::evaluate(&model, Some(&trained.adapter), &rows).unwrap();
     assert_eq!(before.tokens, after.tokens);
+    let mut told = Vec::new();
+    let observed = crate::evaluate_observed(&model, None, &rows, &mut |n_done, n| told.push((n_done, n)));
+    assert_eq!(observed.unwrap(), before);
+    assert_eq!(told.last(), Some(&(before.tokens, before.tokens)));
     assert!(after.loss < before.loss - 1.0, "{before:?} {after:?}");
     let more = train(&model, &rows, &config, Some(&trained.adapter), None, &mut |_| {
         ControlFlow::Continue(())

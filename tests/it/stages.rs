@@ -1,0 +1,166 @@
+//! Single stages and the local model's commands as a user types them: what they print, refuse and reuse.
+//!
+//! Invariant: stdout holds the result alone; what is said of it goes to stderr.
+
+use std::fs;
+
+use llamaduo_tests::process::{self, Output, llamaduo};
+use llamaduo_tests::service::Service;
+use llamaduo_tests::site::Site;
+use serde_json::Value;
+
+/// A stage in the site's directory.
+fn stage(site: &Site, service: &Service, words: &[&str], settings: &[&str]) -> Output {
+    let mut command = llamaduo();
+    command.args(words).current_dir(site.root());
+    site.configure(&mut command, service.url(), settings);
+    process::run(&mut command)
+}
+
+fn json(output: &Output) -> Value {
+    assert_eq!(output.code(), 0, "{}\n{}", output.stdout, output.stderr);
+    serde_json::from_str(&output.stdout).unwrap()
+}
+
+#[test]
+fn responses_are_judged_by_their_own_split_with_means_and_once() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    let inferred = stage(&site, &service, &["infer"], &[]);
+    assert_eq!(
+        (inferred.code(), inferred.stdout.as_str()),
+        (0, "responses.jsonl\n")
+    );
+    assert!(
+        inferred
+            .stderr
+            .contains("the untuned base answers 6 test prompts"),
+        "{}",
+        inferred.stderr
+    );
+
+    let judged = json(&stage(&site, &service, &["judge", "-o", "json"], &[]));
+    let scores = &judged["scores"];
+    assert_eq!(
+        (&judged["reused"], &scores["verdicts"]),
+        (&false.into(), &6.into())
+    );
+    for metric in ["similarity", "precision"] {
+        assert!(
+            scores[metric]["mean"].is_number() && scores[metric]["coverage"].is_number(),
+            "{scores}"
+        );
+    }
+    let n_calls = service.requests().len();
+    let again = stage(&site, &service, &["judge"], &[]);
+    assert!(
+        again.stderr.contains("reused from .llamaduo") && again.stdout.contains("similarity  mean"),
+        "{}\n{}",
+        again.stdout,
+        again.stderr
+    );
+
+    let other = stage(&site, &service, &["judge"], &["data.seed=5"]);
+    assert_eq!((other.code(), other.stdout.as_str()), (2, ""), "{}", other.stderr);
+    assert!(
+        other.stderr.contains("responses.jsonl, line ") && other.stderr.contains("infer again"),
+        "{}",
+        other.stderr
+    );
+    assert_eq!(service.requests().len(), n_calls, "neither was paid for");
+    let said = [inferred.stderr, again.stderr].concat();
+    for odd in ["task", "begins", "run ended", "(s)"] {
+        assert!(!said.contains(odd), "`{odd}` in: {said}");
+    }
+}
+
+#[test]
+fn models_and_files_that_are_missing_are_wrong_input_everywhere() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    for words in [["train"], ["infer"]] {
+        let output = stage(&site, &service, &words, &["local.base=./nowhere"]);
+        assert_eq!(output.code(), 2, "{words:?}: {}", output.stderr);
+        assert!(output.stderr.contains("nowhere"), "{}", output.stderr);
+    }
+    let refused = |words: &[&str], said: &str| {
+        let output = process::run(llamaduo().args(words).current_dir(site.root()));
+        assert_eq!(
+            (output.code(), output.stdout.as_str()),
+            (2, ""),
+            "{}",
+            output.stderr
+        );
+        assert!(output.stderr.contains(said), "{}", output.stderr);
+    };
+    fs::create_dir(site.path("empty")).unwrap();
+    refused(&["generate", "--prompt", "a", "--model", "./nowhere"], "nowhere");
+    refused(&["generate", "--prompt", "a", "--model", "empty"], "no model at");
+    refused(
+        &["eval", "--model", "model", "--data", "nowhere.jsonl"],
+        "nowhere.jsonl",
+    );
+    refused(
+        &[
+            "generate",
+            "--prompt",
+            "a",
+            "--model",
+            "model",
+            "--adapter",
+            "empty",
+        ],
+        "holds no adapter",
+    );
+    site.write("bad.jsonl", "{\"messages\": []}\n\n{\"text\": \"a\"}\n");
+    refused(
+        &["eval", "--model", "model", "--data", "bad.jsonl"],
+        "bad.jsonl, line 3: missing field `messages`",
+    );
+    site.write("none.jsonl", "\n");
+    refused(
+        &["eval", "--model", "model", "--data", "none.jsonl"],
+        "holds no rows; expected {\"messages\"",
+    );
+    let long = "word ".repeat(500);
+    refused(
+        &["generate", "--model", "model", "--prompt", &long],
+        "must be shortened",
+    );
+    refused(
+        &[
+            "generate",
+            "--model",
+            "model",
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "2048",
+        ],
+        "or less, or shorten the prompt",
+    );
+}
+
+#[test]
+fn an_answer_is_the_same_whether_it_is_streamed_or_whole() {
+    let site = Site::new();
+    let generate = |more: &[&str]| {
+        let mut command = llamaduo();
+        command.args(["generate", "--model", "model", "--prompt", "a", "--greedy"]);
+        process::run(
+            command
+                .args(["--max-tokens", "12"])
+                .args(more)
+                .current_dir(site.root()),
+        )
+    };
+    let whole = json(&generate(&["-o", "json"]));
+    let streamed = generate(&[]);
+    assert_eq!(streamed.code(), 0, "{}", streamed.stderr);
+    let text = whole["text"].as_str().unwrap().trim_end_matches('\n');
+    assert_eq!(streamed.stdout, format!("{text}\n"));
+    assert!(streamed.stderr.contains("loading"), "{}", streamed.stderr);
+    let is_cut = whole["finish"] == "length";
+    assert!(is_cut || whole["finish"] == "stop", "{whole}");
+    assert_eq!(streamed.stderr.contains("cut at --max-tokens 12"), is_cut);
+}
