@@ -61,7 +61,7 @@ pub(crate) enum Command {
     Infer(Infer),
     /// Grade responses once: verdicts from the judge.
     Judge(Judge),
-    /// Write new pairs once: raw samples from the service LLM.
+    /// Write new pairs once: samples from the service LLM, curated.
     Synth(Synth),
     /// Measure a model's loss on conversations.
     Eval(Eval),
@@ -251,7 +251,7 @@ pub(crate) struct Train {
     /// Samples to train on, after the coverage dataset's train split; may be repeated.
     #[arg(long, value_name = "JSONL")]
     pub(crate) samples: Vec<PathBuf>,
-    /// Directory for the adapter.
+    /// Directory for the adapter; .llamaduo beside it keeps what is needed to go on or to repeat it.
     #[arg(long, value_name = "DIR", default_value = "adapter")]
     pub(crate) out: PathBuf,
 }
@@ -269,7 +269,7 @@ pub(crate) struct Infer {
     /// Let the service LLM answer.
     #[arg(long)]
     pub(crate) service: bool,
-    /// File for the responses.
+    /// File for the responses; .llamaduo beside it keeps what is needed to go on or to repeat it.
     #[arg(long, value_name = "JSONL", default_value = "responses.jsonl")]
     pub(crate) out: PathBuf,
 }
@@ -283,7 +283,7 @@ pub(crate) struct Judge {
     /// The responses, as `infer` writes them.
     #[arg(long, value_name = "JSONL", default_value = "responses.jsonl")]
     pub(crate) responses: PathBuf,
-    /// File for the verdicts.
+    /// File for the verdicts; .llamaduo beside it keeps what is needed to go on or to repeat it.
     #[arg(long, value_name = "JSONL", default_value = "verdicts.jsonl")]
     pub(crate) out: PathBuf,
 }
@@ -294,7 +294,8 @@ pub(crate) struct Synth {
     pub(crate) config: ConfigArguments,
     #[command(flatten)]
     pub(crate) stage: StageArguments,
-    /// File for the samples that curation keeps; what it drops goes beside it, with the reasons.
+    /// File for the samples that curation keeps; what it drops goes beside it, with the reasons, and .llamaduo keeps what
+    /// is needed to go on or to repeat it.
     #[arg(long, value_name = "JSONL", default_value = "samples.jsonl")]
     pub(crate) out: PathBuf,
 }

@@ -11,7 +11,7 @@ use llamaduo_proto::ids::{RequestId, RunId};
 use llamaduo_proto::manifest::Manifest;
 use llamaduo_proto::run::{Budget, RunSpec};
 use llamaduo_proto::task::TaskSpec;
-use llamaduo_proto::view::{ResumeRun, RunDetails, RunView, SubmitRun, SubmitTask, TaskView};
+use llamaduo_proto::view::{ResumeRun, RunDetails, RunView, SubmitRun, SubmitTask, TaskView, WorkerView};
 use llamaduo_proto::wire::{
     self, artifact_service_client::ArtifactServiceClient, run_service_client::RunServiceClient,
 };
@@ -80,19 +80,18 @@ impl Client {
         })
     }
 
-    /// Starts a migration; its artifacts must be there.
-    pub(crate) async fn submit_run(&self, request: RequestId, spec: RunSpec) -> Result<RunId> {
+    /// Starts a migration; its artifacts must be there. The flag says whether the request made it now.
+    pub(crate) async fn submit_run(&self, request: RequestId, spec: RunSpec) -> Result<(RunId, bool)> {
         let message = wire::SubmitRunRequest::from(SubmitRun { request, spec });
         let answer = self
             .runs
             .clone()
             .submit_run(message)
             .await
-            .map_err(refused("submit the run"))?;
-        Ok(llamaduo_proto::convert::id(
-            "run_id",
-            &answer.into_inner().run_id,
-        )?)
+            .map_err(refused("submit the run"))?
+            .into_inner();
+        let run = llamaduo_proto::convert::id("run_id", &answer.run_id)?;
+        Ok((run, answer.created))
     }
 
     /// Starts a run of one task.
@@ -186,6 +185,20 @@ impl Client {
                 return Ok(tasks);
             }
         }
+    }
+
+    /// The workers with a session.
+    pub(crate) async fn list_workers(&self) -> Result<Vec<WorkerView>> {
+        let answer = self
+            .runs
+            .clone()
+            .list_workers(wire::ListWorkersRequest {})
+            .await
+            .map_err(refused("list the workers"))?;
+        let workers = answer.into_inner().workers.into_iter();
+        Ok(workers
+            .map(WorkerView::try_from)
+            .collect::<std::result::Result<_, _>>()?)
     }
 
     /// Ends a run.

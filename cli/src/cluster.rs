@@ -29,7 +29,11 @@ pub(crate) async fn with_cluster<T>(
     let mut interrupts = Interrupts::new()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
-    let mut head = Part::start("coordinator", |stop| serve(state, listener, stop));
+    // Before anything else starts: the state may be another process's.
+    let opened = open(state).await?;
+    let mut head = Part::start("coordinator", |stop| async move {
+        opened.serve(listener, stop).await.map_err(coordinator_error)
+    });
     let mut hands = Part::start("worker", |stop| run_worker(state, url.clone(), stop));
     let outcome = tokio::select! {
         outcome = async { work(Client::connect(&url, None).await?).await } => outcome,
@@ -94,19 +98,18 @@ fn log_end(ended: &Result<()>) {
     }
 }
 
-fn serve(
-    state: &Path,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> impl Future<Output = Result<()>> + Send + 'static {
+async fn open(state: &Path) -> Result<coordinator::Coordinator> {
     let options = coordinator::Options::new(
         coordinator::StateLocation::Redb(state.join("state.redb")),
         state.join("artifacts"),
     );
-    async move {
-        let served = coordinator::serve(options, listener, stop).await;
-        served.map_err(|error| Error::Coordinator(Box::new(error)))
-    }
+    coordinator::Coordinator::open(options)
+        .await
+        .map_err(coordinator_error)
+}
+
+fn coordinator_error(error: coordinator::Error) -> Error {
+    Error::Coordinator(Box::new(error))
 }
 
 fn run_worker(

@@ -5,11 +5,13 @@
 mod demo;
 mod init;
 mod local_model;
+mod reach;
 mod remote;
 mod report;
 mod roles;
 mod run;
 mod stage;
+mod status;
 mod submit;
 
 use std::time::Duration;
@@ -45,7 +47,7 @@ async fn run_async(command: Command, output: &Output) -> Result<Exit> {
         Command::Worker(arguments) => roles::worker(&arguments, output).await,
         Command::StandInService(arguments) => roles::stand_in_service(&arguments, output).await,
         Command::Submit(arguments) => submit::submit(&arguments, output).await,
-        Command::Status(arguments) => remote::status(&arguments, output).await,
+        Command::Status(arguments) => status::status(&arguments, output).await,
         Command::Watch(arguments) => remote::watch(&arguments, output).await,
         Command::Cancel(arguments) => remote::cancel(&arguments, output).await,
         Command::Train(arguments) => stage::train(&arguments, output).await,

@@ -66,7 +66,10 @@ pub(crate) enum Error {
     #[error("the coordinator's answer breaks the protocol; use the same version of llamaduo on both sides")]
     Protocol(#[from] InvalidMessage),
     /// An artifact that is not what its name says.
-    #[error("artifact {digest} is damaged or not what was expected: {problem}")]
+    #[error(
+        "artifact {digest} is damaged or not what was expected: {problem}; give the same command again, and begin anew in \
+         another directory if it stays so"
+    )]
     Artifact { digest: String, problem: String },
     /// The engine.
     #[error(transparent)]

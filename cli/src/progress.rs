@@ -48,6 +48,8 @@ pub(crate) struct Progress {
     output: Output,
     bars: Option<Bars>,
     last_lines: HashMap<TaskId, Instant>,
+    /// Decided and not told yet: what follows says how.
+    gate: Option<words::Gate>,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Progress {
     /// Nothing is shown until the first event.
     pub(crate) fn new(output: &Output, name: &str) -> Self {
         let bars = output.bars().map(|multi| {
-            let run = multi.add(ProgressBar::new(0).with_style(style(RUN_TEMPLATE)));
+            let run = multi.add(ProgressBar::no_length().with_style(style(RUN_TEMPLATE)));
             run.set_prefix(name.to_owned());
             run.enable_steady_tick(Duration::from_millis(250));
             Bars {
@@ -74,15 +76,44 @@ impl Progress {
             output: output.clone(),
             bars,
             last_lines: HashMap::new(),
+            gate: None,
         }
     }
 
-    /// Tells one event.
+    /// Tells one event, and shows how far it brought the run.
     pub(crate) fn event(&mut self, event: &RunEvent) {
-        if let Some(sentence) = words::sentence(&event.kind) {
-            self.output.line(&sentence);
+        self.tell(&event.kind);
+        self.show(&event.kind);
+    }
+
+    /// Tells one event in a line. The reason of a run's end is left to the outcome that is printed next, also where it is
+    /// the last gate's.
+    fn tell(&mut self, kind: &RunEventKind) {
+        if matches!(kind, RunEventKind::AttemptProgress { .. }) {
+            return;
         }
-        match &event.kind {
+        if let Some(gate) = self.gate.take() {
+            let is_last = matches!(kind, RunEventKind::RunEnded { .. });
+            self.output
+                .line(if is_last { &gate.verdict } else { &gate.whole });
+        }
+        match kind {
+            RunEventKind::GateDecided { .. } => self.gate = words::gate(kind),
+            RunEventKind::RunEnded { status, .. } => {
+                self.output
+                    .line(&format!("run ended: {}", words::status(*status)));
+            }
+            kind => {
+                if let Some(sentence) = words::sentence(kind) {
+                    self.output.line(&sentence);
+                }
+            }
+        }
+    }
+
+    /// Shows how far an event brought the run, without telling of it.
+    pub(crate) fn show(&mut self, kind: &RunEventKind) {
+        match kind {
             RunEventKind::AttemptStarted { task, .. } => self.task_bar(task),
             RunEventKind::AttemptProgress { task, progress, .. } => self.task_progress(task, progress),
             RunEventKind::AttemptFailed { task, .. }
@@ -98,11 +129,15 @@ impl Progress {
         }
     }
 
+    /// Whether bars are shown: else nobody sees the run as a whole.
+    pub(crate) fn has_bars(&self) -> bool {
+        self.bars.is_some()
+    }
+
     /// Moves the run's bar.
     pub(crate) fn overall(&self, overall: &Overall) {
         if let Some(bars) = &self.bars {
-            bars.run.set_length(overall.n_total);
-            bars.run.set_position(overall.n_done);
+            move_to(&bars.run, overall.n_done, overall.n_total);
             bars.run.set_message(format!(
                 "cycle {} · {}",
                 overall.cycle,
@@ -113,6 +148,9 @@ impl Progress {
 
     /// Takes the bars away.
     pub(crate) fn end(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            self.output.line(&gate.whole);
+        }
         if let Some(bars) = self.bars.take() {
             bars.tasks.values().for_each(ProgressBar::finish_and_clear);
             bars.run.finish_and_clear();
@@ -122,7 +160,7 @@ impl Progress {
     fn task_bar(&mut self, task: &TaskId) {
         if let Some(bars) = &mut self.bars {
             bars.tasks.entry(task.clone()).or_insert_with(|| {
-                let bar = ProgressBar::new(0).with_style(style(TASK_TEMPLATE));
+                let bar = ProgressBar::no_length().with_style(style(TASK_TEMPLATE));
                 bar.set_prefix(task.to_string());
                 bars.multi.insert_before(&bars.run, bar)
             });
@@ -134,8 +172,7 @@ impl Progress {
         match &self.bars {
             Some(bars) => {
                 if let Some(bar) = bars.tasks.get(task) {
-                    bar.set_length(progress.n_total);
-                    bar.set_position(progress.n_done);
+                    move_to(bar, progress.n_done, progress.n_total);
                     bar.set_message(format!("{} {}", progress.unit, progress.detail));
                 }
             }
@@ -164,6 +201,14 @@ impl Drop for Progress {
     }
 }
 
+/// A bar whose end is not known yet is empty, where one of no length would be full.
+fn move_to(bar: &ProgressBar, n_done: u64, n_total: u64) {
+    if n_total > 0 {
+        bar.set_length(n_total);
+    }
+    bar.set_position(n_done);
+}
+
 const RUN_TEMPLATE: &str = "{spinner} {prefix} {bar:24} {pos}/{len} tasks · {msg} · {elapsed}";
 const TASK_TEMPLATE: &str = "  {prefix:30!} {bar:16} {pos}/{len} {wide_msg}";
 
@@ -177,6 +222,20 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bar_of_unknown_length_is_empty() {
+        let bar = ProgressBar::no_length();
+        let share = |bar: &ProgressBar| {
+            let mut share = 1.0;
+            bar.update(|state| share = state.fraction());
+            share
+        };
+        move_to(&bar, 0, 0);
+        assert_eq!(share(&bar), 0.0);
+        move_to(&bar, 1, 4);
+        assert_eq!(share(&bar), 0.25);
+    }
 
     #[test]
     fn templates_are_valid() {

@@ -33,17 +33,15 @@ pub(super) async fn coordinator(arguments: &args::Coordinator, output: &Output) 
     options.heartbeat = arguments
         .heartbeat_ms
         .map_or(options.heartbeat, Duration::from_millis);
+    let failed = |error| Error::Coordinator(Box::new(error));
+    // Before anybody is told where it listens: the state may be another process's.
+    let opened = coordinator::Coordinator::open(options).await.map_err(failed)?;
     let url = format!("http://{}", listener.local_addr()?);
     output.result(&Listening { url: url.clone() }, || url.clone())?;
     output.line("coordinator listens; start workers with `llamaduo worker --coordinator URL`");
     let stop = CancellationToken::new();
-    let role = coordinator::serve(options, listener, stop.clone());
-    until_interrupted(
-        async { role.await.map_err(|error| Error::Coordinator(Box::new(error))) },
-        &stop,
-        output,
-    )
-    .await
+    let role = opened.serve(listener, stop.clone());
+    until_interrupted(async { role.await.map_err(failed) }, &stop, output).await
 }
 
 /// `worker`.

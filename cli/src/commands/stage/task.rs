@@ -154,8 +154,8 @@ impl Stage<'_> {
         if is_here {
             let state = self.state().display().to_string();
             format!(
-                "reused from {state}, since the same inputs gave it before; to compute it again, delete {state} (paid \
-                 answers are kept in it)"
+                "reused from {state}, since the same inputs gave it before; to compute it again, delete {state} (with all \
+                 that it keeps, paid answers too)"
             )
         } else {
             format!("reused from the coordinator's run {run}, since the same inputs gave it before")

@@ -1,0 +1,98 @@
+//! What can be known of the service LLMs before anything starts: whether their keys are there, and whether anybody
+//! listens.
+//!
+//! Invariant: nothing is sent to a service, and nothing is written anywhere.
+
+use llamaduo_proto::run::{ApiKeySource, RunSpec, ServiceLlmSpec};
+use llamaduo_proto::task::{Answerer, TaskSpec};
+use llamaduo_worker::service_llm::check;
+
+use crate::directory::RunDirectory;
+use crate::error::{Error, Result};
+use crate::output::Output;
+
+/// A service LLM, and the section of the config that says how it is reached.
+type Named<'a> = (&'static str, &'a ServiceLlmSpec);
+
+/// Before a run in this process. A run that is gone on with may have hours of local work before it, so a service that
+/// is away at the moment is only told of.
+pub(super) async fn before_run(spec: &RunSpec, directory: &RunDirectory, output: &Output) -> Result<()> {
+    let record = directory.record()?;
+    if let Some(record) = &record
+        && is_over(directory, record.spec.cycles_max, spec.cycles_max)?
+    {
+        return Ok(());
+    }
+    let services = [("service", &spec.service_llm), ("judge", &spec.judge_llm)];
+    check_keys(&services)?;
+    match check_listeners(&services).await {
+        Err(Error::Service(message)) if record.is_some() => {
+            output.line(&format!(
+                "warning: {message}; the run goes on, and ends early if it is still away when it is needed"
+            ));
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
+/// Before a single task in this process.
+pub(super) async fn before_task(spec: &TaskSpec) -> Result<()> {
+    let service = match spec {
+        TaskSpec::Judge(task) => ("judge", &task.judge_llm),
+        TaskSpec::Synthesize(task) => ("service", &task.service_llm),
+        TaskSpec::Infer(task) => match &task.answerer {
+            Answerer::Service { service_llm } => ("service", service_llm),
+            Answerer::Base { .. } | Answerer::Adapter { .. } => return Ok(()),
+        },
+        TaskSpec::Train(_) => return Ok(()),
+    };
+    check_keys(&[service])?;
+    check_listeners(&[service]).await
+}
+
+/// Whether the run has ended and the same command will only print what it came to.
+fn is_over(directory: &RunDirectory, cycles_before: u32, cycles_now: u32) -> Result<bool> {
+    let status = directory.report()?.map(|report| report["status"].clone());
+    let status = status.as_ref().and_then(|status| status.as_str());
+    Ok(match status {
+        Some("passed") => true,
+        Some("gate_not_reached") => cycles_now <= cycles_before,
+        _ => false,
+    })
+}
+
+fn check_keys(services: &[Named<'_>]) -> Result<()> {
+    let mut seen: Vec<&ApiKeySource> = Vec::new();
+    for (section, spec) in services {
+        if seen.contains(&&spec.api_key) {
+            continue;
+        }
+        seen.push(&spec.api_key);
+        check::key(spec).map_err(|problem| {
+            Error::Usage(format!(
+                "the service LLM {} cannot be called: {problem}; put the key there and give the same command again, or \
+                 name another place with {section}.api_key_env or {section}.api_key_file",
+                spec.model
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+async fn check_listeners(services: &[Named<'_>]) -> Result<()> {
+    let mut seen: Vec<&Option<String>> = Vec::new();
+    for (section, spec) in services {
+        if seen.contains(&&spec.base_url) {
+            continue;
+        }
+        seen.push(&spec.base_url);
+        check::reachable(spec).await.map_err(|problem| {
+            Error::Service(format!(
+                "the service LLM {} ([{section}]) cannot be reached: {problem}",
+                spec.model
+            ))
+        })?;
+    }
+    Ok(())
+}
