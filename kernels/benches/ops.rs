@@ -8,8 +8,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use llamaduo_kernels::{
-    AttentionSpec, Backend, Cpu, Documents, DoubleQuant, Dropout, GateActivation, HeadDims, HostWeight,
-    LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec, SequenceSpan, random,
+    AttentionSpec, Backend, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation, HeadDims,
+    HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec,
+    SequenceSpan, random,
 };
 
 /// SmolLM2-135M: hidden, feed-forward, query heads, key heads, head dimension, vocabulary, layers.
@@ -153,7 +154,7 @@ fn matmul(bench: &Bench) -> Result<()> {
                 let flops = 2.0 * (m * n * k) as f64;
                 let shape = format!("f32 x {form} M={m} N={n} K={k}");
                 bench.time(&format!("matmul {shape}"), flops, "FLOP", |cpu| {
-                    cpu.matmul(&mut y, &x, &weight, m)
+                    linear(cpu, &mut y, &x, &weight, m)
                 })?;
                 bench.time(&format!("matmul_backward {shape}"), flops, "FLOP", |cpu| {
                     cpu.matmul_backward(&mut dx, &y, &weight, m)
@@ -162,6 +163,15 @@ fn matmul(bench: &Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn linear(cpu: &Cpu, y: &mut Vec<f32>, x: &Vec<f32>, weight: &CpuWeight, m: usize) -> Result<()> {
+    let linear = LinearForward {
+        y,
+        weight,
+        lora: None,
+    };
+    cpu.linears(x, &mut [linear], m)
 }
 
 /// All linears of a generation step, and the head.
@@ -198,7 +208,7 @@ fn decode(bench: &Bench) -> Result<()> {
             |cpu| {
                 weights
                     .iter()
-                    .try_for_each(|weight| cpu.matmul(&mut y, &x, weight, m))
+                    .try_for_each(|weight| linear(cpu, &mut y, &x, weight, m))
             },
         )?;
         let mut logits = vec![0.0; m * V];
@@ -327,6 +337,7 @@ fn lora(bench: &Bench) -> Result<()> {
         scale: 2.0,
     };
     let params = values(8 * (C + F));
+    let weight = bench.cpu.load_weight(nf4(F, C)?)?;
     let (x, dy) = (values(M * C), values(M * F));
     let (mut y, mut h, mut dx) = (vec![0.0; M * F], vec![0.0; M * 8], vec![0.0; M * C]);
     let mut grads = vec![0.0; params.len()];
@@ -337,9 +348,25 @@ fn lora(bench: &Bench) -> Result<()> {
         } else {
             "M=512 K=576 N=1536 R=8"
         };
-        bench.time(&format!("lora {shape}"), flops, "FLOP", |cpu| {
-            cpu.lora(&mut y, &mut h, &x, &params, slot, dropout, M)
-        })?;
+        bench.time(
+            &format!("linear with lora {shape}"),
+            flops + 2.0 * (M * C * F) as f64,
+            "FLOP",
+            |cpu| {
+                let pair = LoraForward {
+                    h: &mut h,
+                    params: &params,
+                    slot,
+                    dropout,
+                };
+                let linear = LinearForward {
+                    y: &mut y,
+                    weight: &weight,
+                    lora: Some(pair),
+                };
+                cpu.linears(&x, &mut [linear], M)
+            },
+        )?;
         bench.time(&format!("lora_backward {shape}"), 2.0 * flops, "FLOP", |cpu| {
             cpu.lora_backward(Some(&mut dx), &mut grads, &dy, &x, &h, &params, slot, dropout, M)
         })?;

@@ -73,6 +73,31 @@ pub struct LoraSlot {
     pub scale: f32,
 }
 
+/// One of the linears that read the same input: `y [M, N] = x [M, K] · Wᵀ`, and with a pair
+/// `y += scale * (h [M, R] = drop(x) · Aᵀ) · Bᵀ`.
+#[derive(Debug)]
+pub struct LinearForward<'a, B: Backend> {
+    /// `[M, N]`, overwritten.
+    pub y: &'a mut B::Act,
+    /// `W [N, K]`.
+    pub weight: &'a B::Weight,
+    /// The LoRA pair beside the weight.
+    pub lora: Option<LoraForward<'a, B>>,
+}
+
+/// The LoRA pair of a linear.
+#[derive(Debug)]
+pub struct LoraForward<'a, B: Backend> {
+    /// `[M, R]`, overwritten: the backward needs it.
+    pub h: &'a mut B::F32,
+    /// The flat adapter buffer.
+    pub params: &'a B::F32,
+    /// Where in it the pair is.
+    pub slot: LoraSlot,
+    /// On the pair's input alone.
+    pub dropout: Option<Dropout>,
+}
+
 /// AdamW's settings for one step (Loshchilov & Hutter 2019, as `torch.optim.AdamW`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamwSpec {
@@ -204,8 +229,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
 
     // ---- matrix products ----
 
-    /// `y [M, N] = x [M, K] · Wᵀ`.
-    fn matmul(&self, y: &mut Self::Act, x: &Self::Act, weight: &Self::Weight, m: usize) -> Result<()>;
+    /// All linears that read `x [M, K]`, at once: see [`LinearForward`].
+    fn linears(&self, x: &Self::Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()>;
 
     /// `dx [M, K] += dy [M, N] · W`.
     fn matmul_backward(
@@ -221,19 +246,6 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
 
     /// `y [M, N] += bias [N]` in every row.
     fn add_bias(&self, y: &mut Self::Act, bias: &Self::F32, n: usize, m: usize) -> Result<()>;
-
-    /// `h [M, R] = drop(x) · Aᵀ`, then `y [M, N] += scale * h · Bᵀ`. `params` is the flat adapter buffer.
-    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
-    fn lora(
-        &self,
-        y: &mut Self::Act,
-        h: &mut Self::F32,
-        x: &Self::Act,
-        params: &Self::F32,
-        slot: LoraSlot,
-        dropout: Option<Dropout>,
-        m: usize,
-    ) -> Result<()>;
 
     /// With `dh = scale * dy · B`: `dB += scale * dyᵀ · h`, `dA += dhᵀ · drop(x)` inside the flat `grads`,
     /// and `dx += drop'(dh · A)` unless `dx` is `None`.

@@ -17,7 +17,8 @@ pub mod random;
 mod weight;
 
 pub use backend::{
-    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LoraSlot, NO_LABEL, RmsNormSpec,
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
+    NO_LABEL, RmsNormSpec,
 };
 pub use cpu::{Cpu, CpuKvCache, CpuWeight, Isa};
 pub use dims::{Documents, HeadDims, SequenceSpan};

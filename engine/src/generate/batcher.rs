@@ -21,7 +21,7 @@ use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Model};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens of a page: small, since the part of a prompt beyond its last whole page is run for every response.
-const PAGE_LEN: usize = 16;
+const PAGE_LEN: usize = 8;
 /// Rows of a prefill step: enough for the matrix products to run at full speed.
 const PREFILL_ROWS: usize = 256;
 /// Sets sampling apart from the other random streams of the same seed.
@@ -370,8 +370,8 @@ mod tests {
         let mut batcher = Batcher::new(model.inner(), None, None, &requests, &[], &options).unwrap();
         let n_rows =
             |prefills: Vec<Prefill<'_>>| prefills.iter().map(|prefill| prefill.range.len()).sum::<usize>();
-        // Two whole pages of 16 for all, then twelve tokens up to the last for each response.
-        assert_eq!(n_rows(batcher.admit()), 32 + 6 * 12);
+        // Five whole pages of 8 for all, then four tokens up to the last for each response.
+        assert_eq!(n_rows(batcher.admit()), 40 + 6 * 4);
         batcher.active.clear();
         assert_eq!(n_rows(batcher.admit()), 0);
     }

@@ -6,7 +6,7 @@ use llamaduo_kernels::{AttentionSpec, Backend, Documents, RmsNormSpec};
 
 use super::activations::{AttentionActivations, Gradients, Scratch, UnnormedHeads};
 use super::feed_forward::norm_spec;
-use super::linear::Linear;
+use super::linear::{self, Linear};
 use super::{Context, Pass};
 use crate::error::Result;
 
@@ -61,7 +61,7 @@ impl<B: Backend> AttentionBlock<B> {
                 backend.attention_paged(&mut kept.mixed, &kept.q, cache, sequences, self.spec)?;
             }
         }
-        self.output.forward(pass, out, &mut kept.h[3], &kept.mixed)?;
+        linear::forward(pass, &kept.mixed, [(&self.output, &mut *out, &mut kept.h[3])])?;
         backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }
@@ -75,24 +75,24 @@ impl<B: Backend> AttentionBlock<B> {
     ) -> Result<()> {
         let heads = self.spec.heads;
         let [h_query, h_key, h_value, _] = &mut kept.h;
-        self.value.forward(pass, &mut kept.v, h_value, &scratch.normed)?;
-        match (&self.head_norms, &mut kept.unnormed) {
-            (Some(norms), Some(unnormed)) => {
-                self.query
-                    .forward(pass, &mut unnormed.q, h_query, &scratch.normed)?;
-                self.key.forward(pass, &mut unnormed.k, h_key, &scratch.normed)?;
-                let UnnormedHeads { q, k, q_rstd, k_rstd } = unnormed;
-                let spec = head_norm_spec(pass);
-                let (n_q, n_k) = (pass.m * heads.n_heads, pass.m * heads.n_kv_heads);
-                pass.backend
-                    .rms_norm(&mut kept.q, q_rstd, q, &norms.query, spec, n_q)?;
-                pass.backend
-                    .rms_norm(&mut kept.k, k_rstd, k, &norms.key, spec, n_k)?;
-            }
-            _ => {
-                self.query.forward(pass, &mut kept.q, h_query, &scratch.normed)?;
-                self.key.forward(pass, &mut kept.k, h_key, &scratch.normed)?;
-            }
+        let (q, k) = match &mut kept.unnormed {
+            Some(unnormed) => (&mut unnormed.q, &mut unnormed.k),
+            None => (&mut kept.q, &mut kept.k),
+        };
+        let all = [
+            (&self.query, q, h_query),
+            (&self.key, k, h_key),
+            (&self.value, &mut kept.v, h_value),
+        ];
+        linear::forward(pass, &scratch.normed, all)?;
+        if let (Some(norms), Some(unnormed)) = (&self.head_norms, &mut kept.unnormed) {
+            let UnnormedHeads { q, k, q_rstd, k_rstd } = unnormed;
+            let spec = head_norm_spec(pass);
+            let (n_q, n_k) = (pass.m * heads.n_heads, pass.m * heads.n_kv_heads);
+            pass.backend
+                .rms_norm(&mut kept.q, q_rstd, q, &norms.query, spec, n_q)?;
+            pass.backend
+                .rms_norm(&mut kept.k, k_rstd, k, &norms.key, spec, n_k)?;
         }
         let (positions, frequencies, d) = (pass.positions, pass.rope_frequencies, heads.head_dim);
         pass.backend

@@ -6,7 +6,7 @@ use llamaduo_kernels::{Backend, RmsNormSpec};
 
 use super::Pass;
 use super::activations::{FeedForwardActivations, Gradients, Scratch};
-use super::linear::Linear;
+use super::linear::{self, Linear};
 use crate::error::Result;
 
 /// One layer's feed-forward block.
@@ -38,12 +38,15 @@ impl<B: Backend> FeedForwardBlock<B> {
             spec,
             pass.m,
         )?;
-        self.gate.forward(pass, &mut kept.gate, h_gate, &scratch.normed)?;
-        self.up.forward(pass, &mut kept.up, h_up, &scratch.normed)?;
+        let both = [
+            (&self.gate, &mut kept.gate, h_gate),
+            (&self.up, &mut kept.up, h_up),
+        ];
+        linear::forward(pass, &scratch.normed, both)?;
         let (activation, len) = (pass.config.activation, pass.m * pass.config.ffn);
         pass.backend
             .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
-        self.down.forward(pass, out, h_down, &scratch.gated)?;
+        linear::forward(pass, &scratch.gated, [(&self.down, &mut *out, h_down)])?;
         pass.backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: `backward` is the exact gradient of `forward`; the weight and the bias get none.
 
-use llamaduo_kernels::{Backend, Dropout, LoraSlot, random};
+use llamaduo_kernels::{Backend, Dropout, LinearForward, LoraForward, LoraSlot, random};
 
 use super::{Model, Pass};
 use crate::error::{Error, Result};
@@ -76,25 +76,45 @@ pub(crate) struct Linear<B: Backend> {
     pub(crate) n_out: usize,
 }
 
-impl<B: Backend> Linear<B> {
-    /// `y [M, N] = x·Wᵀ + bias + scale·(h = drop(x)·Aᵀ)·Bᵀ`; `h [M, R]` is kept for the backward.
-    pub(crate) fn forward(
-        &self,
-        pass: &Pass<'_, B>,
-        y: &mut B::Act,
-        h: &mut B::F32,
-        x: &B::Act,
-    ) -> Result<()> {
-        pass.backend.matmul(y, x, &self.weight, pass.m)?;
-        if let Some(bias) = &self.bias {
-            pass.backend.add_bias(y, bias, self.n_out, pass.m)?;
-        }
-        if let Some((params, slot, dropout)) = pass.lora(self.layer, self.name) {
-            pass.backend.lora(y, h, x, params, slot, dropout, pass.m)?;
-        }
-        Ok(())
-    }
+/// A linear and where its results go: `y [M, N]`, and `h [M, R]`, which is kept for the backward.
+pub(crate) type LinearOut<'a, B> = (
+    &'a Linear<B>,
+    &'a mut <B as Backend>::Act,
+    &'a mut <B as Backend>::F32,
+);
 
+/// `y = x·Wᵀ + scale·(h = drop(x)·Aᵀ)·Bᵀ + bias` of all linears that read `x [M, K]`.
+pub(crate) fn forward<B: Backend, const N: usize>(
+    pass: &Pass<'_, B>,
+    x: &B::Act,
+    linears: [LinearOut<'_, B>; N],
+) -> Result<()> {
+    let biases = linears
+        .each_ref()
+        .map(|(linear, ..)| (linear.bias.as_ref(), linear.n_out));
+    let mut calls = linears.map(|(linear, y, h)| {
+        let pair = pass.lora(linear.layer, linear.name);
+        LinearForward {
+            y,
+            weight: &linear.weight,
+            lora: pair.map(|(params, slot, dropout)| LoraForward {
+                h,
+                params,
+                slot,
+                dropout,
+            }),
+        }
+    });
+    pass.backend.linears(x, &mut calls, pass.m)?;
+    for (call, (bias, n_out)) in calls.iter_mut().zip(biases) {
+        if let Some(bias) = bias {
+            pass.backend.add_bias(call.y, bias, n_out, pass.m)?;
+        }
+    }
+    Ok(())
+}
+
+impl<B: Backend> Linear<B> {
     /// `dx [M, K] +=` the gradient unless nobody asks for it; the pair's gradients `+=` in `grads`.
     pub(crate) fn backward(
         &self,

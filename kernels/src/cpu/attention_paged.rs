@@ -5,7 +5,8 @@
 
 use super::attention::{KeyPanels, QueryRows, RowsOut, Shape, attend};
 use super::gemm::View;
-use super::simd::TILE_COLUMNS;
+use super::kv_cache::Run;
+use super::simd::{TILE_COLUMNS, TileRow, versions};
 use super::{Cpu, CpuKvCache, check};
 use crate::backend::AttentionSpec;
 use crate::dims::SequenceSpan;
@@ -89,7 +90,7 @@ fn task_forward(cpu: &Cpu, mut task: Task<'_, '_>, q: &[f32], cache: &CpuKvCache
         ..
     } = *task.sequence;
     let mut room = cpu.scratch(shape.panels_len(n_context));
-    let panels = pack_pages(cache, task.sequence, task.kv_head, shape, &mut room);
+    let panels = pack_pages(cpu, cache, task.sequence, task.kv_head, shape, &mut room);
     let position = n_context - n_rows;
     let first_head = task.kv_head * shape.group_len;
     let at = |head: usize| first_row * shape.q_width + head * shape.head_dim;
@@ -136,6 +137,7 @@ fn task_forward(cpu: &Cpu, mut task: Task<'_, '_>, q: &[f32], cache: &CpuKvCache
 
 /// Packs a sequence's keys and values from its pages.
 fn pack_pages<'a>(
+    cpu: &Cpu,
     cache: &CpuKvCache,
     sequence: &SequenceSpan,
     kv_head: usize,
@@ -152,26 +154,48 @@ fn pack_pages<'a>(
             .for_each(|row| row.fill(0.0));
     }
     cache.each_run(sequence, kv_head, n_keys, |run| {
-        let mut done = 0;
-        while done < run.len {
-            let (tile, column) = (
-                (run.start + done) / TILE_COLUMNS,
-                (run.start + done) % TILE_COLUMNS,
-            );
-            let len = (TILE_COLUMNS - column).min(run.len - done);
-            let panel = &mut keys[tile * d..(tile + 1) * d];
-            for (out, keys) in panel.iter_mut().zip(run.keys.chunks_exact(run.page_len)) {
-                out[column..column + len].copy_from_slice(&keys[done..done + len]);
-            }
-            done += len;
-        }
-        for (token, value) in run.values.chunks_exact(d).take(run.len).enumerate() {
-            for (tile, part) in value.chunks(TILE_COLUMNS).enumerate() {
-                let out = &mut values[tile * n_keys + run.start + token];
-                out[..part.len()].copy_from_slice(part);
-                out[part.len()..].fill(0.0);
-            }
-        }
+        pack_run(cpu.isa, run, keys, values, d, n_keys)
     });
     KeyPanels { keys, values, n_keys }
+}
+
+versions! {
+    /// Copies one page's keys and values to their places.
+    fn pack_run(run: Run<'_>, keys: &mut [TileRow], values: &mut [TileRow], d: usize, n_keys: usize) {
+        let (tile, column) = (run.start / TILE_COLUMNS, run.start % TILE_COLUMNS);
+        match run.page_len {
+            // a page that divides a tile is copied whole, a register a row; nobody sees what lies past the last key
+            8 => copy_keys::<8>(run.keys, &mut keys[tile * d..(tile + 1) * d], column),
+            16 => copy_keys::<16>(run.keys, &mut keys[tile * d..(tile + 1) * d], column),
+            _ => {
+                for done in 0..run.len {
+                    let (tile, column) = ((run.start + done) / TILE_COLUMNS, (run.start + done) % TILE_COLUMNS);
+                    for (out, keys) in keys[tile * d..].iter_mut().zip(run.keys.chunks_exact(run.page_len)) {
+                        out[column] = keys[done];
+                    }
+                }
+            }
+        }
+        for (token, value) in run.values.chunks_exact(d).take(run.len).enumerate() {
+            let (whole, rest) = value.as_chunks::<TILE_COLUMNS>();
+            for (tile, part) in whole.iter().enumerate() {
+                values[tile * n_keys + run.start + token] = *part;
+            }
+            if !rest.is_empty() {
+                let out = &mut values[whole.len() * n_keys + run.start + token];
+                out[..rest.len()].copy_from_slice(rest);
+                out[rest.len()..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// `panel[i][column + j] = keys[i][j]` with keys `[D][L]`.
+#[inline(always)]
+fn copy_keys<const L: usize>(keys: &[f32], panel: &mut [TileRow], column: usize) {
+    for (out, keys) in panel.iter_mut().zip(keys.as_chunks::<L>().0) {
+        if let Some(out) = out.as_chunks_mut::<L>().0.get_mut(column / L) {
+            *out = *keys;
+        }
+    }
 }

@@ -5,9 +5,11 @@
 use super::rope::Turn;
 use super::{
     Cpu, CpuKvCache, CpuWeight, adamw, attention, attention_paged, check, cross_entropy, elementwise, embed,
-    gated, lora, matmul, rms_norm, rope,
+    gated, linear, lora, rms_norm, rope,
 };
-use crate::backend::{AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LoraSlot, RmsNormSpec};
+use crate::backend::{
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraSlot, RmsNormSpec,
+};
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::Result;
 use crate::weight::HostWeight;
@@ -150,33 +152,20 @@ impl Backend for Cpu {
         )
     }
 
-    fn matmul(&self, y: &mut Vec<f32>, x: &Vec<f32>, weight: &CpuWeight, m: usize) -> Result<()> {
-        matmul::forward(self, "matmul", y, x, weight, m)
+    fn linears(&self, x: &Vec<f32>, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
+        linear::forward(self, x, linears, m)
     }
 
     fn matmul_backward(&self, dx: &mut Vec<f32>, dy: &Vec<f32>, weight: &CpuWeight, m: usize) -> Result<()> {
-        matmul::backward(self, dx, dy, weight, m)
+        linear::backward(self, dx, dy, weight, m)
     }
 
     fn logits(&self, logits: &mut Vec<f32>, x: &Vec<f32>, head: &CpuWeight, m: usize) -> Result<()> {
-        matmul::forward(self, "logits", logits, x, head, m)
+        linear::logits(self, logits, x, head, m)
     }
 
     fn add_bias(&self, y: &mut Vec<f32>, bias: &Vec<f32>, n: usize, m: usize) -> Result<()> {
         elementwise::add_bias(self, y, bias, n, m)
-    }
-
-    fn lora(
-        &self,
-        y: &mut Vec<f32>,
-        h: &mut Vec<f32>,
-        x: &Vec<f32>,
-        params: &Vec<f32>,
-        slot: LoraSlot,
-        dropout: Option<Dropout>,
-        m: usize,
-    ) -> Result<()> {
-        lora::forward(self, [y, h], x, params, slot, dropout, m)
     }
 
     fn lora_backward(

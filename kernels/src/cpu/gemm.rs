@@ -4,7 +4,9 @@
 //! instruction set are: cutting K into parts goes on with the same chain through C.
 
 use super::Cpu;
-use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, versions};
+use super::scratch::Scratch;
+pub(super) use super::simd::Start;
+use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, transpose_floats, versions};
 use super::weight::CpuWeight;
 
 /// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
@@ -17,7 +19,8 @@ const TASKS_PER_THREAD: usize = 4;
 /// Multiply-adds that take as long as touching one element elsewhere, roughly: 16 a cycle and port.
 const WORK_PER_ELEMENT: usize = 16;
 
-/// A matrix of floats in memory: element `(row, column)` is at `row * row_step + column * column_step`.
+/// A matrix of floats in memory: element `(row, column)` is at `row * row_step + column * column_step`, and one of the
+/// steps is 1.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub values: &'a [f32],
@@ -56,15 +59,6 @@ pub(super) enum Right<'a> {
     Straight(&'a CpuWeight),
 }
 
-/// What the chains begin with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    /// 0: C is overwritten.
-    Zero,
-    /// What C holds: the product is added.
-    Current,
-}
-
 /// A product's dimensions and operands. `a` is `[M, K]`.
 #[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
@@ -73,6 +67,36 @@ pub(super) struct Product<'a> {
     pub k: usize,
     pub a: View<'a>,
     pub b: Right<'a>,
+}
+
+/// A left operand `[M, K]` as the tile reads it: groups of at most 12 rows, each `[K][rows of the group]`.
+pub(super) struct Left<'c> {
+    packed: Scratch<'c>,
+    groups: RowGroups,
+    k: usize,
+}
+
+impl Left<'_> {
+    /// Every element times `factor`.
+    pub(super) fn scaled(mut self, factor: f32) -> Self {
+        self.packed.iter_mut().for_each(|value| *value *= factor);
+        self
+    }
+}
+
+/// A stretch of the chains of a result: a left operand and as many rows of a right one.
+#[derive(Clone, Copy)]
+pub(super) struct Link<'a> {
+    pub left: &'a Left<'a>,
+    pub right: Right<'a>,
+}
+
+/// A result `[M, N]`, whose chains go through its links in their order.
+pub(super) struct Chains<'a> {
+    pub c: &'a mut [f32],
+    pub n: usize,
+    pub links: &'a [Link<'a>],
+    pub start: Start,
 }
 
 /// The rows of A in groups of at most 12, all about equally wide, so that no row is padded.
@@ -99,8 +123,10 @@ impl RowGroups {
     }
 }
 
-/// A piece of the result: some row groups by one tile of columns.
+/// A piece of a result: some row groups by one tile of columns.
 struct Task<'c> {
+    links: &'c [Link<'c>],
+    start: Start,
     groups: std::ops::Range<usize>,
     column: usize,
     rows: Vec<&'c mut [f32]>,
@@ -110,12 +136,16 @@ impl Cpu {
     /// Computes `product` into `c [M, N]`.
     pub(super) fn multiply(&self, c: &mut [f32], product: Product<'_>, start: Start) {
         let Product { m, n, k, a, b } = product;
-        if m == 0 || n == 0 {
-            return;
-        }
-        if k == 0 && start == Start::Zero {
-            c[..m * n].fill(0.0);
-        }
+        let left = self.pack(a, m, k);
+        let links = &[Link {
+            left: &left,
+            right: b,
+        }];
+        self.multiply_all(m, vec![Chains { c, n, links, start }]);
+    }
+
+    /// Packs `a [M, K]` once for all the products it is in.
+    pub(super) fn pack(&self, a: View<'_>, m: usize, k: usize) -> Left<'_> {
         let groups = RowGroups::of(m);
         let mut packed = self.scratch(m * k);
         let mut rest = &mut packed[..];
@@ -126,92 +156,96 @@ impl Cpu {
             pieces.push((rows, piece));
             rest = after;
         }
-        self.each(pieces, m * k, |(rows, piece)| {
+        // a few elements are moved in the time of one elsewhere
+        self.each(pieces, m * k / 4, |(rows, piece)| {
             pack_left(self.isa, a, rows.start, rows.len(), piece)
         });
-        let n_tasks = match b {
-            _ if self.n_threads() == 1 => 1,
-            Right::Floats(_) => self.n_threads() * TASKS_PER_THREAD,
-            // tasks that share a tile unpack it once each
-            Right::Transposed(_) | Right::Straight(_) => self.n_threads() * 2,
-        };
-        let tasks = split(&mut c[..m * n], n, groups, n_tasks);
-        self.each(tasks, m * n * k / WORK_PER_ELEMENT, |task| {
-            self.run(task, product, &packed, groups, start)
-        });
+        Left { packed, groups, k }
     }
 
-    fn run(&self, mut task: Task<'_>, product: Product<'_>, packed: &[f32], groups: RowGroups, start: Start) {
-        let Product { n, k, b, .. } = product;
-        let n_columns = TILE_COLUMNS.min(n - task.column);
+    /// Computes several results of `m` rows at once, so that the threads part and meet but once.
+    pub(super) fn multiply_all(&self, m: usize, results: Vec<Chains<'_>>) {
+        if m == 0 {
+            return;
+        }
+        let links = || results.iter().flat_map(|result| result.links);
+        let unpacks = links().any(|link| !matches!(link.right, Right::Floats(_)));
+        let n_tasks = match self.n_threads() {
+            1 => 1,
+            // tasks that share a tile unpack it once each
+            n if unpacks => 2 * n,
+            n => TASKS_PER_THREAD * n,
+        };
+        let work =
+            |result: &Chains<'_>| m * result.n * result.links.iter().map(|link| link.left.k).sum::<usize>();
+        let work = results.iter().map(work).sum::<usize>() / WORK_PER_ELEMENT;
+        let n_tiles: usize = results.iter().map(|result| result.n.div_ceil(TILE_COLUMNS)).sum();
+        let n_parts = n_tasks.div_ceil(n_tiles.max(1));
+        let tasks = results
+            .into_iter()
+            .flat_map(|result| split(m, result, n_parts))
+            .collect();
+        self.each(tasks, work, |task| self.run(task));
+    }
+
+    fn run(&self, mut task: Task<'_>) {
+        let n_columns = task.rows.first().map_or(0, |row| row.len());
         let mut room = self.scratch(2 * PART_LEN * TILE_COLUMNS);
         let (panel, rows) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
-        for part in (0..k).step_by(PART_LEN) {
-            let panel = &mut panel[..PART_LEN.min(k - part)];
-            match b {
-                Right::Floats(view) => pack_right(self.isa, view, part, task.column, n_columns, panel),
-                Right::Transposed(weight) => {
-                    weight.pack_columns(self.isa, task.column, n_columns, part, panel, rows);
+        let mut start = task.start;
+        for Link { left, right } in task.links {
+            for part in (0..left.k).step_by(PART_LEN) {
+                let panel = &mut panel[..PART_LEN.min(left.k - part)];
+                match right {
+                    Right::Floats(view) => pack_right(self.isa, *view, part, task.column, n_columns, panel),
+                    Right::Transposed(weight) => {
+                        weight.pack_columns(self.isa, task.column, n_columns, part, panel, rows);
+                    }
+                    Right::Straight(weight) => {
+                        weight.pack_rows(self.isa, part, task.column, n_columns, panel);
+                    }
                 }
-                Right::Straight(weight) => {
-                    weight.pack_rows(self.isa, part, task.column, n_columns, panel);
+                let mut done = 0;
+                for group in task.groups.clone() {
+                    let range = left.groups.range(group);
+                    let width = range.len();
+                    let a = &left.packed[range.start * left.k..][width * part..width * (part + panel.len())];
+                    multiply_tile(self.isa, a, panel, &mut task.rows[done..done + width], start);
+                    done += width;
                 }
+                start = Start::Current;
             }
-            let begin = if part == 0 { start } else { Start::Current };
-            let mut done = 0;
-            for group in task.groups.clone() {
-                let range = groups.range(group);
-                let width = range.len();
-                let a = &packed[range.start * k..][width * part..width * (part + panel.len())];
-                multiply_rows(self.isa, a, panel, &mut task.rows[done..done + width], begin);
-                done += width;
-            }
+        }
+        if start == Start::Zero {
+            task.rows.iter_mut().for_each(|row| row.fill(0.0));
         }
     }
 }
 
-/// A tile on the stack, whose rows begin at cache lines.
-#[repr(align(64))]
-struct Tile([TileRow; TILE_ROWS]);
-
-/// One tile of the result: loads it from its rows, goes on with its chains, stores it.
-fn multiply_rows(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
-    let mut tile = Tile([[0f32; TILE_COLUMNS]; TILE_ROWS]);
-    let tile = &mut tile.0[..rows.len()];
-    if start == Start::Current {
-        for (tile, row) in tile.iter_mut().zip(rows.iter()) {
-            match row.first_chunk() {
-                Some(full) => *tile = *full,
-                None => tile[..row.len()].copy_from_slice(row),
-            }
-        }
+/// Cuts a result into tiles of 32 columns, and into up to `n_parts` parts of its rows.
+fn split<'c>(m: usize, result: Chains<'c>, n_parts: usize) -> Vec<Task<'c>> {
+    let Chains { c, n, links, start } = result;
+    if n == 0 {
+        return Vec::new();
     }
-    multiply_tile(isa, a, b, tile);
-    for (tile, row) in tile.iter().zip(rows) {
-        match row.first_chunk_mut() {
-            Some(full) => *full = *tile,
-            None => row.copy_from_slice(&tile[..row.len()]),
-        }
-    }
-}
-
-/// Cuts the result into tiles of 32 columns, and into parts of its rows where that gives too few tasks.
-fn split(c: &mut [f32], n: usize, groups: RowGroups, n_tasks_wanted: usize) -> Vec<Task<'_>> {
+    let groups = RowGroups::of(m);
     let n_tiles = n.div_ceil(TILE_COLUMNS);
-    let n_parts = n_tasks_wanted.div_ceil(n_tiles).min(groups.len);
+    let n_parts = n_parts.min(groups.len);
     let mut tasks: Vec<Task<'_>> = Vec::with_capacity(n_tiles * n_parts);
     for part in 0..n_parts {
         let range = part * groups.len / n_parts..(part + 1) * groups.len / n_parts;
         let n_rows = groups.start(range.end) - groups.start(range.start);
         tasks.extend((0..n_tiles).map(|tile| Task {
+            links,
+            start,
             groups: range.clone(),
             column: tile * TILE_COLUMNS,
             rows: Vec::with_capacity(n_rows),
         }));
     }
     let mut part = 0;
-    for (row, values) in c.chunks_exact_mut(n).enumerate() {
+    for (row, values) in c[..m * n].chunks_exact_mut(n).enumerate() {
         while row >= groups.start(tasks[part * n_tiles].groups.end) {
             part += 1;
         }
@@ -225,67 +259,72 @@ fn split(c: &mut [f32], n: usize, groups: RowGroups, n_tasks_wanted: usize) -> V
     tasks
 }
 
-versions! {
-    /// `out [K, width] = ` rows `first..first + width` of `a`, transposed.
-    pub(super) fn pack_left(a: View<'_>, first: usize, width: usize, out: &mut [f32]) {
-        if width == 0 {
-            return;
+/// `out [K, width] = ` rows `first..first + width` of `a`, transposed.
+fn pack_left(isa: Isa, a: View<'_>, first: usize, width: usize, out: &mut [f32]) {
+    if width == 0 {
+        return;
+    }
+    let k = out.len() / width;
+    if a.column_step == 1 {
+        let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
+        for (i, row) in rows[..width].iter_mut().enumerate() {
+            *row = &a.values[(first + i) * a.row_step..][..k];
         }
-        let k = out.len() / width;
-        if a.column_step == 1 {
-            // 16 elements of each row at a time: whole cache lines are read, and written while they are near
-            for part in (0..k).step_by(16) {
-                let len = 16.min(k - part);
-                for i in 0..width {
-                    let row = &a.values[(first + i) * a.row_step + part..][..len];
-                    for (out, value) in out[part * width..].chunks_exact_mut(width).zip(row) {
-                        out[i] = *value;
-                    }
-                }
-            }
-        } else {
-            for (p, out) in out.chunks_exact_mut(width).enumerate() {
-                let column = &a.values[p * a.column_step..];
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = column[(first + i) * a.row_step];
-                }
+        transpose_floats(isa, &rows[..width], out, width);
+    } else {
+        copy_runs(isa, &a.values[first..], a.column_step, width, out);
+    }
+}
+
+versions! {
+    /// `out [K, width] = ` the first `width` of each `step` values.
+    fn copy_runs(values: &[f32], step: usize, width: usize, out: &mut [f32]) {
+        for (p, out) in out.chunks_exact_mut(width).enumerate() {
+            for (out, value) in out.iter_mut().zip(&values[p * step..][..width]) {
+                *out = *value;
             }
         }
     }
 }
 
+/// `panel[i][j] = b[k_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
+pub(super) fn pack_right(
+    isa: Isa,
+    b: View<'_>,
+    k_first: usize,
+    column_first: usize,
+    n_columns: usize,
+    panel: &mut [TileRow],
+) {
+    if b.column_step == 1 {
+        let rows = &b.values[k_first * b.row_step + column_first..];
+        return copy_rows(isa, rows, b.row_step, n_columns, panel);
+    }
+    if n_columns < TILE_COLUMNS {
+        panel.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
+    }
+    let len = panel.len();
+    let mut columns: [&[f32]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
+    for (j, column) in columns[..n_columns].iter_mut().enumerate() {
+        *column = &b.values[k_first + (column_first + j) * b.column_step..][..len];
+    }
+    for (half, columns) in columns[..n_columns].chunks(16).enumerate() {
+        let out = &mut panel.as_flattened_mut()[16 * half..];
+        transpose_floats(isa, columns, out, TILE_COLUMNS);
+    }
+}
+
 versions! {
-    /// `panel[i][j] = b[k_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
-    pub(super) fn pack_right(
-        b: View<'_>,
-        k_first: usize,
-        column_first: usize,
-        n_columns: usize,
-        panel: &mut [TileRow],
-    ) {
-        if b.column_step == 1 {
-            for (i, out) in panel.iter_mut().enumerate() {
-                let row = &b.values[(k_first + i) * b.row_step + column_first..][..n_columns];
-                match row.first_chunk() {
-                    Some(full) => *out = *full,
-                    None => {
-                        out[n_columns..].fill(0.0);
-                        out[..n_columns].copy_from_slice(row);
-                    }
+    /// `panel[i][j] = values[i * step + j]` for `j < n_columns`, 0 beyond.
+    fn copy_rows(values: &[f32], step: usize, n_columns: usize, panel: &mut [TileRow]) {
+        for (i, out) in panel.iter_mut().enumerate() {
+            let row = &values[i * step..][..n_columns];
+            match row.first_chunk() {
+                Some(full) => *out = *full,
+                None => {
+                    out[n_columns..].fill(0.0);
+                    out[..n_columns].copy_from_slice(row);
                 }
-            }
-            return;
-        }
-        // 16 rows of the panel at a time: they stay in the first cache while the columns are written
-        for (part, panel) in panel.chunks_mut(16).enumerate() {
-            for j in 0..n_columns {
-                let column = &b.values[(k_first + 16 * part) * b.row_step + (column_first + j) * b.column_step..];
-                for (i, out) in panel.iter_mut().enumerate() {
-                    out[j] = column[i * b.row_step];
-                }
-            }
-            for out in panel {
-                out[n_columns..].fill(0.0);
             }
         }
     }
@@ -350,7 +389,7 @@ pub(super) fn multiply_panels(
                 *slot = &mut row[column..column + n_columns];
             }
             let panel = &panel[b.k_first..b.k_first + k];
-            multiply_rows(isa, packed, panel, &mut rows[..range.len()], start);
+            multiply_tile(isa, packed, panel, &mut rows[..range.len()], start);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! LoRA (Hu et al. 2021): `y += scale * (drop(x) · Aᵀ) · Bᵀ`, and its gradients.
+//! The gradients of LoRA (Hu et al. 2021), `y += scale * (drop(x) · Aᵀ) · Bᵀ`, and its dropout; the forward is in
+//! [`linear`](super::linear).
 //!
 //! Invariant: whether element `i` of the input is dropped is a function of (key, i) alone, so the backward and a
 //! recomputed forward draw the same mask.
@@ -11,59 +12,7 @@ use crate::backend::{Dropout, LoraSlot};
 use crate::error::Result;
 use crate::random;
 
-const OP: &str = "lora";
-const OP_BACKWARD: &str = "lora_backward";
-
-pub(super) fn forward(
-    cpu: &Cpu,
-    [y, h]: [&mut [f32]; 2],
-    x: &[f32],
-    params: &[f32],
-    slot: LoraSlot,
-    dropout: Option<Dropout>,
-    m: usize,
-) -> Result<()> {
-    let LoraSlot {
-        rank,
-        n_in,
-        n_out,
-        scale,
-        ..
-    } = slot;
-    let (a, b) = factors(OP, params, slot)?;
-    let y = check::part_mut(OP, "y", y, &[m, n_out])?;
-    let h = check::part_mut(OP, "h", h, &[m, rank])?;
-    let x = check::part(OP, "x", x, &[m, n_in])?;
-    check_rate(OP, dropout)?;
-    let dropped = dropped(cpu, x, dropout);
-    let x = dropped.as_deref().unwrap_or(x);
-    let a = Right::Floats(View::rows(a, n_in).transposed());
-    cpu.multiply(
-        h,
-        Product {
-            m,
-            n: rank,
-            k: n_in,
-            a: View::rows(x, n_in),
-            b: a,
-        },
-        Start::Zero,
-    );
-    let scaled = scaled(cpu, h, scale);
-    let b = Right::Floats(View::rows(b, rank).transposed());
-    cpu.multiply(
-        y,
-        Product {
-            m,
-            n: n_out,
-            k: rank,
-            a: View::rows(&scaled, rank),
-            b,
-        },
-        Start::Current,
-    );
-    Ok(())
-}
+const OP: &str = "lora_backward";
 
 /// What the gradients are computed from.
 #[derive(Clone, Copy)]
@@ -84,15 +33,15 @@ pub(super) fn backward(
     m: usize,
 ) -> Result<()> {
     let (rank, n_in, n_out, scale) = (slot.rank, slot.n_in, slot.n_out, slot.scale);
-    let (a, b) = factors(OP_BACKWARD, inputs.params, slot)?;
-    factors(OP_BACKWARD, grads, slot)?;
-    let dy = check::part(OP_BACKWARD, "dy", inputs.dy, &[m, n_out])?;
-    let x = check::part(OP_BACKWARD, "x", inputs.x, &[m, n_in])?;
-    let h = check::part(OP_BACKWARD, "h", inputs.h, &[m, rank])?;
+    let (a, b) = factors(OP, inputs.params, slot)?;
+    factors(OP, grads, slot)?;
+    let dy = check::part(OP, "dy", inputs.dy, &[m, n_out])?;
+    let x = check::part(OP, "x", inputs.x, &[m, n_in])?;
+    let h = check::part(OP, "h", inputs.h, &[m, rank])?;
     let dx = dx
-        .map(|dx| check::part_mut(OP_BACKWARD, "dx", dx, &[m, n_in]))
+        .map(|dx| check::part_mut(OP, "dx", dx, &[m, n_in]))
         .transpose()?;
-    check_rate(OP_BACKWARD, dropout)?;
+    check_rate(OP, dropout)?;
 
     add_b_gradient(cpu, &mut grads[slot.b_offset..][..n_out * rank], dy, h, slot, m);
 
@@ -178,7 +127,11 @@ fn add_input_gradient(cpu: &Cpu, dx: &mut [f32], product: Product<'_>, dropout: 
 }
 
 /// `A [R, K]` and `B [N, R]` inside the flat buffer.
-fn factors<'a>(op: &'static str, params: &'a [f32], slot: LoraSlot) -> Result<(&'a [f32], &'a [f32])> {
+pub(super) fn factors<'a>(
+    op: &'static str,
+    params: &'a [f32],
+    slot: LoraSlot,
+) -> Result<(&'a [f32], &'a [f32])> {
     let LoraSlot {
         a_offset,
         b_offset,
@@ -205,13 +158,13 @@ fn factors<'a>(op: &'static str, params: &'a [f32], slot: LoraSlot) -> Result<(&
     Ok((a, b))
 }
 
-fn check_rate(op: &'static str, dropout: Option<Dropout>) -> Result<()> {
+pub(super) fn check_rate(op: &'static str, dropout: Option<Dropout>) -> Result<()> {
     let valid = dropout.is_none_or(|dropout| (0.0..1.0).contains(&dropout.rate));
     check::setting(op, "dropout rate", "in [0, 1)", valid)
 }
 
 /// `drop(x)`, or `None` when nothing is dropped.
-fn dropped<'c>(cpu: &'c Cpu, x: &[f32], dropout: Option<Dropout>) -> Option<Scratch<'c>> {
+pub(super) fn dropped<'c>(cpu: &'c Cpu, x: &[f32], dropout: Option<Dropout>) -> Option<Scratch<'c>> {
     let dropout = dropout?;
     let mut kept = cpu.scratch(x.len());
     in_parts(cpu, &mut kept, x, |kept, x, first| {

@@ -15,5 +15,5 @@ mod tests;
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4View, nf4_columns, nf4_row, nf4_rows};
-pub(crate) use tile::{TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
-pub(crate) use transpose::{prefetch, transpose_bytes};
+pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
+pub(crate) use transpose::{prefetch, transpose_bytes, transpose_floats};

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::gemm::{View, pack_right};
 use super::simd::{
     Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, nf4_rows, prefetch, transpose_bytes, versions,
 };
@@ -164,11 +165,11 @@ impl CpuWeight {
                 q8_0_columns(isa, matrix, *row_bytes, n_rows, column_first, panel);
             }
             _ => {
-                rows[n_rows * len..TILE_COLUMNS * len].fill(0.0);
                 for (j, row) in rows.chunks_exact_mut(len).take(n_rows).enumerate() {
                     self.decode(isa, row_first + j, column_first, row);
                 }
-                transpose_rows(isa, rows, panel);
+                let rows = View::rows(&rows[..n_rows * len], len).transposed();
+                pack_right(isa, rows, 0, 0, n_rows, panel);
             }
         }
     }
@@ -193,22 +194,6 @@ versions! {
         for (row, out) in matrix.chunks_exact(row_bytes.max(1)).zip(panel) {
             out[n_columns..].fill(0.0);
             decode_row(format, row, first, &mut out[..n_columns]);
-        }
-    }
-}
-
-versions! {
-    /// `panel[i][j] = rows[j][i]` with 32 rows of the panel's length.
-    pub(super) fn transpose_rows(rows: &[f32], panel: &mut [TileRow]) {
-        let len = panel.len();
-        // blocks of 16 x 16 keep both sides in the first cache
-        for (block, panel) in panel.chunks_mut(16).enumerate() {
-            for j in 0..TILE_COLUMNS {
-                let row = &rows[j * len + 16 * block..][..panel.len()];
-                for (out, value) in panel.iter_mut().zip(row) {
-                    out[j] = *value;
-                }
-            }
         }
     }
 }

@@ -11,26 +11,48 @@ fn bytes_are_transposed() {
     }
 }
 
+fn number(i: usize) -> f32 {
+    ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+}
+
 #[test]
-fn tiles_of_every_width_are_chains() {
-    let k = 37;
-    let number = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;
+fn floats_are_transposed() {
     for isa in Isa::all() {
-        for width in 1..=TILE_ROWS {
+        for (n_rows, len, step) in [(1, 1, 1), (12, 37, 12), (11, 16, 11), (16, 33, 32), (3, 64, 5)] {
+            let values: Vec<f32> = (0..n_rows * len).map(number).collect();
+            let rows: Vec<&[f32]> = values.chunks(len).collect();
+            let mut out = vec![9.0; (len - 1) * step + n_rows];
+            transpose_floats(isa, &rows, &mut out, step);
+            for (at, value) in out.iter().enumerate() {
+                let (p, i) = (at / step, at % step);
+                let expected = if i < n_rows { rows[i][p] } else { 9.0 };
+                assert_eq!(
+                    *value, expected,
+                    "{isa:?}, {n_rows} rows of {len}, {step} apart, [{p}][{i}]"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_of_every_size_are_chains() {
+    let k = 37;
+    for isa in Isa::all() {
+        for (width, n) in (1..=TILE_ROWS).flat_map(|width| [1, 8, 15, 16, 17, 31, 32].map(|n| (width, n))) {
             let a: Vec<f32> = (0..k * width).map(number).collect();
             let b: Vec<TileRow> = (0..k)
                 .map(|p| std::array::from_fn(|j| number(7 + 32 * p + j)))
                 .collect();
-            let mut c = vec![[0.5f32; TILE_COLUMNS]; width];
-            multiply_tile(isa, &a, &b, &mut c);
-            for (i, row) in c.iter().enumerate() {
-                for (j, got) in row.iter().enumerate() {
-                    let chain = (0..k).fold(0.5f32, |sum, p| a[p * width + i].mul_add(b[p][j], sum));
-                    assert_eq!(
-                        got.to_bits(),
-                        chain.to_bits(),
-                        "{isa:?}, width {width}, [{i}][{j}]"
-                    );
+            for (start, begin) in [(Start::Zero, 0.0), (Start::Current, 0.5)] {
+                let mut c = vec![0.5f32; width * n];
+                let mut rows: Vec<&mut [f32]> = c.chunks_mut(n).collect();
+                multiply_tile(isa, &a, &b, &mut rows, start);
+                for (at, got) in c.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let chain = (0..k).fold(begin, |sum: f32, p| a[p * width + i].mul_add(b[p][j], sum));
+                    let what = format!("{isa:?}, {width} by {n}, {start:?}, [{i}][{j}]");
+                    assert_eq!(got.to_bits(), chain.to_bits(), "{what}");
                 }
             }
         }

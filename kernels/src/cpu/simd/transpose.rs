@@ -1,13 +1,46 @@
-//! Transposes 16 rows of 16 bytes: how quantized rows become columns before they are widened to floats, when there
-//! is the least to move.
+//! Transposes: rows in memory become columns of a panel. Quantized rows are turned as bytes, before they are widened to
+//! floats, when there is the least to move.
 //!
-//! Invariant: `out[i][j] = rows[j][i]`.
+//! Invariant: element `j` of row `i` becomes element `i` of row `j`; no value is touched.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m128i;
 
 #[cfg(target_arch = "x86_64")]
 use super::x86::{interleave, load_128, store_128};
+use super::{Isa, Set};
+
+/// `out[p * step + i] = rows[i][p]` for up to 16 rows of one length; what lies between is left as it is.
+#[expect(
+    unsafe_code,
+    reason = "calls code compiled for an instruction set that was detected"
+)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn transpose_floats(isa: Isa, rows: &[&[f32]], out: &mut [f32], step: usize) {
+    match isa.set() {
+        // SAFETY: this `Isa` exists, so AVX-512 F was detected.
+        Set::Avx512 => unsafe { super::x86::transpose_floats_avx512(rows, out, step) },
+        Set::Avx2 | Set::Portable => transpose_floats_portable(rows, out, step),
+    }
+}
+
+/// `out[p * step + i] = rows[i][p]` for up to 16 rows of one length; what lies between is left as it is.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn transpose_floats(_: Isa, rows: &[&[f32]], out: &mut [f32], step: usize) {
+    transpose_floats_portable(rows, out, step);
+}
+
+fn transpose_floats_portable(rows: &[&[f32]], out: &mut [f32], step: usize) {
+    let len = rows.first().map_or(0, |row| row.len());
+    // 16 elements of each row at a time: whole cache lines are read, and written while they are near
+    for first in (0..len).step_by(16) {
+        for (i, row) in rows.iter().enumerate() {
+            for (p, value) in row[first..len.min(first + 16)].iter().enumerate() {
+                out[(first + p) * step + i] = *value;
+            }
+        }
+    }
+}
 
 /// `out[i][j] = rows[j][i]`.
 #[inline(always)]

@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{TILE_ROWS, TileRow};
+use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
 use crate::nf4::CODE_VALUES;
 
 #[inline]
@@ -71,66 +71,114 @@ pub(super) fn interleave(first: __m128i, second: __m128i, half: usize) -> __m128
     }
 }
 
-/// See [`super::multiply_tile`].
-#[target_feature(enable = "avx512f")]
-pub(super) fn multiply_tile_avx512(a: &[f32], b: &[TileRow], c: &mut [TileRow]) {
-    match c.len() {
-        1 => rows_avx512::<1>(a, b, c),
-        2 => rows_avx512::<2>(a, b, c),
-        3 => rows_avx512::<3>(a, b, c),
-        4 => rows_avx512::<4>(a, b, c),
-        5 => rows_avx512::<5>(a, b, c),
-        6 => rows_avx512::<6>(a, b, c),
-        7 => rows_avx512::<7>(a, b, c),
-        8 => rows_avx512::<8>(a, b, c),
-        9 => rows_avx512::<9>(a, b, c),
-        10 => rows_avx512::<10>(a, b, c),
-        11 => rows_avx512::<11>(a, b, c),
-        _ => rows_avx512::<TILE_ROWS>(a, b, c),
-    }
-}
-
+/// The values from `first` on, up to 16, and zeros beyond the last.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn rows_avx512<const W: usize>(a: &[f32], b: &[TileRow], c: &mut [TileRow]) {
-    let Some(c) = c.first_chunk_mut::<W>() else { return };
-    let mut sums = [[_mm512_setzero_ps(); 2]; W];
-    for (sum, c) in sums.iter_mut().zip(c.iter()) {
-        let (halves, _) = c.as_chunks::<16>();
-        *sum = [load_512(&halves[0]), load_512(&halves[1])];
-    }
-    for (a, b) in a.as_chunks::<W>().0.iter().zip(b) {
-        let (halves, _) = b.as_chunks::<16>();
-        let b = [load_512(&halves[0]), load_512(&halves[1])];
-        for i in 0..W {
-            let x = _mm512_set1_ps(a[i]);
-            sums[i] = [
-                _mm512_fmadd_ps(x, b[0], sums[i][0]),
-                _mm512_fmadd_ps(x, b[1], sums[i][1]),
-            ];
-        }
-    }
-    for (sum, c) in sums.iter().zip(c.iter_mut()) {
-        let (halves, _) = c.as_chunks_mut::<16>();
-        store_512(&mut halves[0], sum[0]);
-        store_512(&mut halves[1], sum[1]);
+fn load_from_512(values: &[f32], first: usize) -> __m512 {
+    let values = values.get(first..).unwrap_or_default();
+    match values.first_chunk() {
+        Some(full) => load_512(full),
+        // SAFETY: fewer than 16 are left, and only those are read.
+        None => unsafe { _mm512_maskz_loadu_ps((1 << values.len()) - 1, values.as_ptr()) },
     }
 }
 
-/// See [`super::multiply_tile`]. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes in up to four parts.
+/// Overwrites the values from `first` on, up to 16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_from_512(values: &mut [f32], first: usize, register: __m512) {
+    let values = values.get_mut(first..).unwrap_or_default();
+    match values.first_chunk_mut() {
+        Some(full) => store_512(full, register),
+        // SAFETY: fewer than 16 are left, and only those are written.
+        None => unsafe { _mm512_mask_storeu_ps(values.as_mut_ptr(), (1 << values.len()) - 1, register) },
+    }
+}
+
+/// Calls a function of the number of rows, 1 to 12.
+macro_rules! by_rows {
+    ($function:ident, $registers:literal, $args:tt, $n:expr, [$($rows:literal)*]) => {
+        match $n {
+            $($rows => $function::<$rows, $registers> $args,)*
+            _ => $function::<TILE_ROWS, $registers> $args,
+        }
+    };
+}
+
+/// See [`super::multiply_tile`]; rows are 16 or 32 long.
+#[target_feature(enable = "avx512f")]
+pub(super) fn multiply_tile_avx512(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+    let n = rows.len();
+    if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
+        by_rows!(rows_avx512, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+    } else {
+        by_rows!(rows_avx512, 2, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+    }
+}
+
+/// W rows of R registers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rows_avx512<const W: usize, const R: usize>(
+    a: &[f32],
+    b: &[TileRow],
+    rows: &mut [&mut [f32]],
+    start: Start,
+) {
+    let Some(rows) = rows.first_chunk_mut::<W>() else {
+        return;
+    };
+    let mut sums = [[_mm512_setzero_ps(); R]; W];
+    if start == Start::Current {
+        for i in 0..W {
+            let Some(parts) = rows[i].as_chunks().0.first_chunk::<R>() else {
+                return;
+            };
+            for part in 0..R {
+                sums[i][part] = load_512(&parts[part]);
+            }
+        }
+    }
+    for (a, b) in a.as_chunks::<W>().0.iter().zip(b) {
+        let Some(parts) = b.as_chunks().0.first_chunk::<R>() else {
+            return;
+        };
+        let mut y = [_mm512_setzero_ps(); R];
+        for part in 0..R {
+            y[part] = load_512(&parts[part]);
+        }
+        for i in 0..W {
+            let x = _mm512_set1_ps(a[i]);
+            for part in 0..R {
+                sums[i][part] = _mm512_fmadd_ps(x, y[part], sums[i][part]);
+            }
+        }
+    }
+    for i in 0..W {
+        let Some(parts) = rows[i].as_chunks_mut().0.first_chunk_mut::<R>() else {
+            return;
+        };
+        for part in 0..R {
+            store_512(&mut parts[part], sums[i][part]);
+        }
+    }
+}
+
+/// See [`super::multiply_tile`]; rows are 16 or 32 long. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes
+/// in up to four parts.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn multiply_tile_avx2(a: &[f32], b: &[TileRow], c: &mut [TileRow]) {
-    let width = c.len();
-    for (part, c) in c.chunks_mut(6).enumerate() {
-        for half in 0..2 {
-            let first = 6 * part;
-            match c.len() {
-                1 => rows_avx2::<1>(a, width, first, b, half, c),
-                2 => rows_avx2::<2>(a, width, first, b, half, c),
-                3 => rows_avx2::<3>(a, width, first, b, half, c),
-                4 => rows_avx2::<4>(a, width, first, b, half, c),
-                5 => rows_avx2::<5>(a, width, first, b, half, c),
-                _ => rows_avx2::<6>(a, width, first, b, half, c),
+pub(super) fn multiply_tile_avx2(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+    let (width, n_columns) = (rows.len(), rows.first().map_or(0, |row| row.len()));
+    for (part, rows) in rows.chunks_mut(6).enumerate() {
+        for half in 0..n_columns / 16 {
+            let at = (6 * part, half);
+            match rows.len() {
+                1 => rows_avx2::<1>(a, width, at, b, rows, start),
+                2 => rows_avx2::<2>(a, width, at, b, rows, start),
+                3 => rows_avx2::<3>(a, width, at, b, rows, start),
+                4 => rows_avx2::<4>(a, width, at, b, rows, start),
+                5 => rows_avx2::<5>(a, width, at, b, rows, start),
+                _ => rows_avx2::<6>(a, width, at, b, rows, start),
             }
         }
     }
@@ -141,16 +189,22 @@ pub(super) fn multiply_tile_avx2(a: &[f32], b: &[TileRow], c: &mut [TileRow]) {
 fn rows_avx2<const W: usize>(
     a: &[f32],
     width: usize,
-    first: usize,
+    (first, half): (usize, usize),
     b: &[TileRow],
-    half: usize,
-    c: &mut [TileRow],
+    rows: &mut [&mut [f32]],
+    start: Start,
 ) {
-    let Some(c) = c.first_chunk_mut::<W>() else { return };
+    let Some(rows) = rows.first_chunk_mut::<W>() else {
+        return;
+    };
     let mut sums = [[_mm256_setzero_ps(); 2]; W];
-    for (sum, c) in sums.iter_mut().zip(c.iter()) {
-        let (quarters, _) = c.as_chunks::<8>();
-        *sum = [load_256(&quarters[2 * half]), load_256(&quarters[2 * half + 1])];
+    if start == Start::Current {
+        for i in 0..W {
+            let Some([low, high]) = rows[i].as_chunks().0.get(2 * half..).and_then(<[_]>::first_chunk) else {
+                return;
+            };
+            sums[i] = [load_256(low), load_256(high)];
+        }
     }
     for (a, b) in a.chunks_exact(width).zip(b) {
         let (quarters, _) = b.as_chunks::<8>();
@@ -166,10 +220,42 @@ fn rows_avx2<const W: usize>(
             ];
         }
     }
-    for (sum, c) in sums.iter().zip(c.iter_mut()) {
-        let (quarters, _) = c.as_chunks_mut::<8>();
-        store_256(&mut quarters[2 * half], sum[0]);
-        store_256(&mut quarters[2 * half + 1], sum[1]);
+    for i in 0..W {
+        let after = rows[i].as_chunks_mut().0.get_mut(2 * half..);
+        let Some([low, high]) = after.and_then(<[_]>::first_chunk_mut) else {
+            return;
+        };
+        store_256(low, sums[i][0]);
+        store_256(high, sums[i][1]);
+    }
+}
+
+/// See [`super::transpose_floats`].
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose_floats_avx512(rows: &[&[f32]], out: &mut [f32], step: usize) {
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    let len = rows.first().map_or(0, |row| row.len());
+    for first in (0..len).step_by(16) {
+        let mut registers = [_mm512_setzero_ps(); 16];
+        for (register, row) in registers.iter_mut().zip(rows) {
+            *register = load_from_512(row, first);
+        }
+        // as with bytes: interleaving the halves moves one bit of an element's position from column to row
+        for _ in 0..4 {
+            let mut next = [_mm512_setzero_ps(); 16];
+            for (pair, next) in next.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let (a, b) = (registers[pair], registers[pair + 8]);
+                *next = [
+                    _mm512_permutex2var_ps(a, low, b),
+                    _mm512_permutex2var_ps(a, high, b),
+                ];
+            }
+            registers = next;
+        }
+        for (i, register) in registers.iter().enumerate().take(len - first) {
+            store_from_512(&mut out[(first + i) * step..][..rows.len().min(16)], 0, *register);
+        }
     }
 }
 

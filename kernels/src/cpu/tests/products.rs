@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::support::*;
 use crate::golden::assert_same_bits;
-use crate::{Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LoraSlot, Nf4Matrix};
+use crate::{
+    Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix,
+};
 
 fn nf4(n: usize, k: usize) -> HostWeight {
     HostWeight::Nf4(Nf4Matrix::quantize(n, k, &values(3, n * k), DoubleQuant::Yes).unwrap())
@@ -41,7 +43,7 @@ fn blocks(format: Format, n: usize, k: usize) -> HostWeight {
 fn forward(cpu: &Cpu, weight: &HostWeight, x: &[f32], m: usize) -> Vec<f32> {
     let mut y = vec![0.0; m * weight.shape().0];
     let weight = cpu.load_weight(weight.clone()).unwrap();
-    cpu.matmul(&mut y, &x.to_vec(), &weight, m).unwrap();
+    matmul(cpu, &mut y, x, &weight, m).unwrap();
     y
 }
 
@@ -196,9 +198,20 @@ fn lora_case() -> Lora {
 
 fn lora_forward(cpu: &Cpu, x: &[f32], params: &[f32], dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
     let slot = slot();
-    let (mut y, mut h) = (values(4, M * slot.n_out), vec![0.0; M * slot.rank]);
-    cpu.lora(&mut y, &mut h, &x.to_vec(), &params.to_vec(), slot, dropout, M)
-        .unwrap();
+    let (mut y, mut h) = (vec![0.0; M * slot.n_out], vec![0.0; M * slot.rank]);
+    let zero = HostWeight::from_f32(slot.n_out, slot.n_in, &vec![0.0; slot.n_out * slot.n_in]).unwrap();
+    let pair = LoraForward {
+        h: &mut h,
+        params: &params.to_vec(),
+        slot,
+        dropout,
+    };
+    let linear = LinearForward {
+        y: &mut y,
+        weight: &cpu.load_weight(zero).unwrap(),
+        lora: Some(pair),
+    };
+    cpu.linears(&x.to_vec(), &mut [linear], M).unwrap();
     (y, h)
 }
 
@@ -228,7 +241,7 @@ const DROPOUTS: [Option<Dropout>; 2] = [None, Some(Dropout { rate: 0.3, key: 77 
 fn lora_adds_two_products() {
     let (case, slot) = (lora_case(), slot());
     let y = same_everywhere(|cpu| lora_forward(cpu, &case.x, &case.params, None).0);
-    let mut expected = wide(&values(4, M * slot.n_out));
+    let mut expected = vec![0.0; M * slot.n_out];
     for i in 0..M {
         for j in 0..slot.n_out {
             for r in 0..slot.rank {
@@ -244,6 +257,50 @@ fn lora_adds_two_products() {
         }
     }
     assert_close(&y, &expected, 1e-5);
+}
+
+#[test]
+fn linears_of_one_input_are_chains_through_the_weight_and_then_the_pair() {
+    let (case, slot) = (lora_case(), slot());
+    let (x, n) = (&case.x, slot.n_out);
+    let weights = [nf4(n, slot.n_in), nf4(70, slot.n_in)];
+    let y = same_everywhere(|cpu| {
+        let mut ys = [vec![1.0; M * n], vec![1.0; M * 70]];
+        let mut h = vec![0.0; M * slot.rank];
+        let on_device = weights.clone().map(|weight| cpu.load_weight(weight).unwrap());
+        let [first, second] = &mut ys;
+        let pair = LoraForward {
+            h: &mut h,
+            params: &case.params,
+            slot,
+            dropout: None,
+        };
+        let with_pair = LinearForward {
+            y: first,
+            weight: &on_device[0],
+            lora: Some(pair),
+        };
+        let without = LinearForward {
+            y: second,
+            weight: &on_device[1],
+            lora: None,
+        };
+        cpu.linears(x, &mut [with_pair, without], M).unwrap();
+        ys.concat()
+    });
+    let (a, b) = (&case.params[slot.a_offset..], &case.params[slot.b_offset..]);
+    let product = |n: usize, weight: &HostWeight| {
+        let w = weight.to_f32();
+        chains(M, n, slot.n_in, x, &vec![0.0; M * n], |p, j| w[j * slot.n_in + p])
+    };
+    let h = chains(M, slot.rank, slot.n_in, x, &vec![0.0; M * slot.rank], |p, r| {
+        a[r * slot.n_in + p]
+    });
+    let scaled: Vec<f32> = h.iter().map(|value| slot.scale * value).collect();
+    let first = chains(M, n, slot.rank, &scaled, &product(n, &weights[0]), |r, j| {
+        b[j * slot.rank + r]
+    });
+    assert_same_bits(&y, &[first, product(70, &weights[1])].concat());
 }
 
 #[test]
@@ -287,32 +344,27 @@ fn dropout_keeps_the_share_it_should_and_scales_it() {
         scale: 1.0,
     };
     let mut h = vec![0.0; m * k];
-    let dropout = Some(Dropout { rate: 0.25, key: 5 });
-    cpu.lora(
-        &mut vec![0.0; m],
-        &mut h,
-        &vec![1.0; m * k],
-        &params,
-        slot,
-        dropout,
-        m,
-    )
-    .unwrap();
+    let weight = cpu
+        .load_weight(HostWeight::from_f32(1, k, &vec![0.0; k]).unwrap())
+        .unwrap();
+    let mut run = |rate: f32| {
+        let pair = LoraForward {
+            h: &mut h,
+            params: &params,
+            slot,
+            dropout: Some(Dropout { rate, key: 5 }),
+        };
+        let linear = LinearForward {
+            y: &mut vec![0.0; m],
+            weight: &weight,
+            lora: Some(pair),
+        };
+        cpu.linears(&vec![1.0; m * k], &mut [linear], m)
+    };
+    assert!(run(1.0).is_err());
+    run(0.25).unwrap();
     let kept = h.iter().filter(|&&value| value != 0.0).count();
     // six standard deviations of a binomial of 64 000 with p = 0.75 are 657
     assert!(kept.abs_diff(48_000) < 657, "{kept}");
     assert!(h.iter().all(|&value| value == 0.0 || value == 1.0 / 0.75));
-    let full = Some(Dropout { rate: 1.0, key: 5 });
-    assert!(
-        cpu.lora(
-            &mut vec![0.0; m],
-            &mut h,
-            &vec![1.0; m * k],
-            &params,
-            slot,
-            full,
-            m
-        )
-        .is_err()
-    );
 }

@@ -1,9 +1,9 @@
 //! What the tests of all operations share.
 
-use crate::Cpu;
 use crate::cpu::Isa;
 use crate::golden::assert_same_bits;
 use crate::random;
+use crate::{Backend, Cpu, CpuWeight, LinearForward, Result};
 
 /// Sizes at and beside the edges of blocks, tiles and lanes.
 pub(super) const ODD_SIZES: [usize; 4] = [1, 31, 33, 257];
@@ -24,6 +24,16 @@ pub(super) fn backends() -> Vec<Cpu> {
 
 pub(super) fn cpu() -> Cpu {
     Cpu::new(Some(2)).unwrap()
+}
+
+/// `y [M, N] = x · Wᵀ` of one weight alone.
+pub(super) fn matmul(cpu: &Cpu, y: &mut Vec<f32>, x: &[f32], weight: &CpuWeight, m: usize) -> Result<()> {
+    let linear = LinearForward {
+        y,
+        weight,
+        lora: None,
+    };
+    cpu.linears(&x.to_vec(), &mut [linear], m)
 }
 
 /// The result of `run`, which must be the same on all backends.
