@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::process::Command;
 
 use llamaduo_tests::model;
-use llamaduo_tests::process::{self, Output, Process, llamaduo};
+use llamaduo_tests::process::{self, Output, llamaduo};
 use llamaduo_tests::run_files::{assert_gapless, assert_same_end};
 use llamaduo_tests::service::{Options, Service};
 use llamaduo_tests::site::Site;
@@ -207,13 +207,20 @@ fn a_refused_key_stops_the_run_until_it_is_put_right() {
     assert_gapless(&run.events());
 
     fs::remove_file(&key_file).unwrap();
-    let output = process::run(&mut site.run("no-key", service.url(), &settings));
-    assert_ne!(output.code(), 0);
-    assert!(
-        format!("{}{}", output.stdout, output.stderr).contains("key"),
-        "{}",
-        output.stderr
+    let key_file = key_file.display().to_string();
+    refused(
+        &mut site.run("no-key", service.url(), &settings),
+        2,
+        &[&key_file, "service.api_key_file"],
     );
+    assert!(!site.path("no-key").exists(), "nothing was begun");
+    let variable = ["service.api_key_env=LLAMADUO_TEST_NO_SUCH_KEY"];
+    let mut stage = llamaduo();
+    stage.args(["synth", "--out"]).arg(site.path("samples.jsonl"));
+    site.configure(&mut stage, service.url(), &variable);
+    refused(&mut stage, 2, &["LLAMADUO_TEST_NO_SUCH_KEY"]);
+    // What has ended needs no key to be shown.
+    site.finish("out", service.url(), &settings, 3);
 }
 
 #[test]
@@ -304,17 +311,15 @@ fn a_service_that_is_not_there_is_named() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let log = site.path("away.log");
-    let mut process = Process::start(&mut site.run("out", &format!("http://{free}/v1"), &[]), &log);
-    let limit = std::time::Duration::from_secs(60);
-    assert!(
-        process.wait_for(&free.port().to_string(), limit),
-        "{}",
-        process.log()
-    );
-    assert!(process.log().contains("base_url"), "{}", process.log());
-    // It goes on trying, since a service may come back. The same run ends as ever once the address is put right.
-    process.kill();
+    let address = free.to_string();
+    let away = format!("http://{address}/v1");
+    refused(&mut site.run("out", &away, &[]), 5, &[&address, "base_url"]);
+    let mut stage = llamaduo();
+    stage.args(["synth", "--out"]).arg(site.path("samples.jsonl"));
+    site.configure(&mut stage, &away, &[]);
+    refused(&mut stage, 5, &[&address, "base_url"]);
+    assert!(!site.path("out").exists() && !site.path(".llamaduo").exists());
+    // The same run begins as ever once the address is put right.
     let service = Service::start(Options::new(0));
     site.finish("out", service.url(), &[], 3);
 }

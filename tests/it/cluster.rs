@@ -2,6 +2,8 @@
 //!
 //! Invariant: the run that lost both ends with the bytes of one in a single process.
 
+mod clients;
+
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
