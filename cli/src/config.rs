@@ -52,6 +52,15 @@ pub(crate) enum Error {
     /// `--set` without the form it needs.
     #[error("--set `{text}` has no value; expected a.b=c, for example --set train.epochs=2")]
     Set { text: String },
+    /// `--set` with a value of the wrong type.
+    #[error(
+        "--set {key}={value} cannot be: {problem}; give a value such as `llamaduo init` writes for this key"
+    )]
+    SetValue {
+        key: String,
+        value: String,
+        problem: String,
+    },
     /// A value out of range.
     #[error("`{key}` is {found}; expected {expected}")]
     Value {

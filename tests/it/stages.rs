@@ -10,10 +10,10 @@ use llamaduo_tests::site::Site;
 use serde_json::Value;
 
 /// A stage in the site's directory.
-fn stage(site: &Site, service: &Service, words: &[&str], settings: &[&str]) -> Output {
+fn stage(site: &Site, service_url: &str, words: &[&str], settings: &[&str]) -> Output {
     let mut command = llamaduo();
     command.args(words).current_dir(site.root());
-    site.configure(&mut command, service.url(), settings);
+    site.configure(&mut command, service_url, settings);
     process::run(&mut command)
 }
 
@@ -26,7 +26,7 @@ fn json(output: &Output) -> Value {
 fn responses_are_judged_by_their_own_split_with_means_and_once() {
     let site = Site::new();
     let service = Service::start_reliable();
-    let inferred = stage(&site, &service, &["infer"], &[]);
+    let inferred = stage(&site, service.url(), &["infer"], &[]);
     assert_eq!(
         (inferred.code(), inferred.stdout.as_str()),
         (0, "responses.jsonl\n")
@@ -39,7 +39,7 @@ fn responses_are_judged_by_their_own_split_with_means_and_once() {
         inferred.stderr
     );
 
-    let judged = json(&stage(&site, &service, &["judge", "-o", "json"], &[]));
+    let judged = json(&stage(&site, service.url(), &["judge", "-o", "json"], &[]));
     let scores = &judged["scores"];
     assert_eq!(
         (&judged["reused"], &scores["verdicts"]),
@@ -52,22 +52,27 @@ fn responses_are_judged_by_their_own_split_with_means_and_once() {
         );
     }
     let n_calls = service.requests().len();
-    let again = stage(&site, &service, &["judge"], &[]);
-    assert!(
-        again.stderr.contains("reused from .llamaduo") && again.stdout.contains("similarity  mean"),
-        "{}\n{}",
-        again.stdout,
-        again.stderr
-    );
-
-    let other = stage(&site, &service, &["judge"], &["data.seed=5"]);
+    let other = stage(&site, service.url(), &["judge"], &["data.seed=5"]);
     assert_eq!((other.code(), other.stdout.as_str()), (2, ""), "{}", other.stderr);
     assert!(
         other.stderr.contains("responses.jsonl, line ") && other.stderr.contains("infer again"),
         "{}",
         other.stderr
     );
-    assert_eq!(service.requests().len(), n_calls, "neither was paid for");
+    assert_eq!(service.requests().len(), n_calls, "nothing was paid for");
+
+    let url = service.url().to_owned();
+    drop(service);
+    let again = stage(&site, &url, &["judge"], &[]);
+    assert_eq!(again.code(), 0, "{}", again.stderr);
+    assert!(
+        again.stderr.contains("reused from .llamaduo") && again.stdout.contains("similarity  mean"),
+        "{}\n{}",
+        again.stdout,
+        again.stderr
+    );
+    let away = stage(&site, &url, &["judge"], &["judge.gradings_per_response=2"]);
+    assert_eq!((away.code(), away.stdout.as_str()), (5, ""), "{}", away.stderr);
     let said = [inferred.stderr, again.stderr].concat();
     for odd in ["task", "begins", "run ended", "(s)"] {
         assert!(!said.contains(odd), "`{odd}` in: {said}");
@@ -79,7 +84,7 @@ fn models_and_files_that_are_missing_are_wrong_input_everywhere() {
     let site = Site::new();
     let service = Service::start_reliable();
     for words in [["train"], ["infer"]] {
-        let output = stage(&site, &service, &words, &["local.base=./nowhere"]);
+        let output = stage(&site, service.url(), &words, &["local.base=./nowhere"]);
         assert_eq!(output.code(), 2, "{words:?}: {}", output.stderr);
         assert!(output.stderr.contains("nowhere"), "{}", output.stderr);
     }

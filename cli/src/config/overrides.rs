@@ -40,8 +40,9 @@ fn typed(path: &str, value: &str) -> Result<toml::Value, Error> {
     let first = parsed.unwrap_or_else(|| text.clone());
     match fits(&first) {
         Ok(()) => Ok(first),
-        Err(error) if fits(&text).is_err() => Err(Error::Parse {
-            origin: format!("--set {path}"),
+        Err(error) if fits(&text).is_err() => Err(Error::SetValue {
+            key: path.to_owned(),
+            value: value.to_owned(),
             problem: error.message().to_owned(),
         }),
         Err(_) => Ok(text),

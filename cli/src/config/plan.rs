@@ -327,8 +327,11 @@ fn prompt(
     ensure(
         prompt.name() == name,
         key,
-        format!("the file of a {} prompt", prompt.name().as_str()),
-        "the other kind",
+        format!("the file of a prompt with name = \"{}\"", prompt.name().as_str()),
+        match name {
+            PromptName::Judge => "one with name = \"judge\"",
+            PromptName::Synthesize => "one with name = \"synthesize\"",
+        },
     )?;
     let upload = Upload::new(artifact, text.into_bytes());
     let digest = upload.digest;

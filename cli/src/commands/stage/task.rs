@@ -78,9 +78,10 @@ impl Stage<'_> {
     pub(super) async fn run(self, stage: &StageArguments, output: &Output) -> Result<Exit> {
         let outcome = match &stage.coordinator {
             None => {
-                reach::before_task(&self.spec).await?;
+                // No hindrance where the same task was done before.
+                let hindrance = reach::before_task(&self.spec).await.err();
                 with_cluster(&self.state(), output, async |client| {
-                    self.submit(&client, true, output).await
+                    self.submit(&client, true, hindrance, output).await
                 })
                 .await?
             }
@@ -88,7 +89,7 @@ impl Stage<'_> {
                 let client = Client::connect(url, token(&stage.token)?.as_deref()).await?;
                 let mut interrupts = Interrupts::new()?;
                 tokio::select! {
-                    outcome = self.submit(&client, false, output) => outcome?,
+                    outcome = self.submit(&client, false, None, output) => outcome?,
                     () = interrupts.next() => return Err(Error::Interrupted),
                 }
             }
@@ -116,7 +117,13 @@ impl Stage<'_> {
         self.out.parent().unwrap_or(Path::new("")).join(".llamaduo")
     }
 
-    async fn submit(&self, client: &Client, is_here: bool, output: &Output) -> Result<Outcome> {
+    async fn submit(
+        &self,
+        client: &Client,
+        is_here: bool,
+        hindrance: Option<Error>,
+        output: &Output,
+    ) -> Result<Outcome> {
         let budget = budget(&self.inputs.config.budget)?;
         client.upload(&self.inputs.uploads).await?;
         let name = words::stage(self.spec.stage());
@@ -124,6 +131,11 @@ impl Stage<'_> {
             .submit_task(self.request()?, name, self.spec.clone(), budget)
             .await?;
         let reused = client.run(&run).await?.run.status == RunStatus::Passed;
+        if let Some(error) = hindrance.filter(|_| !reused) {
+            // The same command takes it up again once the hindrance is gone.
+            client.cancel(&run, "it could not begin").await?;
+            return Err(error);
+        }
         let details = if reused {
             output.line(&self.reused_words(is_here, &run));
             client.run(&run).await?

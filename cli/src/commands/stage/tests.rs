@@ -84,12 +84,14 @@ async fn judged_with(site: &Path, name: &str, config: ConfigArguments, answer: &
 /// Answers every chat request with [`GRADES`], keeping what was asked.
 async fn record(listener: TcpListener, asked: Arc<Mutex<Vec<String>>>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let body = answer(stream).await.unwrap();
-        asked.lock().unwrap().push(body);
+        if let Some(body) = answer(stream).await.unwrap() {
+            asked.lock().unwrap().push(body);
+        }
     }
 }
 
-async fn answer(mut stream: TcpStream) -> std::io::Result<String> {
+/// The body of what is asked; `None` of who connects and asks nothing.
+async fn answer(mut stream: TcpStream) -> std::io::Result<Option<String>> {
     let mut request = Vec::new();
     let body = loop {
         let mut part = [0; 4096];
@@ -97,6 +99,9 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<String> {
         request.extend_from_slice(&part[..n]);
         let text = String::from_utf8_lossy(&request).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            if n == 0 {
+                return Ok(None);
+            }
             continue;
         };
         let length = head.lines().find_map(|line| {
@@ -120,7 +125,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<String> {
     );
     stream.write_all((head + &reply).as_bytes()).await?;
     stream.shutdown().await?;
-    Ok(body)
+    Ok(Some(body))
 }
 
 /// A stand-in without faults, until the set is dropped.
