@@ -109,7 +109,7 @@ impl GgufFile {
             path: self.path.clone(),
             tensor: name.to_owned(),
             found: types::name(tensor.type_id).to_owned(),
-            supported: "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K",
+            supported: "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL and Q2_K to Q6_K",
         })
     }
 

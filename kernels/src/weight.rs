@@ -26,8 +26,20 @@ pub enum Format {
     Q4_0,
     /// GGUF blocks of 32: f16 scale, f16 minimum, 16 bytes of nibbles, value `q * d + m`.
     Q4_1,
+    /// GGUF blocks of 32: f16 scale, 4 bytes of fifth bits, 16 bytes of nibbles, value `(q - 16) * d`.
+    Q5_0,
+    /// GGUF blocks of 32: f16 scale, f16 minimum, 4 bytes of fifth bits, 16 bytes of nibbles, value `q * d + m`.
+    Q5_1,
+    /// GGUF blocks of 32: f16 scale, 16 bytes of nibbles that index a table of levels.
+    Iq4Nl,
+    /// GGUF super-blocks of 256, 2 bits.
+    Q2K,
+    /// GGUF super-blocks of 256, 3 bits.
+    Q3K,
     /// GGUF super-blocks of 256, 4 bits.
     Q4K,
+    /// GGUF super-blocks of 256, 5 bits.
+    Q5K,
     /// GGUF super-blocks of 256, 6 bits.
     Q6K,
 }
@@ -37,8 +49,8 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
-            Self::Q4K | Self::Q6K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -48,9 +60,14 @@ impl Format {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
             Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
             Self::Q4K => 144,
+            Self::Q5K => 176,
             Self::Q6K => 210,
         }
     }

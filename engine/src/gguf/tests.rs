@@ -223,12 +223,12 @@ fn overlapping_tensors_are_refused() {
 
 #[test]
 fn a_format_that_cannot_be_read_is_refused_when_asked_for() {
-    let file = small().tensor("weight", &[1, 256], 10, &[0; 84]).open().unwrap();
+    let file = small().tensor("weight", &[1, 256], 16, &[0; 66]).open().unwrap();
     let error = file
         .format("weight", file.tensor("weight").unwrap())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("Q2_K") && error.contains("Q4_K"), "{error}");
+    assert!(error.contains("IQ2_XXS") && error.contains("IQ4_NL"), "{error}");
 }
 
 proptest! {

@@ -158,7 +158,7 @@ fn what_does_not_fit_is_refused_by_name() {
             .f32_tensor("token_embd.weight", &[3, HIDDEN], &[0.0; 3 * HIDDEN])
             .f32_tensor("output_norm.weight", &[HIDDEN + 1], &[0.0; HIDDEN + 1])
             .tensor("blk.0.attn_norm.weight", &[HIDDEN], 8, &[0; 34])
-            .tensor("blk.0.attn_q.weight", &[24, HIDDEN], 6, &[0; 24 * 22]),
+            .tensor("blk.0.attn_q.weight", &[24, HIDDEN], 9, &[0; 24 * 36]),
     );
     let embedding = weights.matrix(TensorName::Embedding).unwrap_err().to_string();
     assert_eq!(
@@ -184,7 +184,7 @@ fn what_does_not_fit_is_refused_by_name() {
         .to_string();
     assert!(quantized.contains("stored as Q8_0"), "{quantized}");
     let unreadable = weights.matrix(QUERY).unwrap_err().to_string();
-    assert!(unreadable.contains("stored as Q5_0"), "{unreadable}");
+    assert!(unreadable.contains("stored as Q8_1"), "{unreadable}");
     assert!(weights.matrix(TensorName::FinalNorm).is_err());
 }
 

@@ -12,6 +12,12 @@ fn blocks_decode_as_the_reference_reader_has_them() {
         ("Q4_1", Format::Q4_1),
         ("Q4_K", Format::Q4K),
         ("Q6_K", Format::Q6K),
+        ("Q5_0", Format::Q5_0),
+        ("Q5_1", Format::Q5_1),
+        ("Q2_K", Format::Q2K),
+        ("Q3_K", Format::Q3K),
+        ("Q5_K", Format::Q5K),
+        ("IQ4_NL", Format::Iq4Nl),
     ];
     for (name, format) in formats {
         let (bytes, expected) = (

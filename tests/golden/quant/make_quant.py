@@ -12,7 +12,11 @@ from gguf.quants import dequantize
 
 N_BLOCKS = 6
 # bytes of a block and where its halves lie, from ggml-common.h
-FORMATS = {"Q8_0": (34, [0]), "Q4_0": (18, [0]), "Q4_1": (20, [0, 2]), "Q4_K": (144, [0, 2]), "Q6_K": (210, [208])}
+FORMATS = {
+    "Q8_0": (34, [0]), "Q4_0": (18, [0]), "Q4_1": (20, [0, 2]), "Q4_K": (144, [0, 2]), "Q6_K": (210, [208]),
+    "Q5_0": (22, [0]), "Q5_1": (24, [0, 2]), "Q2_K": (84, [80, 82]), "Q3_K": (110, [108]), "Q5_K": (176, [0, 2]),
+    "IQ4_NL": (18, [0]),
+}
 rng = np.random.default_rng(7)
 tensors = {}
 for name, (size, halves) in FORMATS.items():

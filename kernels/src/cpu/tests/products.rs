@@ -20,8 +20,10 @@ fn blocks(format: Format, n: usize, k: usize) -> HostWeight {
         .map(|value| (value * 127.0) as i8 as u8)
         .collect();
     let halves: &[usize] = match format {
-        Format::Q8_0 | Format::Q4_0 => &[0],
-        Format::Q4_1 | Format::Q4K => &[0, 2],
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => &[0],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
         Format::Q6K => &[208],
         Format::F16 | Format::Bf16 => &[0],
         Format::F32 => return HostWeight::from_f32(n, k, &values(4, n * k)).unwrap(),
@@ -99,12 +101,19 @@ fn products_are_chains_in_every_odd_size() {
 
 #[test]
 fn products_are_chains_in_every_format() {
-    let quantized = [Format::Q8_0, Format::Q4_0, Format::Q4_1];
+    let quantized = [
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Iq4Nl,
+    ];
     for format in quantized {
         check_weight(&blocks(format, 33, 96), 3);
         check_weight(&blocks(format, 70, 320), 14);
     }
-    for format in [Format::Q4K, Format::Q6K] {
+    for format in [Format::Q2K, Format::Q3K, Format::Q4K, Format::Q5K, Format::Q6K] {
         check_weight(&blocks(format, 33, 512), 3);
     }
     for format in [Format::F16, Format::Bf16, Format::F32] {
