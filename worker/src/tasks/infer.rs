@@ -228,20 +228,21 @@ async fn by_service(
 ) -> Result<Vec<Response>, Error> {
     let service = bench.services.get(spec)?;
     attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
-    let (spec, prompts) = (Arc::new(spec.clone()), Arc::new(prompts));
-    let n_each = task.settings.responses_per_prompt.max(1) as usize;
-    let n_at_once = spec.concurrency_max as usize;
-    many::in_order(prompts.len().saturating_mul(n_each), n_at_once, |idx| {
+    let spec = Arc::new(spec.clone());
+    let n_each = task.settings.responses_per_prompt.max(1);
+    let places = prompts.into_iter().flat_map(move |(prompt_index, sample)| {
+        let sample = Arc::new(sample);
+        (0..n_each).map(move |k| (prompt_index, Arc::clone(&sample), k))
+    });
+    let calls = places.map(|(prompt_index, sample, k)| {
         let (bench, attempt, service) = (Arc::clone(bench), Arc::clone(attempt), service.clone());
-        let (spec, prompts) = (Arc::clone(&spec), Arc::clone(&prompts));
+        let (spec, sample_id) = (Arc::clone(&spec), sample.id());
+        let request = ChatRequest {
+            messages: sample.prompt().to_vec(),
+            schema: None,
+            repeat: u64::from(k),
+        };
         async move {
-            let (prompt_index, sample) = prompts.get(idx / n_each).ok_or(Error::Gone("list of prompts"))?;
-            let k = (idx % n_each) as u32;
-            let request = ChatRequest {
-                messages: sample.prompt().to_vec(),
-                schema: None,
-                repeat: u64::from(k),
-            };
             // The words are the dataset's own, so there is no prompt to name.
             let question = Question {
                 spec: &spec,
@@ -252,8 +253,8 @@ async fn by_service(
             let answer = bench.calls.ask(&attempt, &question).await?;
             attempt.advance();
             Ok(Response {
-                prompt_index: *prompt_index,
-                sample: Some(sample.id()),
+                prompt_index,
+                sample: Some(sample_id),
                 k,
                 tokens: answer.call.output_tokens,
                 complete: answer.finish == FinishReason::Stop,
@@ -261,8 +262,8 @@ async fn by_service(
                 call: Some(answer.call),
             })
         }
-    })
-    .await
+    });
+    many::in_order(calls, spec.concurrency_max as usize).await
 }
 
 /// `n` halved so many times, at least 1.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use llamaduo_data::verdict::Outcome;
 use llamaduo_data::{Response, Sample, Verdict, jsonl};
-use llamaduo_prompts::{JudgeInput, PromptName};
+use llamaduo_prompts::{JudgeInput, Prompt, PromptName};
 use llamaduo_proto::manifest::ManifestKind;
 use llamaduo_proto::task::{JudgeOutput, JudgeTask, TaskOutput, TaskResult};
 
@@ -32,31 +32,20 @@ pub(super) async fn run(
         .prompt(PromptName::Judge, task.settings.prompt, attempt)
         .await?;
     let service = bench.services.get(&task.judge_llm)?;
-    let mut gradings = Vec::with_capacity(responses.len());
-    for response in responses {
-        let sample = tested(&test, &response)?;
-        // With the standing instructions: an answer is right or wrong by them too.
-        let instruction = sample.prompt_text();
-        let rendered = prompt.render_judge(JudgeInput {
-            instruction: &instruction,
-            human_response: sample.response(),
-            model_response: &response.text,
-        })?;
-        gradings.push(Arc::new((response, request(rendered, 0))));
-    }
-    let n_gradings = task.settings.gradings_per_response.max(1) as usize;
-    let n = gradings.len().saturating_mul(n_gradings);
-    attempt.progress(progress(0, n as u64, "verdicts"));
+    let gradings = gradings(&test, responses, &prompt)?;
+    let n_each = task.settings.gradings_per_response.max(1);
+    let n = (gradings.len() as u64).saturating_mul(u64::from(n_each));
+    attempt.progress(progress(0, n, "verdicts"));
     let prompt_hash: Arc<str> = prompt.hash().into();
     let spec = Arc::new(task.judge_llm.clone());
-    let verdicts = many::in_order(n, task.judge_llm.concurrency_max as usize, |idx| {
+    let repeats = gradings
+        .into_iter()
+        .flat_map(move |grading| (0..n_each).map(move |m| (Arc::clone(&grading), m)));
+    let calls = repeats.map(|(grading, m)| {
         let (bench, attempt, spec) = (Arc::clone(bench), Arc::clone(attempt), Arc::clone(&spec));
         let (service, prompt_hash) = (service.clone(), Arc::clone(&prompt_hash));
-        let grading = gradings.get(idx / n_gradings).cloned();
         async move {
-            let grading = grading.ok_or(Error::Gone("list of gradings"))?;
             let (response, asked) = &*grading;
-            let m = (idx % n_gradings) as u32;
             let request = ChatRequest {
                 repeat: u64::from(m),
                 ..asked.clone()
@@ -69,23 +58,50 @@ pub(super) async fn run(
             };
             let answer = bench.calls.ask(&attempt, &question).await?;
             attempt.advance();
-            let outcome = Outcome::from_reply(&answer.text);
             Ok(Verdict {
                 prompt_index: response.prompt_index,
                 k: response.k,
                 m,
-                outcome,
+                outcome: Outcome::from_reply(&answer.text),
                 call: answer.call,
             })
         }
-    })
-    .await?;
+    });
+    let verdicts = many::in_order(calls, task.judge_llm.concurrency_max as usize).await?;
+    store(bench, task, attempt, &verdicts).await
+}
 
+/// A response, and the question about it.
+type Grading = Arc<(Response, ChatRequest)>;
+
+/// The responses with their questions, in order.
+fn gradings(test: &[Sample], responses: Vec<Response>, prompt: &Prompt) -> Result<Vec<Grading>, Error> {
+    let grading = |response: Response| {
+        let sample = tested(test, &response)?;
+        // With the standing instructions: an answer is right or wrong by them too.
+        let instruction = sample.prompt_text();
+        let rendered = prompt.render_judge(JudgeInput {
+            instruction: &instruction,
+            human_response: sample.response(),
+            model_response: &response.text,
+        })?;
+        Ok(Arc::new((response, request(rendered, 0))))
+    };
+    responses.into_iter().map(grading).collect()
+}
+
+/// Stores the verdicts, unreadable ones too.
+async fn store(
+    bench: &Bench,
+    task: &JudgeTask,
+    attempt: &AttemptHandle,
+    verdicts: &[Verdict],
+) -> Result<TaskResult, Error> {
     let n_graded = verdicts
         .iter()
         .filter(|verdict| verdict.outcome.judgement().is_some())
         .count() as u32;
-    let text = jsonl::write(&verdicts)?;
+    let text = jsonl::write(verdicts)?;
     let parents = [task.responses, task.test]
         .into_iter()
         .chain(task.settings.prompt)

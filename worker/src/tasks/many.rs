@@ -6,25 +6,25 @@ use tokio::task::JoinSet;
 
 use crate::error::Error;
 
-/// Runs `begin(0)` to `begin(n - 1)`, at most `n_at_once` of them together.
+/// Runs `calls`, at most `n_at_once` of them together; each is made when its turn comes.
 pub(super) async fn in_order<T, F>(
-    n: usize,
+    calls: impl IntoIterator<Item = F>,
     n_at_once: usize,
-    mut begin: impl FnMut(usize) -> F,
 ) -> Result<Vec<T>, Error>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, Error>> + Send + 'static,
 {
-    let mut done: Vec<Option<T>> = std::iter::repeat_with(|| None).take(n).collect();
+    let mut done: Vec<Option<T>> = Vec::new();
     let mut failure = None;
     let mut running = JoinSet::new();
-    let mut waiting = 0..n;
+    let mut waiting = calls.into_iter();
     loop {
         while running.len() < n_at_once.max(1) && failure.is_none() {
-            let Some(idx) = waiting.next() else { break };
-            let answer = begin(idx);
-            running.spawn(async move { (idx, answer.await) });
+            let Some(call) = waiting.next() else { break };
+            let idx = done.len();
+            done.push(None);
+            running.spawn(async move { (idx, call.await) });
         }
         match running.join_next().await {
             None => break,
@@ -63,7 +63,10 @@ mod tests {
                 Ok(idx)
             }
         };
-        assert_eq!(in_order(10, 3, begin).await.unwrap(), (0..10).collect::<Vec<_>>());
+        assert_eq!(
+            in_order((0..10).map(begin), 3).await.unwrap(),
+            (0..10).collect::<Vec<_>>()
+        );
         assert_eq!(most.load(Ordering::SeqCst), 3);
     }
 
@@ -82,7 +85,10 @@ mod tests {
                 }
             }
         };
-        assert!(matches!(in_order(100, 4, begin).await, Err(Error::Gone("test"))));
+        assert!(matches!(
+            in_order((0..100).map(begin), 4).await,
+            Err(Error::Gone("test"))
+        ));
         assert_eq!(ended.load(Ordering::SeqCst), 4);
     }
 }

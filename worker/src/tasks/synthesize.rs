@@ -53,12 +53,11 @@ pub(super) async fn run(
     attempt.progress(progress(0, u64::from(task.n_calls), "calls"));
     let prompt_hash: Arc<str> = prompt.hash().into();
     let spec = Arc::new(task.service_llm.clone());
-    let n_calls = task.n_calls as usize;
-    let replies = many::in_order(n_calls, task.service_llm.concurrency_max as usize, |idx| {
+    let calls = (0..task.n_calls).map(|idx| {
         let (bench, attempt, spec) = (Arc::clone(bench), Arc::clone(attempt), Arc::clone(&spec));
         let (service, prompt_hash) = (service.clone(), Arc::clone(&prompt_hash));
         // Planned when its turn comes, so that no more are held than are made at once. Below 2^20, so it fits.
-        let call = plan(task, &train, &prompt, task.first_call.saturating_add(idx as u32));
+        let call = plan(task, &train, &prompt, task.first_call.saturating_add(idx));
         async move {
             let call = call?;
             let question = Question {
@@ -76,8 +75,8 @@ pub(super) async fn run(
                 &answer.call,
             ))
         }
-    })
-    .await?;
+    });
+    let replies = many::in_order(calls, task.service_llm.concurrency_max as usize).await?;
     store(bench, task, attempt, replies.into_iter().flatten().collect()).await
 }
 
