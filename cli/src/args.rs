@@ -67,6 +67,9 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Let a model answer one prompt.
     Generate(Generate),
+    /// Measure how fast this machine generates or trains with a model.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Print a run's report from its directory, or fetch it from a coordinator.
     Report(Report),
     /// Start the stand-in for a service LLM alone.
@@ -352,6 +355,59 @@ pub(crate) struct Generate {
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Tokens in a second of reading prompts and of answering them.
+    Generate(BenchGenerate),
+    /// Tokens in a second of fine-tuning.
+    Train(BenchTrain),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchModel {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Compute threads; one for each core when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchGenerate {
+    #[command(flatten)]
+    pub(crate) model: BenchModel,
+    /// Prompts answered together; one run for each number.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: Vec<u32>,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt_tokens: u32,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) new_tokens: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrain {
+    #[command(flatten)]
+    pub(crate) model: BenchModel,
+    /// Rows of a step.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
+    /// Tokens of a row.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) seq: u32,
+    /// Steps that are timed, after one that is not.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) steps: u32,
+    /// Rank of the adapter.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) rank: u32,
+    /// Make activations again in the backward instead of keeping them.
+    #[arg(long)]
+    pub(crate) recompute: bool,
 }
 
 #[derive(Debug, Args)]

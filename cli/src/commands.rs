@@ -2,6 +2,7 @@
 //!
 //! Invariant: a command returns how the process ends; it never ends it.
 
+mod bench;
 mod demo;
 mod init;
 mod local_model;
@@ -30,6 +31,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<Exit> {
         Command::Init(arguments) => init::init(&arguments, output),
         Command::Eval(arguments) => local_model::eval(&arguments, output),
         Command::Generate(arguments) => local_model::generate(&arguments, output),
+        Command::Bench(arguments) => bench::bench(&arguments, output),
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             let result = runtime.block_on(run_async(command, output));
@@ -56,6 +58,6 @@ async fn run_async(command: Command, output: &Output) -> Result<Exit> {
         Command::Synth(arguments) => stage::synth(&arguments, output).await,
         Command::Report(arguments) => report::report(&arguments, output).await,
         // Synchronous commands are done before a runtime exists.
-        Command::Init(_) | Command::Eval(_) | Command::Generate(_) => Ok(Exit::Ok),
+        Command::Init(_) | Command::Eval(_) | Command::Generate(_) | Command::Bench(_) => Ok(Exit::Ok),
     }
 }

@@ -48,7 +48,7 @@ pub(crate) async fn find(reference: &str, stopped: &CancellationToken, output: &
 }
 
 /// Loads a model for use in this process.
-pub(crate) fn open(path: &Path, quant: Quant) -> Result<LocalModel> {
+pub(crate) fn open(path: &Path, quant: Quant, threads: Option<usize>) -> Result<LocalModel> {
     let quant = match quant {
         Quant::Nf4 => BaseQuant::Nf4 { double: true },
         Quant::Nf4Single => BaseQuant::Nf4 { double: false },
@@ -56,7 +56,7 @@ pub(crate) fn open(path: &Path, quant: Quant) -> Result<LocalModel> {
     };
     Ok(LocalModel::open(
         ModelFiles::open(path)?,
-        &LoadOptions { quant, threads: None },
+        &LoadOptions { quant, threads },
     )?)
 }
 

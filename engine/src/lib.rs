@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing in here knows of a network, a coordinator or an async runtime, and no input makes it panic.
 
+pub mod bench;
 pub mod chat_template;
 pub mod config;
 pub mod error;

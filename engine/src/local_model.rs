@@ -54,6 +54,11 @@ impl LocalModel<Cpu> {
     pub fn open(files: ModelFiles, options: &LoadOptions) -> Result<Self> {
         Self::with_backend(Cpu::new(options.threads)?, files, options.quant)
     }
+
+    /// Compute threads.
+    pub fn n_threads(&self) -> usize {
+        self.model.backend.n_threads()
+    }
 }
 
 impl<B: Backend> LocalModel<B> {

@@ -37,7 +37,7 @@ pub use simd::Isa;
 pub use weight::CpuWeight;
 
 /// Work, in multiply-adds or elements touched, that is done before another thread would have woken up.
-const PARALLEL_WORK_MIN: usize = 1 << 15;
+const PARALLEL_WORK_MIN: usize = 1 << 14;
 
 /// The CPU backend: threads, an instruction set and memory for intermediate values.
 #[derive(Debug)]

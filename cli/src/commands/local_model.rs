@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -233,15 +233,30 @@ impl<'a> Printed<'a> {
 }
 
 fn open(arguments: &ModelArguments, output: &Output) -> Result<(LocalModel, Option<Adapter>)> {
+    let path = find(arguments, output)?;
+    load(&path, arguments, None, output)
+}
+
+/// The model's files, fetched when they are not here.
+pub(super) fn find(arguments: &ModelArguments, output: &Output) -> Result<PathBuf> {
     if let Some(directory) = &arguments.adapter {
         model::adapter_files(directory)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let path = runtime.block_on(model::find(&arguments.model, &CancellationToken::new(), output))?;
+    runtime.block_on(model::find(&arguments.model, &CancellationToken::new(), output))
+}
+
+/// The model and the adapter that is beside it.
+pub(super) fn load(
+    path: &Path,
+    arguments: &ModelArguments,
+    threads: Option<usize>,
+    output: &Output,
+) -> Result<(LocalModel, Option<Adapter>)> {
     output.line(&format!("loading {}", path.display()));
-    let model = model::open(&path, arguments.quant)?;
+    let model = model::open(path, arguments.quant, threads)?;
     let adapter = arguments
         .adapter
         .as_ref()

@@ -156,8 +156,7 @@ impl Cpu {
             pieces.push((rows, piece));
             rest = after;
         }
-        // a few elements are moved in the time of one elsewhere
-        self.each(pieces, m * k / 4, |(rows, piece)| {
+        self.each(pieces, m * k, |(rows, piece)| {
             pack_left(self.isa, a, rows.start, rows.len(), piece)
         });
         Left { packed, groups, k }
