@@ -169,3 +169,45 @@ fn an_answer_is_the_same_whether_it_is_streamed_or_whole() {
     assert!(is_cut || whole["finish"] == "stop", "{whole}");
     assert_eq!(streamed.stderr.contains("cut at --max-tokens 12"), is_cut);
 }
+
+#[test]
+fn benches_print_what_they_measured() {
+    let site = Site::new();
+    let bench = |words: &[&str]| {
+        let mut command = llamaduo();
+        command.arg("bench").args(words).args(["--model", "model"]);
+        process::run(command.current_dir(site.root()))
+    };
+    let sizes = [
+        "--batch",
+        "1,3",
+        "--prompt-tokens",
+        "20",
+        "--new-tokens",
+        "8",
+        "-o",
+        "json",
+    ];
+    let measured = json(&bench(&[&["generate", "--threads", "1"], &sizes[..]].concat()));
+    assert_eq!(
+        (&measured["threads"], &measured["runs"][1]["batch"]),
+        (&1.into(), &3.into())
+    );
+    for rate in ["prefill_tokens_per_s", "decode_tokens_per_s", "tokens_per_s"] {
+        assert!(
+            measured["runs"][0][rate].as_f64().is_some_and(|rate| rate > 0.0),
+            "{measured}"
+        );
+    }
+    let measured = json(&bench(&[
+        "train", "--batch", "2", "--seq", "16", "--steps", "2", "-o", "json",
+    ]));
+    assert_eq!(measured["runs"][0]["steps"], 2);
+    let too_long = bench(&["generate", "--prompt-tokens", "100000"]);
+    assert_eq!(too_long.code(), 2, "{}", too_long.stderr);
+    assert!(
+        too_long.stderr.contains("lower --prompt-tokens"),
+        "{}",
+        too_long.stderr
+    );
+}
