@@ -34,6 +34,9 @@ pub(crate) struct RunRecord {
     /// The settings it was last given, as the user wrote them; absent where an earlier version began it.
     #[serde(default)]
     pub(crate) settings: Option<Settings>,
+    /// The cycles it was last allowed; absent where an earlier version began it.
+    #[serde(default)]
+    pub(crate) cycles_max: Option<u32>,
 }
 
 impl RunDirectory {

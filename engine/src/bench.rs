@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use llamaduo_kernels::{Backend, random};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{PromptIds, generate_ids};
 use crate::local_model::LocalModel;
 use crate::lora::{Adapter, LoraConfig};
@@ -66,10 +66,21 @@ pub fn time_generation<B: Backend>(
     let time = |max_tokens: usize| -> Result<Duration> {
         let prompts = prompts(max_tokens);
         let begun = Instant::now();
-        generate_ids(model, adapter, &prompts, &[], &batch, &mut |_| {
+        let completions = generate_ids(model, adapter, &prompts, &[], &batch, &mut |_| {
             ControlFlow::Continue(())
         })?;
-        Ok(begun.elapsed())
+        let elapsed = begun.elapsed();
+        match completions
+            .into_iter()
+            .find(|completion| completion.tokens != max_tokens)
+        {
+            None => Ok(elapsed),
+            Some(other) => Err(Error::GenerateOptions {
+                field: "prompt_tokens and new_tokens",
+                expected: "sizes that fit into the context",
+                found: other.finish.to_string(),
+            }),
+        }
     };
     let prefill = time(1)?;
     let all = time(sizes.new_tokens)?;

@@ -40,6 +40,9 @@ fn row(prompt: &str) -> String {
         + "\n"
 }
 
+/// Where nobody listens: a port that no system gives out by itself, so that no test beside this one has it either.
+const NOBODY: &str = "127.0.0.1:1";
+
 #[test]
 fn a_malformed_line_is_named_with_its_file() {
     let site = Site::new();
@@ -307,17 +310,13 @@ fn a_loss_that_is_no_number_says_so_and_keeps_what_was_paid_for() {
 #[test]
 fn a_service_that_is_not_there_is_named() {
     let site = Site::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let address = free.to_string();
+    let address = NOBODY;
     let away = format!("http://{address}/v1");
-    refused(&mut site.run("out", &away, &[]), 5, &[&address, "base_url"]);
+    refused(&mut site.run("out", &away, &[]), 5, &[address, "base_url"]);
     let mut stage = llamaduo();
     stage.args(["synth", "--out"]).arg(site.path("samples.jsonl"));
     site.configure(&mut stage, &away, &[]);
-    refused(&mut stage, 5, &[&address, "base_url"]);
+    refused(&mut stage, 5, &[address, "base_url"]);
     assert!(!site.path("out").exists() && !site.path(".llamaduo").exists());
     // The same run begins as ever once the address is put right.
     let service = Service::start(Options::new(0));
@@ -326,11 +325,7 @@ fn a_service_that_is_not_there_is_named() {
 
 #[test]
 fn a_coordinator_that_is_not_there_is_named() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let url = format!("http://{free}");
+    let url = format!("http://{NOBODY}");
     for arguments in [vec!["status"], vec!["watch", "run-1"], vec!["cancel", "run-1"]] {
         let mut command = llamaduo();
         refused(

@@ -186,7 +186,7 @@ impl Error {
                 FailureKind::Retryable
             }
             Self::Service(failure) => match failure.class {
-                FailureClass::Transient => FailureKind::ServiceUnavailable,
+                FailureClass::Transient | FailureClass::Unequipped => FailureKind::ServiceUnavailable,
                 FailureClass::BadRequest => FailureKind::Permanent,
                 FailureClass::Refused => FailureKind::ServiceRefused,
             },

@@ -4,7 +4,7 @@
 //! the only one that may speak for what an earlier one left there.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use llamaduo_proto::ids::DirectoryId;
@@ -31,17 +31,14 @@ impl Home {
         fs::create_dir_all(root).map_err(Error::io("create", root))?;
         let lock = lock(root)?;
         let id = root.join(ID);
-        // A crash may have left half an id; it was not told to anybody then.
-        let known = fs::read_to_string(&id)
-            .ok()
-            .and_then(|text| DirectoryId::new(text.trim_end()).ok());
+        let known = match fs::read_to_string(&id) {
+            Ok(text) => DirectoryId::new(text.trim_end()).ok(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("read", &id)(error)),
+        };
         let known = match known {
             Some(known) => known,
-            None => {
-                let new = new_id()?;
-                fs::write(&id, format!("{new}\n")).map_err(Error::io("write", &id))?;
-                new
-            }
+            None => new_id(root, &id)?,
         };
         Ok(Self {
             id: known,
@@ -80,13 +77,22 @@ fn lock(root: &Path) -> Result<File, Error> {
     }
 }
 
-fn new_id() -> Result<DirectoryId, Error> {
+/// Makes an id that lasts: it is told to a coordinator, so it is whole on the disk first.
+fn new_id(root: &Path, path: &Path) -> Result<DirectoryId, Error> {
     let text = format!("{:016x}{:016x}", random::bits(), random::bits());
-    DirectoryId::new(&text).map_err(|error| Error::Options {
+    let id = DirectoryId::new(&text).map_err(|error| Error::Options {
         field: "directory",
         expected: "a valid id",
         found: error.to_string(),
-    })
+    })?;
+    let beside = root.join(format!("{ID}.new"));
+    let written = File::create(&beside).and_then(|mut file| {
+        writeln!(file, "{id}")?;
+        file.sync_all()
+    });
+    written.map_err(Error::io("write", &beside))?;
+    fs::rename(&beside, path).map_err(Error::io("write", path))?;
+    Ok(id)
 }
 
 #[cfg(test)]

@@ -116,6 +116,11 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
 }
 
 fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
+    if arguments.model.model.adapter.is_some() {
+        return Err(Error::Usage(
+            "bench train trains an adapter of its own; leave --adapter away and give its --rank".to_owned(),
+        ));
+    }
     let Opened {
         model,
         load_seconds,

@@ -111,8 +111,12 @@ pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
     };
     let batch = BatchOptions::default();
     let completions = llamaduo_engine::generate(&model, adapter.as_ref(), &[request], &batch, observe)?;
-    if printed.as_ref().is_some_and(Printed::has_no_reader) {
-        return Ok(Exit::Ok);
+    if let Some(failure) = printed.as_mut().and_then(|printed| printed.failure.take()) {
+        return match failure.kind() {
+            // Who read it has had enough.
+            io::ErrorKind::BrokenPipe => Ok(Exit::Ok),
+            _ => Err(failure.into()),
+        };
     }
     let completion = completions.into_iter().next().ok_or_else(|| Error::Stopped {
         what: "generation".to_owned(),
@@ -219,16 +223,8 @@ impl<'a> Printed<'a> {
         ControlFlow::Continue(())
     }
 
-    fn has_no_reader(&self) -> bool {
-        let failure = self.failure.as_ref();
-        failure.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    }
-
     fn end(self) -> Result<()> {
-        match self.failure {
-            Some(error) => Err(error.into()),
-            None => Ok(self.output.part("\n")?),
-        }
+        Ok(self.output.part("\n")?)
     }
 }
 

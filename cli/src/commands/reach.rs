@@ -19,7 +19,11 @@ type Named<'a> = (&'static str, &'a ServiceLlmSpec);
 pub(super) async fn before_run(spec: &RunSpec, directory: &RunDirectory, output: &Output) -> Result<()> {
     let record = directory.record()?;
     if let Some(record) = &record
-        && is_over(directory, record.spec.cycles_max, spec.cycles_max)?
+        && is_over(
+            directory,
+            record.cycles_max.unwrap_or(record.spec.cycles_max),
+            spec.cycles_max,
+        )?
     {
         return Ok(());
     }

@@ -57,13 +57,15 @@ pub(super) struct Bar {
 
 impl Bar {
     /// Looks at the run as a whole, if a bar shows it and the last look was a while ago.
-    pub(super) async fn keep_up(&mut self, client: &Client, run: &RunId, progress: &Progress) -> Result<()> {
+    /// A coordinator that does not answer is left to who follows the events.
+    pub(super) async fn keep_up(&mut self, client: &Client, run: &RunId, progress: &Progress) {
         let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= BAR_INTERVAL);
         if is_due && progress.has_bars() {
             self.looked = Some(Instant::now());
-            progress.overall(&Overall::of(&client.run(run).await?.run));
+            if let Ok(details) = client.run(run).await {
+                progress.overall(&Overall::of(&details.run));
+            }
         }
-        Ok(())
     }
 }
 
@@ -86,7 +88,7 @@ pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
             }
         }
         progress.show(&event.kind);
-        bar.keep_up(&client, &run, &progress).await?;
+        bar.keep_up(&client, &run, &progress).await;
         Ok(ControlFlow::Continue(()))
     });
     tokio::select! {

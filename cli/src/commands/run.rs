@@ -68,26 +68,16 @@ fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
 pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<Exit> {
     reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
     let directory = RunDirectory::create(out)?;
-    let mut record = match directory.record()? {
-        Some(record) => {
-            refuse_other_run(&record, &plan, out)?;
-            output.line(&format!("going on with the run in {}", out.display()));
-            RunRecord {
-                settings: Some(plan.settings.clone()),
-                ..record
-            }
-        }
-        None => RunRecord {
-            request: request_id(&plan.spec)?,
-            spec: plan.spec.clone(),
-            run: None,
-            settings: Some(plan.settings.clone()),
-        },
-    };
+    if let Some(record) = directory.record()? {
+        refuse_other_run(&record, &plan, out)?;
+        output.line(&format!("going on with the run in {}", out.display()));
+    }
     let reference = &plan.spec.local_model.reference;
     model::check_fit(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
-    directory.set_record(&record)?;
     let details = with_cluster(&directory.state(), output, async |client| {
+        // Only now is the directory this process's alone.
+        let mut record = recorded(&directory, &plan, out)?;
+        directory.set_record(&record)?;
         client.upload(&plan.uploads).await?;
         // Submitted anew each time: the request id makes it the same run, also where the crash came before the answer.
         let (run, _) = client
@@ -96,11 +86,32 @@ pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<E
         record.run = Some(run.clone());
         directory.set_record(&record)?;
         resume::go_on(&client, &run, &plan.spec).await?;
+        // What was refused above is not to be remembered for the next command.
+        record.settings = Some(plan.settings.clone());
+        record.cycles_max = Some(plan.spec.cycles_max);
+        directory.set_record(&record)?;
         follow(&client, &run, &directory, output).await
     })
     .await?;
     print(&details, &directory, output)?;
     Ok(Exit::of_run(details.run.status))
+}
+
+/// What the directory's run is, or is to be.
+fn recorded(directory: &RunDirectory, plan: &Plan, out: &Path) -> Result<RunRecord> {
+    match directory.record()? {
+        Some(record) => {
+            refuse_other_run(&record, plan, out)?;
+            Ok(record)
+        }
+        None => Ok(RunRecord {
+            request: request_id(&plan.spec)?,
+            spec: plan.spec.clone(),
+            run: None,
+            settings: Some(plan.settings.clone()),
+            cycles_max: Some(plan.spec.cycles_max),
+        }),
+    }
 }
 
 /// Of the specification, so that a crash before the record is written changes nothing.
@@ -147,7 +158,7 @@ async fn follow(
                 if let Some(cycle) = ended_cycle(&event) {
                     directory.write_cycles(client, run, |each| each == cycle).await?;
                 }
-                bar.keep_up(client, run, &progress).await?;
+                bar.keep_up(client, run, &progress).await;
                 Ok(ControlFlow::Continue(()))
             })
             .await?;

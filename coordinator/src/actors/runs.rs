@@ -20,8 +20,9 @@ use crate::store::{self, Outcome, keys, range_all};
 
 /// How often live runs without an actor are looked for.
 const RECONCILE_PERIOD: Duration = Duration::from_secs(1);
-/// Runs whose cost is remembered: beyond it what the ended ones cost is counted anew when somebody asks.
-const COSTS_MAX: usize = 256;
+/// Runs whose cost is remembered, a few numbers each: beyond it what the ended ones cost is counted anew, which keeps
+/// the calls of live runs waiting, when somebody asks.
+const COSTS_MAX: usize = 16_384;
 /// Times an event is offered to an actor that goes away under it.
 const OFFERS_MAX: u32 = 3;
 

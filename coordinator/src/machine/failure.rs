@@ -19,6 +19,8 @@ const LOST_MAX: usize = 3;
 /// Lost workers that quarantine a task even when it was always the same: it may be the only one there is, and a laptop
 /// that is switched off now and then must not fail a run soon.
 const LOST_ON_ONE_MAX: usize = 8;
+/// Lost workers after which a task is placed again at once when its worker is back.
+const AT_ONCE_MAX: usize = 3;
 /// The first back-off; each further one may be twice as long.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest back-off.
@@ -58,9 +60,9 @@ pub(super) fn after(
                 record.lost_on.clear();
                 return Next::Retry(Duration::ZERO);
             }
-            // The worker is known to be back, so waiting would only delay who restarted it; how often is bounded all the
-            // same.
-            let is_back = kind == FailureKind::WorkerLost;
+            // The worker is known to be back, so waiting would only delay who restarted it. One that comes back again and
+            // again may lack something that takes time to come.
+            let is_back = kind == FailureKind::WorkerLost && record.lost_on.len() < AT_ONCE_MAX;
             record.lost_on.push(worker.clone());
             let n_lost = record.lost_on.len();
             let n_workers = record.lost_on.iter().collect::<BTreeSet<_>>().len();

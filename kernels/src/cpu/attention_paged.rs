@@ -148,7 +148,8 @@ fn pack_pages<'a>(
     let (room, _) = room.as_chunks_mut::<TILE_COLUMNS>();
     let (keys, values) = room.split_at_mut(n_keys.div_ceil(TILE_COLUMNS) * d);
     if let Some(last) = n_keys.checked_sub(1) {
-        // the columns past the last key are multiplied too, and must not be what was here before
+        // the columns past the last key are multiplied too, though nobody reads what comes of them: not with numbers from
+        // other work, some of which are slow to multiply
         keys[last / TILE_COLUMNS * d..]
             .iter_mut()
             .for_each(|row| row.fill(0.0));

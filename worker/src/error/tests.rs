@@ -60,4 +60,6 @@ fn what_one_worker_lacks_another_may_have() {
         retryable: false,
     };
     assert_eq!(Error::Model(missing).failure_kind(), FailureKind::Retryable);
+    let keyless = Error::Service(CallFailure::unbilled(FailureClass::Unequipped, "no key"));
+    assert_eq!(keyless.failure_kind(), FailureKind::ServiceUnavailable);
 }

@@ -25,6 +25,8 @@ pub enum FailureClass {
     Transient,
     /// This request will never be answered: too long, or of a form the service does not take.
     BadRequest,
+    /// This worker has not what the request needs, such as the key; another may.
+    Unequipped,
     /// No request of this run will be answered: key, quota, model, address.
     Refused,
 }

@@ -31,14 +31,15 @@ pub(super) enum NoKey {
 }
 
 impl NoKey {
-    /// As the failure of a call. No other call of the run would be answered either, so it is not tried again.
+    /// As the failure of a call. Another worker may have the key, and a file that is being replaced may be whole a moment
+    /// later, so the task is tried again elsewhere and the run ends only when that does not help.
     pub(super) fn of_call(&self) -> CallFailure {
         let remedy = match self {
             Self::Unset { .. } => "set it where this worker runs",
             Self::Unreadable { .. } | Self::Empty { .. } => "put the key into it where this worker runs",
         };
         CallFailure::unbilled(
-            FailureClass::Refused,
+            FailureClass::Unequipped,
             format!("{self}; {remedy}, then resume the run"),
         )
     }

@@ -244,7 +244,7 @@ async fn a_missing_key_says_where_it_was_looked_for() {
         })
         .await
         .unwrap_err();
-        assert_eq!(failure.class, FailureClass::Refused);
+        assert_eq!(failure.class, FailureClass::Unequipped);
         assert!(failure.message.contains(named), "{failure}");
     }
     assert_eq!(server.asked().len(), 0);

@@ -51,10 +51,9 @@ pub(in crate::commands) async fn go_on(client: &Client, run: &RunId, spec: &RunS
             || stored.service_llm != spec.service_llm
             || stored.judge_llm != spec.judge_llm
     };
-    let left_as = match details.run.status {
+    // One that is being wound up counts as one that has ended.
+    let left_as = match details.run.ending.unwrap_or(details.run.status) {
         RunStatus::Passed => Some(GoneOn::Passed),
-        // One that is being wound up goes on as one that has ended.
-        RunStatus::Running if details.run.ending.is_some() => None,
         RunStatus::Running => (!stored.is_some_and(is_other)).then_some(GoneOn::RunsAlready),
         RunStatus::GateNotReached => (!more_cycles).then_some(GoneOn::CyclesUsed),
         RunStatus::BudgetSpent | RunStatus::ServiceFailed | RunStatus::Cancelled | RunStatus::Failed => None,

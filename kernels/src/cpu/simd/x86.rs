@@ -1,6 +1,8 @@
-//! What is written with AVX-512 and AVX2 intrinsics: the tile of a matrix product and the look-up of NF4 levels.
+//! What is written with AVX-512 and AVX2 intrinsics: the tile of a matrix product, transposes and the look-up of NF4
+//! levels.
 //!
-//! Invariant: every pointer comes from a reference to an array of exactly the width that is loaded or stored.
+//! Invariant: every pointer comes from a reference to at least as many values as are loaded or stored; a prefetch alone
+//! may look past them.
 #![expect(
     unsafe_code,
     reason = "loads and stores of vector registers go through pointers"
