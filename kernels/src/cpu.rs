@@ -17,6 +17,7 @@ mod kv_cache;
 mod linear;
 mod lora;
 mod math;
+mod nf4_tiles;
 mod peak;
 mod rms_norm;
 mod rope;

@@ -194,6 +194,17 @@ impl Cpu {
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
         let mut start = task.start;
         for Link { left, right } in task.links {
+            if let Right::Transposed(weight) = right
+                && task.groups.len() == 1
+                && left.k > 0
+            {
+                let range = left.groups.range(task.groups.start);
+                let a = &left.packed[range.start * left.k..range.end * left.k];
+                if weight.multiply_few(self.isa, task.column, a, &mut task.rows, start) {
+                    start = Start::Current;
+                    continue;
+                }
+            }
             for part in (0..left.k).step_by(PART_LEN) {
                 let panel = &mut panel[..PART_LEN.min(left.k - part)];
                 match right {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever the set, the same bits come out.
 
+mod few_rows;
 mod isa;
 mod nf4_panel;
 mod tile;
@@ -12,8 +13,9 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use few_rows::nf4_multiply;
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
-pub(crate) use nf4_panel::{Nf4View, nf4_columns, nf4_row, nf4_rows};
+pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
 pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
 pub(crate) use transpose::{prefetch, transpose_bytes, transpose_floats};

@@ -5,10 +5,8 @@
 use std::sync::Arc;
 
 use super::gemm::{View, pack_right};
-use super::simd::{
-    Isa, Nf4View, TILE_COLUMNS, TileRow, nf4_columns, nf4_row, nf4_rows, prefetch, transpose_bytes, versions,
-};
-use crate::nf4::BLOCK_LEN;
+use super::nf4_tiles::Nf4Tiles;
+use super::simd::{Isa, Start, TILE_COLUMNS, TileRow, nf4_run, prefetch, transpose_bytes, versions};
 use crate::quant::{decode_row, half_at};
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
 
@@ -20,7 +18,9 @@ pub struct CpuWeight {
 }
 
 enum Values {
-    Nf4 {
+    Nf4(Nf4Tiles),
+    /// NF4 of which a block may lie in two rows.
+    Nf4Flat {
         codes: Arc<[u8]>,
         scales: Arc<[f32]>,
     },
@@ -42,9 +42,12 @@ impl From<HostWeight> for CpuWeight {
     fn from(weight: HostWeight) -> Self {
         let (n, k) = weight.shape();
         let values = match weight {
-            HostWeight::Nf4(matrix) => Values::Nf4 {
-                codes: matrix.shared_codes(),
-                scales: matrix.block_scales(),
+            HostWeight::Nf4(matrix) => match Nf4Tiles::new(&matrix) {
+                Some(tiles) => Values::Nf4(tiles),
+                None => Values::Nf4Flat {
+                    codes: matrix.shared_codes(),
+                    scales: matrix.block_scales(),
+                },
             },
             HostWeight::Blocks(BlockMatrix {
                 format,
@@ -74,18 +77,8 @@ impl CpuWeight {
     /// `out[i] = W[row, first + i]`; `first` is a multiple of 32 and so is `out.len()`, unless it reaches the row's end.
     pub(super) fn decode(&self, isa: Isa, row: usize, first: usize, out: &mut [f32]) {
         match &self.values {
-            Values::Nf4 { codes, scales } => {
-                nf4_row(
-                    isa,
-                    Nf4View {
-                        codes,
-                        scales,
-                        k: self.k,
-                    },
-                    row * self.k + first,
-                    out,
-                );
-            }
+            Values::Nf4(tiles) => tiles.decode(row, first, out),
+            Values::Nf4Flat { codes, scales } => nf4_run(isa, codes, scales, row * self.k + first, out),
             Values::Blocks {
                 format,
                 bytes,
@@ -114,13 +107,12 @@ impl CpuWeight {
         panel: &mut [TileRow],
     ) {
         match &self.values {
-            Values::Nf4 { codes, scales } => {
-                let view = Nf4View {
-                    codes,
-                    scales,
-                    k: self.k,
-                };
-                nf4_rows(isa, view, row_first * self.k + column_first, n_columns, panel);
+            Values::Nf4(tiles) => tiles.pack_rows(isa, row_first, column_first, panel),
+            Values::Nf4Flat { .. } => {
+                for (i, out) in panel.iter_mut().enumerate() {
+                    out[n_columns..].fill(0.0);
+                    self.decode(isa, row_first + i, column_first, &mut out[..n_columns]);
+                }
             }
             Values::Blocks {
                 format,
@@ -131,6 +123,22 @@ impl CpuWeight {
                 let matrix = &(**bytes).as_ref()[offset + row_first * row_bytes..];
                 block_rows(isa, *format, matrix, *row_bytes, column_first, n_columns, panel);
             }
+        }
+    }
+
+    /// `rows (+)= a [K, rows]ᵀ · Wᵀ` of the 32 rows of W from `row_first` on, for forms that are fastest without a panel
+    /// where the rows are few; else does nothing and says so.
+    pub(super) fn multiply_few(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        a: &[f32],
+        rows: &mut [&mut [f32]],
+        start: Start,
+    ) -> bool {
+        match &self.values {
+            Values::Nf4(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
+            Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
         }
     }
 
@@ -147,14 +155,7 @@ impl CpuWeight {
     ) {
         let len = panel.len();
         match &self.values {
-            Values::Nf4 { codes, scales } if self.k.is_multiple_of(BLOCK_LEN) => {
-                let view = Nf4View {
-                    codes,
-                    scales,
-                    k: self.k,
-                };
-                nf4_columns(isa, view, row_first, n_rows, column_first, panel);
-            }
+            Values::Nf4(tiles) => tiles.pack_columns(isa, row_first, column_first, panel),
             Values::Blocks {
                 format: Format::Q8_0,
                 bytes,

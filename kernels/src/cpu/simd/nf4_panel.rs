@@ -1,19 +1,32 @@
-//! Looks up the levels of an NF4 matrix while its panels are packed.
+//! Looks up the levels of NF4 codes while panels are packed.
 //!
 //! Invariant: an element is `level * scale`, one multiplication, wherever it is unpacked.
 
-use super::{Isa, TILE_COLUMNS, TileRow, prefetch, transpose_bytes};
+use super::{Isa, TileRow, transpose_bytes};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
-/// The codes of a matrix `[N, K]` and the scale of each block.
+/// Codes of a matrix `[N, K]` in tiles of 32 rows: 16 bytes for each of the K columns, byte `j` with the code of row `j`
+/// in its low and of row `16 + j` in its high nibble.
 #[derive(Clone, Copy)]
-pub(crate) struct Nf4View<'a> {
-    /// Two codes a byte.
-    pub codes: &'a [u8],
-    /// One for each block.
-    pub scales: &'a [f32],
-    /// Elements of a row.
+pub(crate) struct Nf4TileView<'a> {
+    /// `[tiles][K]`.
+    pub codes: &'a [[u8; 16]],
+    /// `[tiles][K / 64]`, the scales of the tile's rows.
+    pub scales: &'a [TileRow],
+    /// Elements of a row, whole blocks.
     pub k: usize,
+}
+
+impl<'a> Nf4TileView<'a> {
+    /// A tile's codes from column `k_first` on, the beginning of a block, and the scales of the blocks from there on.
+    #[inline(always)]
+    pub(super) fn tile(self, tile: usize, k_first: usize) -> (&'a [[u8; 16]], &'a [TileRow]) {
+        let n_blocks = self.k / BLOCK_LEN;
+        (
+            &self.codes[tile * self.k + k_first..(tile + 1) * self.k],
+            &self.scales[tile * n_blocks + k_first / BLOCK_LEN..(tile + 1) * n_blocks],
+        )
+    }
 }
 
 /// Compiles a body that calls `levels` once for each instruction set.
@@ -49,100 +62,82 @@ macro_rules! with_levels {
 }
 
 with_levels!(
-    /// `panel[i][j] = W[n_first + j, k_first + i]` for `j < n_columns`, 0 beyond. Rows and `k_first` are whole blocks.
+    /// `panel[i][j] = W[32 tile + j, k_first + i]`; `k_first` is the beginning of a block.
     fn nf4_columns, columns_body,
-    (weight: Nf4View<'_>, n_first: usize, n_columns: usize, k_first: usize, panel: &mut [TileRow])
+    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: &mut [TileRow])
 );
 
 with_levels!(
-    /// `out[i] = ` element `first + i` of the flattened matrix.
-    fn nf4_row, row_body,
-    (weight: Nf4View<'_>, first: usize, out: &mut [f32])
-);
-
-with_levels!(
-    /// `panel[i][j] = ` element `first + i * K + j` of the flattened matrix for `j < n_columns`, 0 beyond.
+    /// `panel[i][j] = W[32 tile + i, k_first + j]` for as many rows as the panel has; `k_first` is a multiple of 32.
     fn nf4_rows, rows_body,
-    (weight: Nf4View<'_>, first: usize, n_columns: usize, panel: &mut [TileRow])
+    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: &mut [TileRow])
 );
 
-#[inline(always)]
-fn rows_body(
-    weight: Nf4View<'_>,
-    first: usize,
-    n_columns: usize,
-    panel: &mut [TileRow],
-    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
-) {
-    for (i, out) in panel.iter_mut().enumerate() {
-        out[n_columns..].fill(0.0);
-        row_body(weight, first + i * weight.k, &mut out[..n_columns], &levels);
-    }
-}
+with_levels!(
+    /// `out[i] = ` element `first + i` of a flattened matrix whose bytes hold two codes each, the even element's in the
+    /// high nibble, with a scale for each block.
+    fn nf4_run, run_body,
+    (codes: &[u8], scales: &[f32], first: usize, out: &mut [f32])
+);
 
 #[inline(always)]
 fn columns_body(
-    weight: Nf4View<'_>,
-    n_first: usize,
-    n_columns: usize,
+    weight: Nf4TileView<'_>,
+    tile: usize,
     k_first: usize,
     panel: &mut [TileRow],
     levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
 ) {
-    let n_codes = panel.len() / 2;
-    for half in 0..2 {
-        let n_rows = n_columns.saturating_sub(16 * half).min(16);
-        let first = n_first + 16 * half;
-        let mut rows: [(&[u8], &[f32]); 16] = [(&[], &[]); 16];
-        for (r, row) in rows.iter_mut().take(n_rows).enumerate() {
-            let start = (first + r) * weight.k + k_first;
-            let codes = &weight.codes[start / 2..][..n_codes];
-            *row = (
-                codes,
-                &weight.scales[start / BLOCK_LEN..][..n_codes.div_ceil(BLOCK_LEN / 2)],
-            );
-            // the same part of the next tile, which this thread packs next
-            let next = start / 2 + TILE_COLUMNS * weight.k / 2;
-            (0..n_codes)
-                .step_by(64)
-                .for_each(|line| prefetch(weight.codes, next + line));
+    let (codes, scales) = weight.tile(tile, k_first);
+    let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
+    for ((codes, panel), scales) in blocks.zip(scales) {
+        let scales = scales.as_chunks::<16>().0;
+        for (codes, out) in codes.iter().zip(panel) {
+            let out = out.as_chunks_mut::<16>().0;
+            levels(codes, &scales[0], &mut out[0]);
+            levels(&codes.map(|code| code >> 4), &scales[1], &mut out[1]);
         }
-        for (block, panel) in panel.chunks_mut(BLOCK_LEN).enumerate() {
-            let mut scales = [0f32; 16];
-            for (scale, (_, row)) in scales.iter_mut().zip(&rows[..n_rows]) {
-                *scale = row[block];
+    }
+}
+
+#[inline(always)]
+fn rows_body(
+    weight: Nf4TileView<'_>,
+    tile: usize,
+    k_first: usize,
+    panel: &mut [TileRow],
+    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
+) {
+    for (part, panel) in panel.chunks_mut(32).enumerate() {
+        let block_first = k_first / BLOCK_LEN * BLOCK_LEN;
+        let (codes, scales) = weight.tile(tile + part, block_first);
+        let columns = codes[k_first - block_first..].as_chunks::<16>().0;
+        let (low, high) = panel.split_at_mut(panel.len().min(16));
+        for (half, codes) in columns.iter().take(2).enumerate() {
+            let rows = transpose_bytes(codes);
+            for ((out, codes), scale) in low.iter_mut().zip(&rows).zip(&scales[0]) {
+                levels(codes, &[*scale; 16], &mut out.as_chunks_mut::<16>().0[half]);
             }
-            for (part, panel) in panel.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let mut bytes = [[0u8; 16]; 16];
-                for (bytes, (row, _)) in bytes.iter_mut().zip(&rows[..n_rows]) {
-                    *bytes = row.as_chunks().0[2 * block + part];
-                }
-                let columns = transpose_bytes(&bytes);
-                for (codes, pair) in columns.iter().zip(panel.as_chunks_mut::<2>().0) {
-                    let [even, odd] = pair;
-                    levels(
-                        &codes.map(|code| code >> 4),
-                        &scales,
-                        &mut even.as_chunks_mut::<16>().0[half],
-                    );
-                    levels(codes, &scales, &mut odd.as_chunks_mut::<16>().0[half]);
-                }
+            for ((out, codes), scale) in high.iter_mut().zip(&rows).zip(&scales[0][16..]) {
+                let codes = codes.map(|code| code >> 4);
+                levels(&codes, &[*scale; 16], &mut out.as_chunks_mut::<16>().0[half]);
             }
         }
     }
 }
 
 #[inline(always)]
-fn row_body(
-    weight: Nf4View<'_>,
+fn run_body(
+    codes: &[u8],
+    scales: &[f32],
     first: usize,
     out: &mut [f32],
     levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
 ) {
     let element = |i: usize| {
-        let byte = weight.codes[i / 2];
+        let byte = codes[i / 2];
         let code = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-        CODE_VALUES[usize::from(code)] * weight.scales[i / BLOCK_LEN]
+        CODE_VALUES[usize::from(code)] * scales[i / BLOCK_LEN]
     };
     // runs of 32 that begin at a multiple of 32 lie in one block
     let n_before = first.next_multiple_of(32).saturating_sub(first).min(out.len());
@@ -155,18 +150,23 @@ fn row_body(
     let n_runs = runs.len();
     for (run, out) in runs.iter_mut().enumerate() {
         let start = first + 32 * run;
-        let scales = [weight.scales[start / BLOCK_LEN]; 16];
-        let mut codes = [0u8; 32];
-        for (pair, byte) in codes
+        let scale = [scales[start / BLOCK_LEN]; 16];
+        let mut nibbles = [0u8; 32];
+        for (pair, byte) in nibbles
             .as_chunks_mut::<2>()
             .0
             .iter_mut()
-            .zip(&weight.codes[start / 2..][..16])
+            .zip(&codes[start / 2..][..16])
         {
             *pair = [byte >> 4, byte & 15];
         }
-        for (codes, out) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
-            levels(codes, &scales, out);
+        for (nibbles, out) in nibbles
+            .as_chunks::<16>()
+            .0
+            .iter()
+            .zip(out.as_chunks_mut::<16>().0)
+        {
+            levels(nibbles, &scale, out);
         }
     }
     for (i, out) in after.iter_mut().enumerate() {

@@ -11,7 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
-use crate::nf4::CODE_VALUES;
+use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -163,6 +163,78 @@ fn rows_avx512<const W: usize, const R: usize>(
         for part in 0..R {
             store_512(&mut parts[part], sums[i][part]);
         }
+    }
+}
+
+/// See [`super::nf4_multiply`]: 1 to 4 rows of 32.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn nf4_multiply_avx512(
+    codes: &[[u8; 16]],
+    scales: &[TileRow],
+    a: &[f32],
+    rows: &mut [&mut [f32]],
+    start: Start,
+) {
+    match rows.len() {
+        1 => nf4_rows_avx512::<1>(codes, scales, a, rows, start),
+        2 => nf4_rows_avx512::<2>(codes, scales, a, rows, start),
+        3 => nf4_rows_avx512::<3>(codes, scales, a, rows, start),
+        _ => nf4_rows_avx512::<4>(codes, scales, a, rows, start),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn nf4_rows_avx512<const W: usize>(
+    codes: &[[u8; 16]],
+    scales: &[TileRow],
+    a: &[f32],
+    rows: &mut [&mut [f32]],
+    start: Start,
+) {
+    let Some(rows) = rows.first_chunk_mut::<W>() else {
+        return;
+    };
+    let mut sums = [[_mm512_setzero_ps(); 2]; W];
+    if start == Start::Current {
+        for i in 0..W {
+            let Some([low, high]) = rows[i].as_chunks().0.first_chunk() else {
+                return;
+            };
+            sums[i] = [load_512(low), load_512(high)];
+        }
+    }
+    let levels = load_512(&CODE_VALUES);
+    let blocks = codes
+        .chunks(BLOCK_LEN)
+        .zip(a.as_chunks::<W>().0.chunks(BLOCK_LEN));
+    for ((codes, a), scales) in blocks.zip(scales) {
+        let (halves, _) = scales.as_chunks::<16>();
+        let scales = [load_512(&halves[0]), load_512(&halves[1])];
+        for (codes, a) in codes.iter().zip(a) {
+            let bytes = load_128(codes);
+            // the permutation looks at the low 4 bits of an index only
+            let low = _mm512_cvtepu8_epi32(bytes);
+            let high = _mm512_srli_epi32::<4>(low);
+            let y = [
+                _mm512_mul_ps(_mm512_permutexvar_ps(low, levels), scales[0]),
+                _mm512_mul_ps(_mm512_permutexvar_ps(high, levels), scales[1]),
+            ];
+            for i in 0..W {
+                let x = _mm512_set1_ps(a[i]);
+                sums[i] = [
+                    _mm512_fmadd_ps(x, y[0], sums[i][0]),
+                    _mm512_fmadd_ps(x, y[1], sums[i][1]),
+                ];
+            }
+        }
+    }
+    for i in 0..W {
+        let Some([low, high]) = rows[i].as_chunks_mut().0.first_chunk_mut() else {
+            return;
+        };
+        store_512(low, sums[i][0]);
+        store_512(high, sums[i][1]);
     }
 }
 
