@@ -171,6 +171,25 @@ fn an_answer_is_the_same_whether_it_is_streamed_or_whole() {
 }
 
 #[test]
+fn test_prompts_are_not_trained_on() {
+    let site = Site::new();
+    let output = stage(
+        &site,
+        "http://127.0.0.1:1/v1",
+        &["train", "--samples", "coverage.jsonl"],
+        &[],
+    );
+    assert_eq!(output.code(), 2, "{}", output.stderr);
+    assert!(
+        output
+            .stderr
+            .contains("holds 6 prompts of this config's test split"),
+        "{}",
+        output.stderr
+    );
+}
+
+#[test]
 fn benches_print_what_they_measured() {
     let site = Site::new();
     let bench = |words: &[&str]| {

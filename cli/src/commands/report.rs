@@ -15,10 +15,17 @@ use crate::exit::Exit;
 use crate::output::Output;
 use crate::table;
 
-/// `report`: a directory when there is one of that name, else a run's id.
+/// `report`: a directory when there is one of that name, unless a coordinator's run is to be written to another; else a
+/// run's id.
 pub(super) async fn report(arguments: &args::Report, output: &Output) -> Result<Exit> {
     let path = Path::new(&arguments.run);
-    let directory = if path.is_dir() {
+    let directory = if path.is_dir() && arguments.out.is_none() {
+        if !RunDirectory::existing(path).holds_run() && RunId::new(&arguments.run).is_ok() {
+            output.line(&format!(
+                "from the copy in {0}; give --out {0} to fetch the report anew",
+                path.display()
+            ));
+        }
         path.to_owned()
     } else {
         fetch(arguments, output).await?

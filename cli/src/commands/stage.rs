@@ -91,6 +91,7 @@ pub(super) async fn train(arguments: &Train, output: &Output) -> Result<Exit> {
     );
     for path in &arguments.samples {
         let samples = samples_in(path)?;
+        refuse_test_prompts(path, &samples, &inputs.test.1)?;
         told += &format!(
             ", and {} of {}",
             counted(samples.len() as u64, "pair", "pairs"),
@@ -130,6 +131,21 @@ fn samples_in(path: &Path) -> Result<Vec<Sample>> {
         Ok(samples) if !samples.is_empty() => Ok(samples),
         _ => Ok(llamaduo_data::import::import_file(path)?.samples),
     }
+}
+
+/// A model that has seen the test prompts is not measured by them.
+fn refuse_test_prompts(path: &Path, samples: &[Sample], test: &[Sample]) -> Result<()> {
+    let is_seen = |sample: &&Sample| test.iter().any(|other| other.prompt() == sample.prompt());
+    let n_seen = samples.iter().filter(is_seen).count();
+    if n_seen == 0 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{} holds {} of this config's test split, which must not be trained on; take them out, or train on what \
+         `llamaduo synth` writes",
+        path.display(),
+        counted(n_seen as u64, "prompt", "prompts")
+    )))
 }
 
 /// `infer`.

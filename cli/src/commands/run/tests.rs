@@ -28,6 +28,7 @@ fn record(more: &[&str]) -> RunRecord {
     let plan = plan(more);
     RunRecord {
         request: request_id(&plan.spec).unwrap(),
+        cycles_max: Some(plan.spec.cycles_max),
         spec: plan.spec,
         run: None,
         settings: Some(plan.settings),

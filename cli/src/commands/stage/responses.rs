@@ -2,7 +2,7 @@
 //!
 //! Invariant: what passes holds at most one answer to each (prompt, k), and none that says it answers another prompt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamaduo_data::{Response, Sample, jsonl};
 
@@ -60,13 +60,23 @@ pub(super) fn checked(name: &str, text: &str, test: &[Sample]) -> Result<Checked
         }
     }
     let n = rows.len() as u64;
-    let note = (n_without_sample > 0).then(|| {
+    let answered: BTreeSet<u32> = seen.keys().map(|(index, _)| *index).collect();
+    let missing = (answered.len() < test.len()).then(|| {
+        format!(
+            "note: {name} answers {} of the {} of this config's test split; the scores are of those alone",
+            answered.len(),
+            counted(test.len() as u64, "prompt", "prompts")
+        )
+    });
+    let unnamed = (n_without_sample > 0).then(|| {
         format!(
             "note: {n_without_sample} of {} in {name} do not say which sample they answer, so they are matched by \
              prompt_index alone; they must be of this very test split",
             counted(n, "row", "rows")
         )
     });
+    let notes: Vec<String> = missing.into_iter().chain(unnamed).collect();
+    let note = (!notes.is_empty()).then(|| notes.join("\n"));
     Ok(Checked { n, note })
 }
 
@@ -125,6 +135,12 @@ mod tests {
         let test = test_split();
         let mixed = check(&[row(0, 0, Some(&test[0])), row(1, 0, None)]).unwrap();
         assert!(mixed.note.unwrap().contains("1 of 2 rows"));
+    }
+
+    #[test]
+    fn prompts_without_an_answer_are_counted() {
+        let half = check(&[row(1, 0, Some(&test_split()[1]))]).unwrap();
+        assert!(half.note.unwrap().contains("answers 1 of the 2 prompts"));
     }
 
     #[test]

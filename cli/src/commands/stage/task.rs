@@ -79,7 +79,10 @@ impl Stage<'_> {
         let outcome = match &stage.coordinator {
             None => {
                 // No hindrance where the same task was done before.
-                let hindrance = reach::before_task(&self.spec).await.err();
+                let hindrance = match reach::before_task(&self.spec).await {
+                    Err(error) if !self.state().exists() => return Err(error),
+                    checked => checked.err(),
+                };
                 with_cluster(&self.state(), output, async |client| {
                     self.submit(&client, true, hindrance, output).await
                 })
