@@ -32,8 +32,8 @@ struct GenerateRun {
     new_tokens: usize,
     /// Prompt tokens in a second, until every response has its first token.
     prefill_tokens_per_s: f64,
-    /// Tokens after the first in a second, all responses together.
-    decode_tokens_per_s: f64,
+    /// Tokens after the first in a second, all responses together; null where they took too little time to tell.
+    decode_tokens_per_s: Option<f64>,
     /// New tokens in a second, the prompts' reading included.
     tokens_per_s: f64,
 }
@@ -91,7 +91,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
             prompt_tokens,
             new_tokens,
             prefill_tokens_per_s: (sizes.batch * prompt_tokens) as f64 / prefill,
-            decode_tokens_per_s: (sizes.batch * (new_tokens - 1)) as f64 / decode,
+            decode_tokens_per_s: (decode > 0.0).then(|| (sizes.batch * (new_tokens - 1)) as f64 / decode),
             tokens_per_s: (sizes.batch * new_tokens) as f64 / (prefill + decode),
         });
     }
@@ -107,7 +107,10 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
         lines.extend(measured.runs.iter().map(|run| {
             format!(
                 "batch {:>3}   prefill {:>8.1} tokens/s   decode {:>8.1} tokens/s   together {:>8.1} tokens/s",
-                run.batch, run.prefill_tokens_per_s, run.decode_tokens_per_s, run.tokens_per_s
+                run.batch,
+                run.prefill_tokens_per_s,
+                run.decode_tokens_per_s.unwrap_or(f64::NAN),
+                run.tokens_per_s
             )
         }));
         lines.join("\n")
