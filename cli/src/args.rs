@@ -63,7 +63,7 @@ pub(crate) enum Command {
     Judge(Judge),
     /// Write new pairs once: samples from the service LLM, curated.
     Synth(Synth),
-    /// Measure a model's loss on conversations.
+    /// Measure a model's loss on conversations or token ids, and write its logits.
     Eval(Eval),
     /// Let a model answer one prompt.
     Generate(Generate),
@@ -318,12 +318,20 @@ pub(crate) struct ModelArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("measured").args(["data", "ids"]).required(true))]
 pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
     /// Rows of {"messages": [...]}.
     #[arg(long, value_name = "JSONL")]
-    pub(crate) data: PathBuf,
+    pub(crate) data: Option<PathBuf>,
+    /// Rows of token ids instead of text, [[1, 2, 3], ...]; the model needs no tokenizer.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) ids: Option<PathBuf>,
+    /// Also write the logits after each token, [rows, tokens, vocabulary] of 32-bit floats. Rows shorter than the longest
+    /// are filled up with NaN.
+    #[arg(long, value_name = "SAFETENSORS", requires = "ids")]
+    pub(crate) logits: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -206,6 +206,27 @@ pub enum Error {
         /// What fits.
         context_len: usize,
     },
+    /// A row of token ids holds none.
+    #[error("row {row} holds no tokens; give it at least one or leave it out")]
+    NoTokens {
+        /// From 0.
+        row: usize,
+    },
+    /// A row of token ids holds one that the model does not know.
+    #[error(
+        "row {row}, token {token}: the id {id} is beyond the model's vocabulary of {vocab_size}; the ids are another \
+         model's"
+    )]
+    TokenUnknown {
+        /// From 0.
+        row: usize,
+        /// Its place in the row, from 0.
+        token: usize,
+        /// The id.
+        id: u32,
+        /// Ids that there are.
+        vocab_size: usize,
+    },
     /// A loss, a gradient or what a step made of the parameters is no finite number.
     #[error(
         "training left the finite numbers at step {step} (loss {loss}, gradient norm {grad_norm}); start anew with a \

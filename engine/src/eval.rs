@@ -1,8 +1,12 @@
-//! The mean next-token loss of a model over conversations.
+//! The mean next-token loss of a model over conversations or rows of tokens, and its logits.
 //!
 //! Invariant: independent of how rows are grouped: each is its own document, and sums are over tokens.
 
+mod logits;
+
 use llamaduo_kernels::Backend;
+
+pub use logits::{check_ids, logits, stream_logits};
 
 use crate::error::{Error, Result};
 use crate::local_model::LocalModel;
@@ -46,23 +50,18 @@ pub fn evaluate_observed<B: Backend>(
     evaluate_rows_observed(model, adapter, &rows, observe)
 }
 
-/// The logits after each token of `ids [T]`, `[T, V]`.
+/// The loss over rows of token ids, as [`evaluate_observed`]: for a model without a tokenizer too.
 ///
-/// Fails on more tokens than the context holds, and on ids beyond the vocabulary.
-pub fn logits<B: Backend>(model: &LocalModel<B>, adapter: Option<&Adapter>, ids: &[u32]) -> Result<Vec<f32>> {
-    let model = model.inner();
-    let (n_tokens, context_len) = (ids.len(), model.config.context_len);
-    if n_tokens > context_len {
-        return Err(Error::RowTooLong {
-            row: 0,
-            n_tokens,
-            context_len,
-        });
-    }
-    let adapter = adapter
-        .map(|adapter| AdapterOnDevice::upload(model, adapter))
-        .transpose()?;
-    model.logits(ids, adapter.as_ref())
+/// Fails on what [`check_ids`] refuses and when no row has two tokens.
+pub fn evaluate_ids<B: Backend>(
+    model: &LocalModel<B>,
+    adapter: Option<&Adapter>,
+    rows: &[Vec<u32>],
+    observe: &mut dyn FnMut(u64, u64),
+) -> Result<EvalLoss> {
+    check_ids(model.config(), rows)?;
+    let rows: Vec<Row> = rows.iter().map(|ids| Row::new(ids.clone(), |_| true)).collect();
+    evaluate_rows_observed(model, adapter, &rows, observe)
 }
 
 /// [`evaluate`] on rows that are already tokens.

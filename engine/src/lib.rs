@@ -27,7 +27,7 @@ pub mod weights;
 pub use chat_template::{ChatTemplate, Message, Role, encode_chat};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
-pub use eval::{EvalLoss, evaluate, evaluate_observed, logits};
+pub use eval::{EvalLoss, check_ids, evaluate, evaluate_ids, evaluate_observed, logits, stream_logits};
 pub use files::ModelFiles;
 pub use generate::{
     BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,

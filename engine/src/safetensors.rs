@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::weights::floats;
 
 pub use shards::Shards;
-pub use write::{Named, serialize, serialize_with_metadata};
+pub use write::{Named, header_of_one, serialize, serialize_with_metadata};
 
 /// An opened safetensors file.
 pub struct SafetensorsFile {

@@ -10,3 +10,4 @@ mod crash;
 mod cycle;
 mod smollm2;
 mod stages;
+mod token_rows;

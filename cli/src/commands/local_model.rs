@@ -1,5 +1,7 @@
 //! `eval` and `generate`: the engine without coordinator and worker.
 
+mod token_rows;
+
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,7 +29,16 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `eval`.
 pub(super) fn eval(arguments: &Eval, output: &Output) -> Result<Exit> {
-    let path = &arguments.data;
+    match (&arguments.data, &arguments.ids) {
+        (Some(path), _) => eval_conversations(path, arguments, output),
+        (None, Some(path)) => token_rows::eval(path, arguments, output),
+        (None, None) => Err(Error::Usage(
+            "nothing is to be measured; give --data or --ids".to_owned(),
+        )),
+    }
+}
+
+fn eval_conversations(path: &Path, arguments: &Eval, output: &Output) -> Result<Exit> {
     let name = path.display().to_string();
     let (lines, rows): (Vec<u64>, Vec<Conversation>) =
         llamaduo_data::jsonl::read_lines(&name, &read(path)?, ROW_FORM)?
@@ -37,7 +48,12 @@ pub(super) fn eval(arguments: &Eval, output: &Output) -> Result<Exit> {
         return Err(Error::Usage(format!("{name} holds no rows; expected {ROW_FORM}")));
     }
     let (model, adapter) = open(&arguments.model, output)?;
-    let loss = measured(&model, adapter.as_ref(), &rows, output).map_err(|error| match error {
+    let mut told = Told::new("eval", output);
+    let loss = evaluate_observed(&model, adapter.as_ref(), &rows, &mut |n_done, n| {
+        told.tell(n_done, n)
+    });
+    told.end();
+    let loss = loss.map_err(|error| match error {
         llamaduo_engine::Error::RowTooLong {
             row,
             n_tokens,
@@ -49,45 +65,63 @@ pub(super) fn eval(arguments: &Eval, output: &Output) -> Result<Exit> {
         )),
         error => Error::Engine(error),
     })?;
-    output.result(&loss, || {
-        let tokens = counted(loss.tokens, "token", "tokens");
-        format!("loss {:.6} nats over {tokens}", loss.loss)
-    })?;
+    output.result(&loss, || loss_in_words(loss))?;
     Ok(Exit::Ok)
 }
 
-/// The loss, with a bar on a terminal and a line now and then elsewhere.
-fn measured(
-    model: &LocalModel,
-    adapter: Option<&Adapter>,
-    rows: &[Conversation],
-    output: &Output,
-) -> llamaduo_engine::Result<EvalLoss> {
-    let bar = output.bars().map(|bars| {
-        let style = ProgressStyle::with_template(EVAL_TEMPLATE);
-        let bar = bars.add(ProgressBar::new(0));
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar
-    });
-    let mut last_line = Instant::now();
-    let loss = evaluate_observed(model, adapter, rows, &mut |n_done, n_total| match &bar {
-        Some(bar) => {
-            bar.set_length(n_total);
-            bar.set_position(n_done);
-        }
-        None if last_line.elapsed() >= LINE_INTERVAL => {
-            last_line = Instant::now();
-            output.line(&format!("  eval: {n_done}/{n_total} tokens"));
-        }
-        None => {}
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    loss
+fn loss_in_words(loss: EvalLoss) -> String {
+    let tokens = counted(loss.tokens, "token", "tokens");
+    format!("loss {:.6} nats over {tokens}", loss.loss)
 }
 
-const EVAL_TEMPLATE: &str = "eval {bar:24} {pos}/{len} tokens · {elapsed}";
+/// How far a measurement is: a bar on a terminal, a line now and then elsewhere.
+struct Told<'a> {
+    what: &'static str,
+    output: &'a Output,
+    bar: Option<ProgressBar>,
+    last_line: Instant,
+}
+
+impl<'a> Told<'a> {
+    fn new(what: &'static str, output: &'a Output) -> Self {
+        let bar = output.bars().map(|bars| {
+            let style = ProgressStyle::with_template(EVAL_TEMPLATE);
+            let bar = bars.add(ProgressBar::new(0));
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(what);
+            bar
+        });
+        Self {
+            what,
+            output,
+            bar,
+            last_line: Instant::now(),
+        }
+    }
+
+    fn tell(&mut self, n_done: u64, n_total: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(n_total);
+                bar.set_position(n_done);
+            }
+            None if self.last_line.elapsed() >= LINE_INTERVAL => {
+                self.last_line = Instant::now();
+                self.output
+                    .line(&format!("  {}: {n_done}/{n_total} tokens", self.what));
+            }
+            None => {}
+        }
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+const EVAL_TEMPLATE: &str = "{msg} {bar:24} {pos}/{len} tokens · {elapsed}";
 
 #[derive(Serialize)]
 struct Generated {

@@ -71,6 +71,23 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn a_file_written_piece_by_piece_is_that_of_one_go() {
+    let values = [1.0, 2.0, -3.0, f32::NAN, 0.5, 6.0];
+    let mut bytes = header_of_one("logits", &[1, 3, 2]).unwrap();
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    let (name, shape) = ("logits", &[1, 3, 2][..]);
+    assert_eq!(
+        bytes,
+        serialize(&[Named {
+            name,
+            shape,
+            values: &values
+        }])
+    );
+    assert_eq!(header_of_one("logits", &[usize::MAX, 3, 2]), None);
+}
+
+#[test]
 fn files_of_the_reference_implementation_are_read() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama_tied");
     let file = SafetensorsFile::open(&path.join("reference.safetensors")).unwrap();
