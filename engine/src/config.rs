@@ -26,6 +26,8 @@ pub enum Family {
     Mistral,
     /// Gemma v1.
     Gemma,
+    /// Gemma 3, the text model.
+    Gemma3,
     /// Qwen 2 and 2.5.
     Qwen2,
     /// Qwen 3, dense.
@@ -34,21 +36,37 @@ pub enum Family {
 
 impl Family {
     /// Every family, in the order error messages list them.
-    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Gemma, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 6] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Gemma,
+        Self::Gemma3,
+        Self::Qwen2,
+        Self::Qwen3,
+    ];
 
-    /// The `model_type` of `config.json`, which is also how the family is written in messages.
+    /// The architecture in GGUF, which is also how the family is written in messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Gemma => "gemma",
+            Self::Gemma3 => "gemma3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
         }
     }
 
+    /// From an architecture in GGUF or a `model_type` of `config.json`.
     fn from_name(name: &str) -> Option<Self> {
+        // transformers keeps `gemma3` for the model that sees images too
+        let name = if name == "gemma3_text" { "gemma3" } else { name };
         Self::ALL.into_iter().find(|family| family.name() == name)
+    }
+
+    /// Whether it scales embedded tokens, gates with GELU and stores norms' weights as `w` for `1 + w`.
+    const fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma | Self::Gemma3)
     }
 }
 
@@ -73,6 +91,8 @@ pub struct ModelConfig {
     pub norm_weight_offset: f32,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Rotary embedding of the layers with a window, where it is another.
+    pub local_rope: Option<Rope>,
     /// Most tokens the model was made for.
     pub context_len: usize,
     /// Whether the head is the embedding.
@@ -85,6 +105,8 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Whether queries and keys pass an RMS norm of width `D` before the rotation.
     pub qk_norm: bool,
+    /// Whether what a block adds to the residual stream passes an RMS norm before.
+    pub post_norms: bool,
     /// Per layer: a query at `t` sees keys in `(t - window, t]`; `None` sees all.
     pub windows: Vec<Option<usize>>,
     /// Factor on `q·k`.
@@ -98,9 +120,11 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Radians per position for each pair of a head, `[D/2]`, any scaling in them.
-    pub fn rope_frequencies(&self) -> Vec<f32> {
-        self.rope.frequencies(self.heads.head_dim)
+    /// Radians per position for each pair of a layer's heads, `[D/2]`, any scaling in them.
+    pub fn rope_frequencies(&self, layer: usize) -> Vec<f32> {
+        let has_window = matches!(self.windows.get(layer), Some(Some(_)));
+        let local = self.local_rope.as_ref().filter(|_| has_window);
+        local.unwrap_or(&self.rope).frequencies(self.heads.head_dim)
     }
 }
 
@@ -172,16 +196,22 @@ impl ModelConfig {
         if self.windows.contains(&Some(0)) {
             return refuse("sliding window", "null or positive".to_owned(), "0".to_owned());
         }
-        if !self
-            .rope_frequencies()
-            .iter()
-            .all(|frequency| frequency.is_finite() && *frequency > 0.0)
-        {
+        if !(self.attention_scale.is_finite() && self.attention_scale > 0.0) {
             return refuse(
-                "rope parameters",
-                "such that all frequencies are positive".to_owned(),
-                format!("{:?}", self.rope),
+                "attention scale",
+                "finite and positive".to_owned(),
+                self.attention_scale.to_string(),
             );
+        }
+        for rope in std::iter::once(&self.rope).chain(&self.local_rope) {
+            let mut frequencies = rope.frequencies(head_dim).into_iter();
+            if !frequencies.all(|frequency| frequency.is_finite() && frequency > 0.0) {
+                return refuse(
+                    "rope parameters",
+                    "such that all frequencies are positive".to_owned(),
+                    format!("{rope:?}"),
+                );
+            }
         }
         Ok(self)
     }

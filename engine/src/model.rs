@@ -11,6 +11,7 @@ mod cached;
 mod decoder;
 mod feed_forward;
 mod linear;
+mod post_norm;
 
 pub(crate) use activations::{ActivationPlan, Activations, Keep};
 pub(crate) use cached::{CachePlan, CachedDecoder};
@@ -26,8 +27,6 @@ use crate::config::ModelConfig;
 pub(crate) struct Pass<'a, B: Backend> {
     pub(crate) backend: &'a B,
     pub(crate) config: &'a ModelConfig,
-    /// `[D/2]`.
-    pub(crate) rope_frequencies: &'a B::F32,
     /// Of each row within its own sequence, `[M]`.
     pub(crate) positions: &'a B::U32,
     pub(crate) adapter: Option<&'a AdapterOnDevice<B>>,

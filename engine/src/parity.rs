@@ -3,6 +3,10 @@
 //! Invariant: a tolerance is the issue's, a few times the references' own drift between thread counts; nothing is
 //! compared with what this engine itself has made.
 
+mod gguf;
+mod nf4_checkpoints;
+mod packed;
+
 use llamaduo_kernels::{NO_LABEL, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};
@@ -15,7 +19,19 @@ use crate::safetensors::SafetensorsFile;
 use crate::testing::{golden, open};
 use crate::train::{OptimizerState, Row, StepSettings, TrainConfig, Trainer, micro_batches};
 
-const FAMILIES: [&str; 3] = ["llama_tied", "llama3", "mistral"];
+const FAMILIES: [&str; 9] = [
+    "gemma",
+    "gemma3",
+    "llama3",
+    "llama_bf16_sharded",
+    "llama_tied",
+    "mistral",
+    "mistral_window",
+    "qwen2",
+    "qwen3",
+];
+/// References without an adapter: rows far longer than the context before the rotation was stretched.
+const LONG: &str = "llama3_long";
 /// Small models: logits, losses and trained tensors absolute, gradients relative to a tensor's largest entry.
 const TOLERANCE: f64 = 2e-5;
 
@@ -73,7 +89,7 @@ fn check_logits(what: &str, model: &LocalModel, adapter: Option<&Adapter>, famil
 
 #[test]
 fn logits_and_losses_equal_transformers() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().chain([LONG]) {
         let file = reference(family, "reference.safetensors");
         let model = open(family, BaseQuant::None);
         check_logits("logits", &model, None, family, &values(&file, "logits"));
@@ -89,6 +105,8 @@ fn logits_and_losses_equal_transformers() {
     }
 }
 
+const PAGE_LEN: usize = 8;
+
 /// Logits of two sequences after each token of `follow`, one token at a time over the cached keys and values of
 /// `prompts`.
 fn decoded(
@@ -97,10 +115,11 @@ fn decoded(
     prompts: &[Vec<i64>],
     follow: &[Vec<i64>],
 ) -> [Vec<f32>; 2] {
+    let pages_each = (prompts[0].len() + follow[0].len()).div_ceil(PAGE_LEN) as u32;
     let plan = CachePlan {
-        n_pages: 20,
-        page_len: 8,
-        prefill_rows_max: 80,
+        n_pages: 2 * pages_each as usize,
+        page_len: PAGE_LEN,
+        prefill_rows_max: 2 * prompts[0].len(),
         decode_rows_max: 2,
     };
     let adapter = adapter.map(|adapter| AdapterOnDevice::upload(model.inner(), adapter).unwrap());
@@ -110,7 +129,7 @@ fn decoded(
         first_row: row * n_rows,
         n_rows,
         n_context,
-        pages: (0..10).map(|page| page * 2 + row as u32).collect(),
+        pages: (0..pages_each).map(|page| page * 2 + row as u32).collect(),
     };
     let (prompt, len): (Vec<u32>, _) = (
         prompts.iter().flat_map(|ids| tokens(ids)).collect(),
@@ -134,7 +153,7 @@ fn decoded(
 
 #[test]
 fn decoding_over_pages_equals_a_pass_without_a_cache() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().chain([LONG]) {
         let file = reference(family, "reference.safetensors");
         let model = open(family, BaseQuant::None);
         let (prompts, follow) = (id_rows(&file, "input_ids"), id_rows(&file, "decode_ids"));
@@ -206,13 +225,17 @@ fn greedy(
 
 #[test]
 fn greedy_continuations_equal_transformers() {
-    for family in FAMILIES {
-        let file = reference(family, "reference.safetensors");
-        let model = open(family, BaseQuant::None);
-        let ours = greedy(&model, None, &id_rows(&file, "input_ids"), 16);
-        for (ours, theirs) in ours.iter().zip(id_rows(&file, "greedy")) {
-            assert_eq!(ours.ids, tokens(&theirs[40..]), "{family}");
-        }
+    for family in FAMILIES.into_iter().chain([LONG]) {
+        check_greedy(family, &open(family, BaseQuant::None));
+    }
+}
+
+fn check_greedy(family: &str, model: &LocalModel) {
+    let file = reference(family, "reference.safetensors");
+    let prompts = id_rows(&file, "input_ids");
+    let ours = greedy(model, None, &prompts, 16);
+    for ((ours, theirs), prompt) in ours.iter().zip(id_rows(&file, "greedy")).zip(&prompts) {
+        assert_eq!(ours.ids, tokens(&theirs[prompt.len()..]), "{family}");
     }
 }
 
@@ -304,7 +327,7 @@ fn compare_trained(params: &[f32], prefix: &str, layout: &LoraLayout, file: &Saf
         params.len()
     );
     assert!(
-        n_undecided * 5_000 <= params.len(),
+        n_undecided * 3_000 <= params.len(),
         "{n_undecided} of {}",
         params.len()
     );

@@ -9,11 +9,15 @@ use serde_json::json;
 use crate::files::ModelFiles;
 use crate::local_model::{BaseQuant, LoadOptions, LocalModel};
 
-/// The references of a family.
+/// The references of a family: those kept with the project, or in the directory `LLAMADUO_GOLDEN` others that the same
+/// scripts have made.
 pub(crate) fn golden(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/golden")
-        .join(family)
+    match std::env::var_os("LLAMADUO_GOLDEN") {
+        Some(others) => Path::new(&others).join(family),
+        None => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/golden")
+            .join(family),
+    }
 }
 
 /// The model of a family.

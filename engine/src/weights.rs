@@ -4,6 +4,7 @@
 //! rows have to move.
 
 mod name;
+mod nf4;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::safetensors::Shards;
 
+use name::Place;
 pub use name::{LayerTensor, TensorName};
 
 /// A base checkpoint's tensors.
@@ -30,7 +32,7 @@ pub struct Weights {
 #[derive(Debug)]
 enum Source {
     Gguf(GgufFile),
-    Safetensors(Shards),
+    Safetensors(Shards, Place),
 }
 
 /// A tensor as its file holds it.
@@ -53,9 +55,11 @@ impl Weights {
     }
 
     pub(crate) fn from_safetensors(shards: Shards, config: ModelConfig) -> Self {
+        let holds = |place: &Place| shards.tensor(&place.spell(TensorName::Embedding)).is_ok();
+        let place = Place::ALL.into_iter().find(holds).unwrap_or(Place::Alone);
         Self {
             config,
-            source: Source::Safetensors(shards),
+            source: Source::Safetensors(shards, place),
         }
     }
 
@@ -63,11 +67,11 @@ impl Weights {
     pub fn path(&self) -> &Path {
         match &self.source {
             Source::Gguf(file) => file.path(),
-            Source::Safetensors(shards) => shards.path(),
+            Source::Safetensors(shards, _) => shards.path(),
         }
     }
 
-    /// A matrix `[N, K]` in the file's own format. The head of a model with a tied head is its embedding.
+    /// A matrix `[N, K]` in the file's own format, bitsandbytes' NF4 among them. The head of a model with a tied head is its embedding.
     ///
     /// Fails when the tensor is missing, is no matrix of the shape the model demands, or is stored in a format that
     /// cannot be read.
@@ -77,6 +81,11 @@ impl Weights {
         } else {
             name
         };
+        if let Source::Safetensors(shards, place) = &self.source
+            && let Some(matrix) = nf4::read(shards, &place.spell(name), name.shape(&self.config))?
+        {
+            return Ok(HostWeight::Nf4(matrix));
+        }
         let stored = self.stored(name)?;
         let [n, k] = stored.shape[..] else {
             return Err(stored.misshaped(name.shape(&self.config)));
@@ -133,8 +142,8 @@ impl Weights {
                     spelling,
                 }
             }
-            Source::Safetensors(shards) => {
-                let spelling = name.hugging_face();
+            Source::Safetensors(shards, place) => {
+                let spelling = place.spell(name);
                 let (file, tensor) = shards.tensor(&spelling)?;
                 Stored {
                     shape: tensor.shape.clone(),

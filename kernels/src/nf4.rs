@@ -13,6 +13,11 @@ use crate::cpu::simd::{Isa, versions};
 use crate::error::{Error, Result};
 use dynamic_map::{dynamic_map, nearest};
 
+/// The 256 values that the scales of a double-quantized matrix are rounded to: bitsandbytes' dynamic 8-bit map.
+pub fn scale_values() -> &'static [f32; 256] {
+    dynamic_map()
+}
+
 /// Elements that share a scale.
 pub const BLOCK_LEN: usize = 64;
 

@@ -2,12 +2,15 @@
 //!
 //! Invariant: a switch that would change the numbers and is not implemented is refused, never ignored.
 
+mod attention;
+
 use std::path::Path;
 
 use llamaduo_kernels::{GateActivation, HeadDims};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Family, ModelConfig, Rope, RopeScaling};
+use super::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files::read_json;
 
@@ -33,12 +36,21 @@ struct ConfigFile {
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
+    /// Gemma 3 before there was `layer_types`: every so many layers, one without a window.
+    sliding_window_pattern: Option<usize>,
+    /// Gemma 3: its root divides `q·k`.
+    query_pre_attn_scalar: Option<f32>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
+    use_bidirectional_attention: Option<bool>,
     /// transformers 5.
     rope_parameters: Option<RopeFile>,
     /// transformers 4.
     rope_theta: Option<f64>,
     /// transformers 4.
     rope_scaling: Option<RopeFile>,
+    /// transformers 4: base of Gemma 3's layers with a window.
+    rope_local_base_freq: Option<f64>,
     partial_rotary_factor: Option<f64>,
     /// transformers 5.
     dtype: Option<String>,
@@ -66,11 +78,20 @@ struct RopeFile {
     low_freq_factor: Option<f32>,
     high_freq_factor: Option<f32>,
     original_max_position_embeddings: Option<f32>,
+    partial_rotary_factor: Option<f64>,
+    /// transformers 5, where layers differ: of those without a window.
+    full_attention: Option<Box<RopeFile>>,
+    /// And of those with one.
+    sliding_attention: Option<Box<RopeFile>>,
 }
 
 #[derive(Debug, Deserialize)]
 struct QuantizationFile {
     quant_method: Option<String>,
+    #[serde(default)]
+    load_in_4bit: bool,
+    bnb_4bit_quant_type: Option<String>,
+    bnb_4bit_quant_storage: Option<String>,
 }
 
 /// One id, several, or none.
@@ -106,12 +127,12 @@ impl ModelConfig {
     /// is not supported.
     pub fn from_json_file(path: &Path) -> Result<Self> {
         // The family first: a file of another one need not have the same fields.
-        let json: serde_json::Value = read_json(path)?;
-        let name = json
-            .get("model_type")
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or("");
+        let mut json = text_part(read_json(path)?);
+        let name = json.get("model_type").and_then(Value::as_str).unwrap_or("");
         let family = Family::from_name(name).ok_or_else(|| super::unsupported(path, name))?;
+        if family == Family::Gemma3 {
+            fill_gemma3(&mut json);
+        }
         let file: ConfigFile = serde_json::from_value(json).map_err(|source| Error::Json {
             path: path.to_owned(),
             source,
@@ -132,6 +153,46 @@ impl ModelConfig {
     }
 }
 
+/// The text model's part of a file that also describes an image model, with what stands outside of that part.
+fn text_part(mut json: Value) -> Value {
+    const OUTSIDE: [&str; 7] = [
+        "tie_word_embeddings",
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ];
+    if json.get("model_type").and_then(Value::as_str) != Some("gemma3") {
+        return json;
+    }
+    let Some(Value::Object(mut text)) = json.get_mut("text_config").map(Value::take) else {
+        return json;
+    };
+    for key in OUTSIDE {
+        if let Some(value) = json.get_mut(key)
+            && text.get(key).is_none_or(Value::is_null)
+        {
+            text.insert(key.to_owned(), value.take());
+        }
+    }
+    Value::Object(text)
+}
+
+/// Puts in what published files of Gemma 3 leave to the defaults of transformers.
+fn fill_gemma3(json: &mut Value) {
+    let Some(file) = json.as_object_mut() else { return };
+    for (key, value) in [
+        ("vocab_size", 262_208),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("max_position_embeddings", 131_072),
+    ] {
+        file.entry(key).or_insert_with(|| value.into());
+    }
+}
+
 struct Reader<'f> {
     path: &'f Path,
     file: &'f ConfigFile,
@@ -148,7 +209,7 @@ impl Reader<'_> {
         let head_dim = match (file.head_dim, family) {
             (Some(head_dim), _) => head_dim,
             // The default of transformers for these two does not follow from the other sizes.
-            (None, Family::Gemma) => 256,
+            (None, Family::Gemma | Family::Gemma3) => 256,
             (None, Family::Qwen3) => 128,
             (None, _) => plain_head_dim,
         };
@@ -157,7 +218,13 @@ impl Reader<'_> {
             n_kv_heads: file.num_key_value_heads.unwrap_or(n_heads),
             head_dim,
         };
-        let is_gemma = family == Family::Gemma;
+        let is_gemma = family.is_gemma();
+        // The factor on q·k divides by the root of the head's width, unless the file names another number.
+        let scaled_by = match family {
+            Family::Gemma3 => file.query_pre_attn_scalar.unwrap_or(256.0),
+            _ => head_dim as f32,
+        };
+        let (rope, local_rope) = self.ropes()?;
         Ok(ModelConfig {
             family,
             vocab_size: file.vocab_size,
@@ -167,7 +234,8 @@ impl Reader<'_> {
             ffn: file.intermediate_size,
             rms_norm_epsilon: file.rms_norm_eps.unwrap_or(1e-6),
             norm_weight_offset: if is_gemma { 1.0 } else { 0.0 },
-            rope: self.rope()?,
+            rope,
+            local_rope,
             context_len: file.max_position_embeddings,
             tied_head: file.tie_word_embeddings.unwrap_or(is_gemma),
             activation: self.activation()?,
@@ -177,9 +245,10 @@ impl Reader<'_> {
                 1.0
             },
             attention_bias: family == Family::Qwen2,
-            qk_norm: family == Family::Qwen3,
-            windows: self.windows(),
-            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
+            post_norms: family == Family::Gemma3,
+            windows: self.windows()?,
+            attention_scale: 1.0 / scaled_by.sqrt(),
             bos: file.bos_token_id,
             eos: Vec::new(),
             // Some checkpoints write -1 for "none".
@@ -207,18 +276,44 @@ impl Reader<'_> {
         if let Some(part) = file.partial_rotary_factor.filter(|&part| part != 1.0) {
             return Err(self.error("partial_rotary_factor", "1", part));
         }
-        if let Some(quantization) = &file.quantization_config {
-            let method = quantization
-                .quant_method
-                .as_deref()
-                .unwrap_or("an unnamed method");
-            return Err(self.error(
-                "quantization_config",
-                "absent, with weights in F32, F16 or BF16",
-                method,
-            ));
+        for (field, cap) in [
+            ("attn_logit_softcapping", file.attn_logit_softcapping),
+            ("final_logit_softcapping", file.final_logit_softcapping),
+        ] {
+            if let Some(cap) = cap {
+                return Err(self.error(field, "null", cap));
+            }
         }
-        Ok(())
+        if file.use_bidirectional_attention == Some(true) {
+            return Err(self.error("use_bidirectional_attention", "false", "true"));
+        }
+        match &file.quantization_config {
+            Some(quantization) => self.refuse_other_than_nf4(quantization),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_other_than_nf4(&self, quantization: &QuantizationFile) -> Result<()> {
+        const EXPECTED: &str = "absent, or bitsandbytes in 4 bits of type nf4";
+        let method = quantization
+            .quant_method
+            .as_deref()
+            .unwrap_or("an unnamed method");
+        let (field, found) = match (method, quantization.bnb_4bit_quant_type.as_deref()) {
+            ("bitsandbytes", _) if !quantization.load_in_4bit => {
+                ("quantization_config", "bitsandbytes in 8 bits")
+            }
+            ("bitsandbytes", Some("nf4")) => match quantization.bnb_4bit_quant_storage.as_deref() {
+                None | Some("uint8") => return Ok(()),
+                Some(other) => {
+                    return Err(self.error("quantization_config.bnb_4bit_quant_storage", "uint8", other));
+                }
+            },
+            // what bitsandbytes takes where the file does not say
+            ("bitsandbytes", other) => ("quantization_config.bnb_4bit_quant_type", other.unwrap_or("fp4")),
+            (other, _) => ("quantization_config", other),
+        };
+        Err(self.error(field, EXPECTED, found))
     }
 
     /// Gemma's first configs say `gelu` and mean the tanh approximation; transformers reads them so.
@@ -229,8 +324,12 @@ impl Reader<'_> {
             .as_deref()
             .or(self.file.hidden_act.as_deref());
         match (self.family, name) {
-            (Family::Gemma, None | Some("gelu" | "gelu_pytorch_tanh")) => Ok(GateActivation::GeluTanh),
-            (Family::Gemma, Some(other)) => Err(self.error("hidden_act", "gelu_pytorch_tanh", other)),
+            (Family::Gemma | Family::Gemma3, None | Some("gelu" | "gelu_pytorch_tanh")) => {
+                Ok(GateActivation::GeluTanh)
+            }
+            (Family::Gemma | Family::Gemma3, Some(other)) => {
+                Err(self.error("hidden_act", "gelu_pytorch_tanh", other))
+            }
             (_, None | Some("silu")) => Ok(GateActivation::Silu),
             (_, Some(other)) => Err(self.error("hidden_act", "silu", other)),
         }
@@ -244,76 +343,5 @@ impl Reader<'_> {
             Some("float16") => half::f16::from_f32(scale).to_f32(),
             _ => scale,
         }
-    }
-
-    fn windows(&self) -> Vec<Option<usize>> {
-        let file = self.file;
-        let window_of = |layer: usize| match self.family {
-            Family::Llama | Family::Gemma => None,
-            Family::Mistral => file.sliding_window,
-            Family::Qwen2 | Family::Qwen3 => {
-                let is_windowed = match file.layer_types.as_ref().and_then(|types| types.get(layer)) {
-                    Some(layer_type) => layer_type == "sliding_attention",
-                    None => file.max_window_layers.is_some_and(|first| layer >= first),
-                };
-                file.sliding_window
-                    .filter(|_| is_windowed && file.use_sliding_window == Some(true))
-            }
-        };
-        // A lying layer count must not be reserved for before it is checked.
-        (0..file.num_hidden_layers.min(super::LAYERS_MAX))
-            .map(window_of)
-            .collect()
-    }
-
-    fn rope(&self) -> Result<Rope> {
-        let parameters = self
-            .file
-            .rope_parameters
-            .as_ref()
-            .or(self.file.rope_scaling.as_ref());
-        let theta = parameters
-            .and_then(|rope| rope.rope_theta)
-            .or(self.file.rope_theta)
-            .unwrap_or(10_000.0);
-        let Some(parameters) = parameters else {
-            return Ok(Rope {
-                theta,
-                scaling: RopeScaling::Unscaled,
-            });
-        };
-        let need = |value: Option<f32>, field: &str| {
-            value
-                .filter(|value| value.is_finite() && *value > 0.0)
-                .ok_or_else(|| {
-                    self.error(
-                        field,
-                        "a positive number beside this rope_type",
-                        "none, or another value",
-                    )
-                })
-        };
-        let scaling = match parameters
-            .rope_type
-            .as_deref()
-            .or(parameters.r#type.as_deref())
-            .unwrap_or("default")
-        {
-            "default" => RopeScaling::Unscaled,
-            "linear" => RopeScaling::Linear {
-                factor: need(parameters.factor, "factor")?,
-            },
-            "llama3" => RopeScaling::Llama3 {
-                factor: need(parameters.factor, "factor")?,
-                low_frequency_factor: need(parameters.low_freq_factor, "low_freq_factor")?,
-                high_frequency_factor: need(parameters.high_freq_factor, "high_freq_factor")?,
-                original_context_len: need(
-                    parameters.original_max_position_embeddings,
-                    "original_max_position_embeddings",
-                )?,
-            },
-            other => return Err(self.error("rope_type", "default, linear or llama3", other)),
-        };
-        Ok(Rope { theta, scaling })
     }
 }

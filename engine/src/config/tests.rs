@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::gguf::tests::Builder;
 
+mod gemma3;
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/golden")
@@ -39,7 +41,18 @@ fn with(mut config: Value, changes: Value) -> Value {
 
 #[test]
 fn both_spellings_say_the_same() {
-    for family in ["llama_tied", "llama3", "mistral"] {
+    for family in [
+        "gemma",
+        "gemma3",
+        "llama3",
+        "llama3_long",
+        "llama_bf16_sharded",
+        "llama_tied",
+        "mistral",
+        "mistral_window",
+        "qwen2",
+        "qwen3",
+    ] {
         let newer = ModelConfig::from_json_file(&golden(family).join("config.json")).unwrap();
         let older = ModelConfig::from_json_file(&golden(family).join("config.legacy.json")).unwrap();
         assert_eq!(newer, older, "{family}");
@@ -193,8 +206,27 @@ fn what_cannot_be_run_is_refused_by_name() {
         ),
         (json!({ "rope_theta": 0.0 }), "rope parameters"),
         (
-            json!({ "quantization_config": { "quant_method": "bitsandbytes" } }),
-            "found bitsandbytes",
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            "found gptq",
+        ),
+        (
+            json!({ "quantization_config": { "quant_method": "bitsandbytes", "load_in_8bit": true } }),
+            "found bitsandbytes in 8 bits",
+        ),
+        (
+            json!({ "quantization_config": { "quant_method": "bitsandbytes", "load_in_4bit": true } }),
+            "found fp4",
+        ),
+        (
+            json!({ "quantization_config": {
+                "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_quant_storage": "bfloat16",
+            } }),
+            "found bfloat16",
+        ),
+        (
+            json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }),
+            "partial_rotary_factor",
         ),
         (json!({ "attention_bias": true }), "attention_bias"),
         (json!({ "mlp_bias": true }), "mlp_bias"),
@@ -312,7 +344,7 @@ fn gguf_is_described() {
     let scaled = gguf().f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
     let scaled = ModelConfig::from_gguf(&scaled.open().unwrap()).unwrap();
     assert_eq!(scaled.rope.scaling, RopeScaling::Divisors(vec![1.0, 8.0]));
-    assert_eq!(scaled.rope_frequencies(), [1.0, 0.01 / 8.0]);
+    assert_eq!(scaled.rope_frequencies(0), [1.0, 0.01 / 8.0]);
 }
 
 #[test]

@@ -72,6 +72,16 @@ pub(crate) struct AttentionActivations<B: Backend> {
     pub(crate) lse: B::F32,
     /// `[M, R]` of query, key, value and output.
     pub(crate) h: [B::F32; 4],
+    /// Only where the family norms what the block adds.
+    pub(crate) unnormed_out: Option<UnnormedOut<B>>,
+}
+
+/// What a block adds to the residual stream, `[M, C]`, before its norm, and the norm's row statistics.
+#[derive(Debug)]
+pub(crate) struct UnnormedOut<B: Backend> {
+    pub(crate) x: B::Act,
+    /// `[M]`.
+    pub(crate) rstd: B::F32,
 }
 
 /// Queries `[M, H, D]` and keys `[M, KV, D]` before their norms, and the norms' row statistics.
@@ -94,6 +104,8 @@ pub(crate) struct FeedForwardActivations<B: Backend> {
     pub(crate) up: B::Act,
     /// `[M, R]` of gate, up and down.
     pub(crate) h: [B::F32; 3],
+    /// Only where the family norms what the block adds.
+    pub(crate) unnormed_out: Option<UnnormedOut<B>>,
 }
 
 /// What lives only within a block.
@@ -188,14 +200,28 @@ impl<B: Backend> LayerActivations<B> {
                 mixed: backend.alloc_act(m * queries)?,
                 lse: backend.alloc_f32(m * config.heads.n_heads)?,
                 h: [low_rank()?, low_rank()?, low_rank()?, low_rank()?],
+                unnormed_out: UnnormedOut::new(backend, config, m)?,
             },
             middle: backend.alloc_act(m * config.hidden)?,
             feed_forward: FeedForwardActivations {
                 gate: backend.alloc_act(m * config.ffn)?,
                 up: backend.alloc_act(m * config.ffn)?,
                 h: [low_rank()?, low_rank()?, low_rank()?],
+                unnormed_out: UnnormedOut::new(backend, config, m)?,
             },
         })
+    }
+}
+
+impl<B: Backend> UnnormedOut<B> {
+    fn new(backend: &B, config: &ModelConfig, m: usize) -> Result<Option<Self>> {
+        if !config.post_norms {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            x: backend.alloc_act(m * config.hidden)?,
+            rstd: backend.alloc_f32(m)?,
+        }))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The attention block: `out = x + o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)`.
+//! The attention block: `out = x + o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)`; some families norm what
+//! is added to `x` once more.
 //!
 //! Invariant: the packed and the paged form give a row the same keys in the same order; only where they lie differs.
 
@@ -7,6 +8,7 @@ use llamaduo_kernels::{AttentionSpec, Backend, Documents, RmsNormSpec};
 use super::activations::{AttentionActivations, Gradients, Scratch, UnnormedHeads};
 use super::feed_forward::norm_spec;
 use super::linear::{self, Linear};
+use super::post_norm::PostNorm;
 use super::{Context, Pass};
 use crate::error::Result;
 
@@ -20,6 +22,10 @@ pub(crate) struct AttentionBlock<B: Backend> {
     pub(crate) output: Linear<B>,
     /// Norms over each head of queries and keys; only some families.
     pub(crate) head_norms: Option<HeadNorms<B>>,
+    /// Over what is added to the stream; only some families.
+    pub(crate) post_norm: Option<PostNorm<B>>,
+    /// `[D/2]`.
+    pub(crate) rope_frequencies: B::F32,
     pub(crate) spec: AttentionSpec,
 }
 
@@ -61,7 +67,14 @@ impl<B: Backend> AttentionBlock<B> {
                 backend.attention_paged(&mut kept.mixed, &kept.q, cache, sequences, self.spec)?;
             }
         }
-        linear::forward(pass, &kept.mixed, [(&self.output, &mut *out, &mut kept.h[3])])?;
+        let added = match &mut kept.unnormed_out {
+            Some(unnormed) => &mut unnormed.x,
+            None => &mut *out,
+        };
+        linear::forward(pass, &kept.mixed, [(&self.output, added, &mut kept.h[3])])?;
+        if let (Some(norm), Some(unnormed)) = (&self.post_norm, &mut kept.unnormed_out) {
+            norm.forward(pass, out, unnormed)?;
+        }
         backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }
@@ -94,7 +107,7 @@ impl<B: Backend> AttentionBlock<B> {
             pass.backend
                 .rms_norm(&mut kept.k, k_rstd, k, &norms.key, spec, n_k)?;
         }
-        let (positions, frequencies, d) = (pass.positions, pass.rope_frequencies, heads.head_dim);
+        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
         pass.backend
             .rope(&mut kept.q, positions, frequencies, heads.n_heads, d, pass.m)?;
         pass.backend
@@ -129,8 +142,12 @@ impl<B: Backend> AttentionBlock<B> {
         } = gradients;
         let [h_query, h_key, h_value, h_output] = &kept.h;
         backend.copy_act(mixed, zeros, pass.m * heads.n_heads * heads.head_dim)?;
+        let dy = match (&self.post_norm, &kept.unnormed_out) {
+            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed, zeros)?,
+            _ => &*stream,
+        };
         self.output
-            .backward(pass, Some(mixed), grads, stream, &kept.mixed, h_output)?;
+            .backward(pass, Some(mixed), grads, dy, &kept.mixed, h_output)?;
         backend.attention_backward(
             q,
             k,
@@ -144,7 +161,7 @@ impl<B: Backend> AttentionBlock<B> {
             documents,
             self.spec,
         )?;
-        let (positions, frequencies, d) = (pass.positions, pass.rope_frequencies, heads.head_dim);
+        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
         backend.rope_backward(q, positions, frequencies, heads.n_heads, d, pass.m)?;
         backend.rope_backward(k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
         if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {

@@ -8,6 +8,7 @@ use super::activations::{ActivationPlan, Activations, Keep, LayerActivations, Sc
 use super::attention_block::{AttentionBlock, HeadNorms};
 use super::feed_forward::FeedForwardBlock;
 use super::linear::{AdapterOnDevice, DropoutStream, Linear};
+use super::post_norm::PostNorm;
 use super::{Context, Pass};
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -24,7 +25,6 @@ pub(crate) struct Model<B: Backend> {
     head: Option<B::Weight>,
     layers: Vec<Layer<B>>,
     final_norm: B::F32,
-    rope_frequencies: B::F32,
 }
 
 #[derive(Debug)]
@@ -60,7 +60,6 @@ impl<B: Backend> Model<B> {
             .map(|layer| Layer::load(&backend, config, weights, layer, &mut prepare))
             .collect::<Result<_>>()?;
         let final_norm = backend.upload_f32(&weights.vector(TensorName::FinalNorm)?)?;
-        let rope_frequencies = backend.upload_f32(&config.rope_frequencies())?;
         Ok(Self {
             backend,
             config: config.clone(),
@@ -68,7 +67,6 @@ impl<B: Backend> Model<B> {
             head,
             layers,
             final_norm,
-            rope_frequencies,
         })
     }
 
@@ -86,7 +84,6 @@ impl<B: Backend> Model<B> {
         Pass {
             backend: &self.backend,
             config: &self.config,
-            rope_frequencies: &self.rope_frequencies,
             positions,
             adapter,
             dropout: dropout.filter(|stream| stream.rate > 0.0),
@@ -280,9 +277,19 @@ impl<B: Backend> Layer<B> {
             }),
             false => None,
         };
+        let post_norm = |tensor| -> Result<Option<PostNorm<B>>> {
+            let weight = config.post_norms.then(|| vector(tensor)).transpose()?;
+            Ok(weight.map(|weight| PostNorm { weight }))
+        };
+        let feed_forward_norm = match config.post_norms {
+            true => LayerTensor::FeedForwardPreNorm,
+            false => LayerTensor::FeedForwardNorm,
+        };
         Ok(Self {
             attention: AttentionBlock {
                 norm: vector(LayerTensor::AttentionNorm)?,
+                post_norm: post_norm(LayerTensor::AttentionPostNorm)?,
+                rope_frequencies: backend.upload_f32(&config.rope_frequencies(layer))?,
                 query: linear(LinearName::Query, Some(LayerTensor::QueryBias))?,
                 key: linear(LinearName::Key, Some(LayerTensor::KeyBias))?,
                 value: linear(LinearName::Value, Some(LayerTensor::ValueBias))?,
@@ -295,7 +302,8 @@ impl<B: Backend> Layer<B> {
                 },
             },
             feed_forward: FeedForwardBlock {
-                norm: vector(LayerTensor::FeedForwardNorm)?,
+                norm: vector(feed_forward_norm)?,
+                post_norm: post_norm(LayerTensor::FeedForwardPostNorm)?,
                 gate: linear(LinearName::Gate, None)?,
                 up: linear(LinearName::Up, None)?,
                 down: linear(LinearName::Down, None)?,

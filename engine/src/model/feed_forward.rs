@@ -1,4 +1,5 @@
-//! The feed-forward block: `out = x + down(activation(gate(n)) * up(n))` with `n = norm(x)`.
+//! The feed-forward block: `out = x + down(activation(gate(n)) * up(n))` with `n = norm(x)`; some families norm what is
+//! added to `x` once more.
 //!
 //! Invariant: `backward` makes the norm and the gated product again, so only `gate` and `up` are kept.
 
@@ -7,12 +8,15 @@ use llamaduo_kernels::{Backend, RmsNormSpec};
 use super::Pass;
 use super::activations::{FeedForwardActivations, Gradients, Scratch};
 use super::linear::{self, Linear};
+use super::post_norm::PostNorm;
 use crate::error::Result;
 
 /// One layer's feed-forward block.
 #[derive(Debug)]
 pub(crate) struct FeedForwardBlock<B: Backend> {
     pub(crate) norm: B::F32,
+    /// Over what is added to the stream; only some families.
+    pub(crate) post_norm: Option<PostNorm<B>>,
     pub(crate) gate: Linear<B>,
     pub(crate) up: Linear<B>,
     pub(crate) down: Linear<B>,
@@ -46,7 +50,14 @@ impl<B: Backend> FeedForwardBlock<B> {
         let (activation, len) = (pass.config.activation, pass.m * pass.config.ffn);
         pass.backend
             .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
-        linear::forward(pass, &scratch.gated, [(&self.down, &mut *out, h_down)])?;
+        let added = match &mut kept.unnormed_out {
+            Some(unnormed) => &mut unnormed.x,
+            None => &mut *out,
+        };
+        linear::forward(pass, &scratch.gated, [(&self.down, added, h_down)])?;
+        if let (Some(norm), Some(unnormed)) = (&self.post_norm, &mut kept.unnormed_out) {
+            norm.forward(pass, out, unnormed)?;
+        }
         pass.backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }
@@ -75,8 +86,12 @@ impl<B: Backend> FeedForwardBlock<B> {
         pass.backend
             .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
         pass.backend.copy_act(gated, zeros, len)?;
+        let dy = match (&self.post_norm, &kept.unnormed_out) {
+            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed, zeros)?,
+            _ => &*stream,
+        };
         self.down
-            .backward(pass, Some(gated), grads, stream, &scratch.gated, h_down)?;
+            .backward(pass, Some(gated), grads, dy, &scratch.gated, h_down)?;
         pass.backend
             .gated_backward(gate, up, gated, &kept.gate, &kept.up, activation, len)?;
 

@@ -40,14 +40,45 @@ pub enum LayerTensor {
     QueryNorm,
     /// `[D]`, over each key head.
     KeyNorm,
+    /// `[C]`, over what attention adds to the residual stream; only with post-norms.
+    AttentionPostNorm,
     /// `[C]`, before the feed-forward block.
     FeedForwardNorm,
+    /// The same with post-norms, whose files of transformers spell it otherwise.
+    FeedForwardPreNorm,
+    /// `[C]`, over what the feed-forward block adds; only with post-norms.
+    FeedForwardPostNorm,
     /// `[F, C]`.
     Gate,
     /// `[F, C]`.
     Up,
     /// `[C, F]`.
     Down,
+}
+
+/// Where a checkpoint of transformers keeps the text model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is all there is.
+    Alone,
+    /// Inside a model that also sees images.
+    Inside,
+    /// The same, by the names of transformers before 4.52.
+    InsideOlder,
+}
+
+impl Place {
+    pub(super) const ALL: [Self; 3] = [Self::Alone, Self::Inside, Self::InsideOlder];
+
+    /// A tensor's name there.
+    pub(super) fn spell(self, name: TensorName) -> String {
+        let name = name.hugging_face();
+        match (self, name.strip_prefix("model.")) {
+            (Self::Inside, Some(rest)) => format!("model.language_model.{rest}"),
+            (Self::InsideOlder, _) => format!("language_model.{name}"),
+            (Self::Alone, _) | (Self::Inside, None) => name,
+        }
+    }
 }
 
 impl TensorName {
@@ -89,7 +120,11 @@ impl LayerTensor {
         let (hidden, ffn, heads) = (config.hidden, config.ffn, config.heads);
         let (queries, keys) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
         match self {
-            Self::AttentionNorm | Self::FeedForwardNorm => vec![hidden],
+            Self::AttentionNorm
+            | Self::AttentionPostNorm
+            | Self::FeedForwardNorm
+            | Self::FeedForwardPreNorm
+            | Self::FeedForwardPostNorm => vec![hidden],
             Self::Query => vec![queries, hidden],
             Self::Key | Self::Value => vec![keys, hidden],
             Self::Output => vec![hidden, queries],
@@ -111,7 +146,9 @@ impl LayerTensor {
             Self::Output => "self_attn.o_proj",
             Self::QueryNorm => "self_attn.q_norm",
             Self::KeyNorm => "self_attn.k_norm",
-            Self::FeedForwardNorm => "post_attention_layernorm",
+            Self::FeedForwardNorm | Self::AttentionPostNorm => "post_attention_layernorm",
+            Self::FeedForwardPreNorm => "pre_feedforward_layernorm",
+            Self::FeedForwardPostNorm => "post_feedforward_layernorm",
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
@@ -127,7 +164,9 @@ impl LayerTensor {
             Self::Output => "attn_output",
             Self::QueryNorm => "attn_q_norm",
             Self::KeyNorm => "attn_k_norm",
-            Self::FeedForwardNorm => "ffn_norm",
+            Self::AttentionPostNorm => "post_attention_norm",
+            Self::FeedForwardNorm | Self::FeedForwardPreNorm => "ffn_norm",
+            Self::FeedForwardPostNorm => "post_ffw_norm",
             Self::Gate => "ffn_gate",
             Self::Up => "ffn_up",
             Self::Down => "ffn_down",

@@ -29,12 +29,14 @@ fn config() -> ModelConfig {
             theta: 1e4,
             scaling: RopeScaling::Unscaled,
         },
+        local_rope: None,
         context_len: 16,
         tied_head: true,
         activation: llamaduo_kernels::GateActivation::Silu,
         embedding_scale: 1.0,
         attention_bias: false,
         qk_norm: false,
+        post_norms: false,
         windows: vec![None],
         attention_scale: 1.0,
         bos: None,
@@ -188,6 +190,33 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(weights.matrix(TensorName::FinalNorm).is_err());
 }
 
+/// Gemma 3 with images keeps its text model under another name, which changed in transformers 4.52.
+#[test]
+fn a_text_model_inside_another_is_found() {
+    for prefix in ["model.", "model.language_model.", "language_model.model."] {
+        let directory = tempfile::tempdir().unwrap();
+        let (norm, embedding) = ([2.0; HIDDEN], [1.0; 2 * HIDDEN]);
+        let names = ["norm.weight", "embed_tokens.weight"].map(|name| format!("{prefix}{name}"));
+        let file = serialize(&[
+            Named {
+                name: &names[0],
+                shape: &[HIDDEN],
+                values: &norm,
+            },
+            Named {
+                name: &names[1],
+                shape: &[2, HIDDEN],
+                values: &embedding,
+            },
+        ]);
+        std::fs::write(directory.path().join("model.safetensors"), file).unwrap();
+        let shards = Shards::open(directory.path()).unwrap().unwrap();
+        let weights = Weights::from_safetensors(shards, config());
+        assert_eq!(weights.vector(TensorName::FinalNorm).unwrap(), norm, "{prefix}");
+        assert!(weights.matrix(TensorName::Embedding).is_ok(), "{prefix}");
+    }
+}
+
 #[test]
 fn names_are_spelled_as_in_real_checkpoints() {
     let up = TensorName::Layer(12, LayerTensor::Up);
@@ -196,4 +225,22 @@ fn names_are_spelled_as_in_real_checkpoints() {
     let bias = TensorName::Layer(0, LayerTensor::ValueBias);
     assert_eq!(bias.hugging_face(), "model.layers.0.self_attn.v_proj.bias");
     assert_eq!(bias.gguf(), "blk.0.attn_v.bias");
+    use LayerTensor::{AttentionPostNorm, FeedForwardNorm, FeedForwardPostNorm, FeedForwardPreNorm};
+    for (tensor, hugging_face, gguf) in [
+        (FeedForwardNorm, "post_attention_layernorm", "ffn_norm"),
+        (FeedForwardPreNorm, "pre_feedforward_layernorm", "ffn_norm"),
+        (
+            AttentionPostNorm,
+            "post_attention_layernorm",
+            "post_attention_norm",
+        ),
+        (FeedForwardPostNorm, "post_feedforward_layernorm", "post_ffw_norm"),
+    ] {
+        let name = TensorName::Layer(3, tensor);
+        assert_eq!(
+            name.hugging_face(),
+            format!("model.layers.3.{hugging_face}.weight")
+        );
+        assert_eq!(name.gguf(), format!("blk.3.{gguf}.weight"));
+    }
 }
