@@ -3,7 +3,7 @@
 //! Invariant: its weights never change; one `LocalModel` serves any number of adapters.
 
 use llamaduo_kernels::cpu::Cpu;
-use llamaduo_kernels::{Backend, DoubleQuant, HostWeight, Nf4Matrix};
+use llamaduo_kernels::{Backend, DoubleQuant, HostWeight};
 use serde::{Deserialize, Serialize};
 
 use crate::chat_template::ChatTemplate;
@@ -108,15 +108,9 @@ fn prepare(weight: HostWeight, quant: BaseQuant) -> Result<HostWeight> {
     let BaseQuant::Nf4 { double } = quant else {
         return Ok(weight);
     };
-    if matches!(weight, HostWeight::Nf4(_)) {
-        return Ok(weight);
-    }
-    let (n, k) = weight.shape();
     let double_quant = if double { DoubleQuant::Yes } else { DoubleQuant::No };
-    Ok(HostWeight::Nf4(Nf4Matrix::quantize(
-        n,
-        k,
-        &weight.to_f32(),
-        double_quant,
-    )?))
+    Ok(HostWeight::Nf4(weight.into_nf4(double_quant)?))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

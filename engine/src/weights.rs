@@ -97,6 +97,7 @@ impl Weights {
                 let row_bytes = stored.format.bytes_for(k).unwrap_or(0);
                 let rows = stored.slice(row_bytes * n)?;
                 let rows = deinterleave_heads(rows, row_bytes, n_heads, self.config.heads.head_dim);
+                stored.bytes.release(stored.offset..stored.offset + row_bytes * n);
                 Ok(HostWeight::blocks(n, k, stored.format, Arc::new(rows), 0)?)
             }
         }

@@ -25,4 +25,4 @@ pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;
 pub use nf4::{DoubleQuant, Nf4Matrix, Nf4Scales};
-pub use weight::{BlockMatrix, Format, HostWeight, SharedBytes};
+pub use weight::{BlockMatrix, Bytes, Format, HostWeight, SharedBytes};

@@ -9,6 +9,8 @@ mod tests;
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::cpu::simd::{Isa, versions};
 use crate::error::{Error, Result};
 use dynamic_map::{dynamic_map, nearest};
@@ -20,6 +22,9 @@ pub fn scale_values() -> &'static [f32; 256] {
 
 /// Elements that share a scale.
 pub const BLOCK_LEN: usize = 64;
+
+/// Elements that are decoded and quantized in one go, where rows are not longer.
+const RUN_LEN: usize = 1 << 16;
 
 /// Scales that share a scale of their own under double quantization.
 pub const SCALE_BLOCK_LEN: usize = 256;
@@ -83,13 +88,39 @@ impl Nf4Matrix {
     /// Quantizes `values [N, K]`. Fails when their number is not `n * k`.
     pub fn quantize(n: usize, k: usize, values: &[f32], double_quant: DoubleQuant) -> Result<Self> {
         check_part("values", n, k, len_of(n, k)?, values.len())?;
+        Self::quantize_rows(n, k, double_quant, |row, out| {
+            out.copy_from_slice(&values[row * k..][..out.len()]);
+        })
+    }
+
+    /// Quantizes the values `[N, K]` in runs of rows, which `decode(row, out)` gives from a row on, on all threads of the
+    /// pool it is called in: only a run for each thread is held as floats.
+    pub(crate) fn quantize_rows(
+        n: usize,
+        k: usize,
+        double_quant: DoubleQuant,
+        decode: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        let len = len_of(n, k)?;
         let isa = Isa::detect();
-        let mut codes = vec![0u8; values.len().div_ceil(2)];
-        let mut scales = vec![0f32; values.len().div_ceil(BLOCK_LEN)];
-        let blocks = values.chunks(BLOCK_LEN).zip(codes.chunks_mut(BLOCK_LEN / 2));
-        for ((block, codes), scale) in blocks.zip(&mut scales) {
-            quantize_block(isa, block, codes, scale);
-        }
+        let mut codes = vec![0u8; len.div_ceil(2)];
+        let mut scales = vec![0f32; len.div_ceil(BLOCK_LEN)];
+        // So many rows are whole blocks, so no block is in two runs.
+        let rows_whole = BLOCK_LEN >> k.trailing_zeros().min(BLOCK_LEN.trailing_zeros());
+        let rows = rows_whole * (RUN_LEN / rows_whole.saturating_mul(k).max(1)).max(1);
+        let run_len = rows.saturating_mul(k).max(BLOCK_LEN);
+        let runs = codes
+            .par_chunks_mut(run_len / 2)
+            .zip(scales.par_chunks_mut(run_len / BLOCK_LEN));
+        runs.enumerate()
+            .for_each_init(Vec::new, |values, (index, (codes, scales))| {
+                values.resize(run_len.min(len - index * run_len), 0f32);
+                decode(index * rows, values);
+                let blocks = values.chunks(BLOCK_LEN).zip(codes.chunks_mut(BLOCK_LEN / 2));
+                for ((block, codes), scale) in blocks.zip(scales) {
+                    quantize_block(isa, block, codes, scale);
+                }
+            });
         let scales = match double_quant {
             DoubleQuant::No => Nf4Scales::Plain(scales.into()),
             DoubleQuant::Yes => quantize_scales(&scales),

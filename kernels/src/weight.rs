@@ -5,10 +5,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::nf4::Nf4Matrix;
+use crate::nf4::{DoubleQuant, Nf4Matrix};
 use crate::quant;
 
 /// How a row's elements are stored.
@@ -81,8 +82,17 @@ impl Format {
     }
 }
 
-/// Bytes that several tensors may share: a mapped file or memory of our own.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// A mapped file or memory of our own.
+pub trait Bytes: AsRef<[u8]> + Send + Sync {
+    /// Says that a part will not be read again soon. A mapped file gives back the memory its pages took; they are read
+    /// from the file again should they be asked for.
+    fn release(&self, _part: Range<usize>) {}
+}
+
+impl Bytes for Vec<u8> {}
+
+/// Bytes that several tensors may share.
+pub type SharedBytes = Arc<dyn Bytes>;
 
 /// Values of a frozen matrix `[N, K]`, row-major.
 #[derive(Clone)]
@@ -117,7 +127,22 @@ impl std::fmt::Debug for BlockMatrix {
 impl BlockMatrix {
     /// The bytes of the matrix.
     pub fn data(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.offset..self.offset + self.n * self.row_bytes()]
+        &(*self.bytes).as_ref()[self.range()]
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.n * self.row_bytes()
+    }
+
+    /// `out [rows, K] =` the values of the rows from `first` on.
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
+        let row_bytes = self.row_bytes();
+        if row_bytes > 0 {
+            let rows = self.data()[first * row_bytes..].chunks_exact(row_bytes);
+            for (row, out) in rows.zip(out.chunks_exact_mut(self.k)) {
+                quant::decode_row(self.format, row, 0, out);
+            }
+        }
     }
 
     fn row_bytes(&self) -> usize {
@@ -171,14 +196,21 @@ impl HostWeight {
             Self::Nf4(matrix) => matrix.dequantize(),
             Self::Blocks(matrix) => {
                 let mut values = vec![0.0; matrix.n * matrix.k];
-                let row_bytes = matrix.row_bytes();
-                if row_bytes > 0 {
-                    let rows = matrix.data().chunks_exact(row_bytes);
-                    for (row, values) in rows.zip(values.chunks_exact_mut(matrix.k)) {
-                        quant::decode_row(matrix.format, row, 0, values);
-                    }
-                }
+                matrix.decode_rows(0, &mut values);
                 values
+            }
+        }
+    }
+
+    /// The matrix in NF4; one that is in NF4 already stays as it is. Gives back the memory of a mapped file's bytes.
+    pub fn into_nf4(self, double_quant: DoubleQuant) -> Result<Nf4Matrix> {
+        match self {
+            Self::Nf4(matrix) => Ok(matrix),
+            Self::Blocks(blocks) => {
+                let decode = |row: usize, out: &mut [f32]| blocks.decode_rows(row, out);
+                let matrix = Nf4Matrix::quantize_rows(blocks.n, blocks.k, double_quant, decode)?;
+                blocks.bytes.release(blocks.range());
+                Ok(matrix)
             }
         }
     }

@@ -49,16 +49,15 @@ impl<B: Backend> Model<B> {
         backend: B,
         config: &ModelConfig,
         weights: &Weights,
-        mut prepare: impl FnMut(HostWeight) -> Result<HostWeight>,
+        prepare: impl Fn(HostWeight) -> Result<HostWeight> + Sync,
     ) -> Result<Self> {
         let embedding = backend.load_weight(weights.matrix(TensorName::Embedding)?)?;
         let head = match config.tied_head {
             true => None,
             false => Some(backend.load_weight(weights.matrix(TensorName::Head)?)?),
         };
-        let layers = (0..config.n_layers)
-            .map(|layer| Layer::load(&backend, config, weights, layer, &mut prepare))
-            .collect::<Result<_>>()?;
+        let layer = |layer| Layer::load(&backend, config, weights, layer, &prepare);
+        let layers = backend.step(|| (0..config.n_layers).map(layer).collect::<Result<_>>())?;
         let final_norm = backend.upload_f32(&weights.vector(TensorName::FinalNorm)?)?;
         Ok(Self {
             backend,
@@ -254,12 +253,12 @@ impl<B: Backend> Layer<B> {
         config: &ModelConfig,
         weights: &Weights,
         layer: usize,
-        prepare: &mut impl FnMut(HostWeight) -> Result<HostWeight>,
+        prepare: &impl Fn(HostWeight) -> Result<HostWeight>,
     ) -> Result<Self> {
         let vector = |tensor| -> Result<B::F32> {
             Ok(backend.upload_f32(&weights.vector(TensorName::Layer(layer, tensor))?)?)
         };
-        let mut linear = |name: LinearName, bias: Option<LayerTensor>| -> Result<Linear<B>> {
+        let linear = |name: LinearName, bias: Option<LayerTensor>| -> Result<Linear<B>> {
             let host = prepare(weights.matrix(TensorName::Layer(layer, name.tensor()))?)?;
             let bias = bias.filter(|_| config.attention_bias).map(vector).transpose()?;
             Ok(Linear {

@@ -1,10 +1,11 @@
-//! Rows of several documents, as transformers masks them by their positions.
+//! Rows of several documents, as transformers masks them by their positions, without dropout and with.
 //!
 //! Invariant: what is kept and what is made again in the backward changes no gradient.
 
 use llamaduo_kernels::Documents;
 
 use super::*;
+use crate::model::DropoutStream;
 
 const PACKED: [&str; 6] = [
     "gemma",
@@ -33,10 +34,28 @@ fn packed_documents_equal_transformers() {
         let what = format!("{family} packed logits");
         assert_close(&what, &ours, &values(&file, "logits"), TOLERANCE);
 
-        let all = check_gradients(family, &model, &adapter, &batch, &file, Keep::All);
-        let inputs = check_gradients(family, &model, &adapter, &batch, &file, Keep::Inputs);
-        assert_eq!(all, inputs, "{family}");
+        let check = |keep| check_gradients(family, &model, &adapter, &batch, &file, keep, None);
+        assert_eq!(check(Keep::All), check(Keep::Inputs), "{family}");
     }
+}
+
+/// PEFT's own dropout, with masks that an implementation of the generator in Python has drawn.
+#[test]
+fn dropout_equals_that_of_peft_under_the_same_masks() {
+    let family = "gemma3";
+    let (packed, file) = (
+        reference(family, "packed.safetensors"),
+        reference(family, "dropped.safetensors"),
+    );
+    let model = open(family, BaseQuant::None);
+    let adapter = peft::load(&golden(family).join("adapter"), model.config()).unwrap();
+    let (batch, _) = batch(&packed);
+    let dropout = DropoutStream {
+        rate: values(&file, "rate")[0],
+        key: file.i64_values("key").unwrap().1[0] as u64,
+    };
+    let check = |keep| check_gradients(family, &model, &adapter, &batch, &file, keep, Some(dropout));
+    assert_eq!(check(Keep::All), check(Keep::Inputs));
 }
 
 /// The reference's one row, and the lengths of its documents.
@@ -70,11 +89,12 @@ fn check_gradients(
     batch: &MicroBatch,
     file: &SafetensorsFile,
     keep: Keep,
+    dropout: Option<DropoutStream>,
 ) -> Vec<f32> {
     let state = OptimizerState::start(adapter.params().to_vec());
     let layout = adapter.layout().clone();
     let mut trainer = Trainer::new(model.inner(), layout, &state, batch.ids.len(), keep).unwrap();
-    let loss = trainer.gradients(std::slice::from_ref(batch), None).unwrap() as f32;
+    let loss = trainer.gradients(std::slice::from_ref(batch), dropout).unwrap() as f32;
     assert_close(
         &format!("{family} packed loss"),
         &[loss],

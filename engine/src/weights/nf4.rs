@@ -49,6 +49,7 @@ pub(super) fn read(shards: &Shards, weight: &str, expected: Vec<usize>) -> Resul
     }
     let scales = parts.scales(file, &state)?;
     let codes = parts.bytes("")?.to_vec();
+    parts.release("");
     let matrix = Nf4Matrix::from_parts(n, k, codes, scales).map_err(|error| Error::Damaged {
         path: file.path().to_owned(),
         found: format!("tensor `{weight}` does not fit its quantization state: {error}"),
@@ -66,6 +67,13 @@ impl<'s> Parts<'s> {
     fn find(&self, part: &str) -> Option<(&'s SafetensorsFile, &'s [u8])> {
         let (file, tensor) = self.shards.tensor(&format!("{}{part}", self.weight)).ok()?;
         Some((file, file.data(tensor)))
+    }
+
+    /// Gives back the memory that a mapped part takes.
+    fn release(&self, part: &str) {
+        if let Ok((file, tensor)) = self.shards.tensor(&format!("{}{part}", self.weight)) {
+            file.bytes().release(tensor.range.clone());
+        }
     }
 
     fn floats(&self, part: &str) -> Result<Vec<f32>> {
