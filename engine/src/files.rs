@@ -132,6 +132,7 @@ impl ModelFiles {
         let mut tokenizer = Tokenizer::open(path, &texts)?.or(own_tokenizer);
         let mut chat_template = ChatTemplate::open(path, texts.chat_template.as_ref())?.or(own_template);
         if let Some(tokenizer) = &mut tokenizer {
+            tokenizer.leave_out_images(&config);
             if tokenizer.vocab_size() > config.vocab_size {
                 let reason = format!(
                     "it has token {}, the embedding has {} rows; the tokenizer belongs to another model",

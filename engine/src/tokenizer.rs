@@ -10,7 +10,7 @@ mod tests;
 
 use std::path::Path;
 
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::guard;
 
@@ -25,7 +25,12 @@ pub struct Tokenizer {
     unknown: Option<u32>,
     pad: Option<u32>,
     vocab_size: usize,
+    /// Whether [`IMAGE_TOKEN`] has no row in the embedding.
+    spells_image_token: bool,
 }
+
+/// What stands for a part of an image in Gemma 3. Its text models come with it too, one token beyond their embedding.
+const IMAGE_TOKEN: &str = "<image_soft_token>";
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -40,6 +45,21 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Tokens of `text`, none added; the text of a special token becomes that token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if !self.spells_image_token {
+            return self.encode_part(text);
+        }
+        let mut parts = text.split(IMAGE_TOKEN);
+        let mut ids = self.encode_part(parts.next().unwrap_or_default())?;
+        for part in parts {
+            let (head, tail) = IMAGE_TOKEN.split_at(1);
+            for part in [head, tail, part] {
+                ids.extend(self.encode_part(part)?);
+            }
+        }
+        Ok(ids)
+    }
+
+    fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
         let encoded = guarded(|| self.inner.encode_fast(text, false));
         let encoded = encoded.map_err(|source| Error::Encode {
             n_bytes: text.len(),
@@ -87,7 +107,7 @@ impl Tokenizer {
             .is_some_and(|text| !self.inner.get_added_vocabulary().is_special_token(&text))
     }
 
-    /// One more than the largest id.
+    /// One more than the largest id that text can become.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -117,6 +137,19 @@ impl Tokenizer {
         self.pad = self.pad.or(config.pad);
     }
 
+    /// Leaves the token that stands for images to its letters, where the model has no row for it.
+    pub(crate) fn leave_out_images(&mut self, config: &ModelConfig) {
+        let is_one_more = self.vocab_size == config.vocab_size + 1;
+        let last = self
+            .vocab_size
+            .checked_sub(1)
+            .and_then(|id| u32::try_from(id).ok());
+        if config.family == Family::Gemma3 && is_one_more && self.token_id(IMAGE_TOKEN) == last {
+            self.spells_image_token = true;
+            self.vocab_size = config.vocab_size;
+        }
+    }
+
     /// Builds the library's tokenizer from its JSON definition.
     fn build(path: &Path, definition: &[u8]) -> Result<Self> {
         let failed = |source| build_error(path, &source);
@@ -141,6 +174,7 @@ impl Tokenizer {
             unknown: None,
             pad: None,
             vocab_size,
+            spells_image_token: false,
         }
     }
 }

@@ -59,7 +59,14 @@ fn what_was_quantized_gives_its_memory_back() {
     let path = directory.path().join("model.safetensors");
     let open = |quant| {
         let files = ModelFiles::open(directory.path()).unwrap();
-        let model = LocalModel::open(files, &LoadOptions { quant, threads: None }).unwrap();
+        let model = LocalModel::open(
+            files,
+            &LoadOptions {
+                quant,
+                ..LoadOptions::default()
+            },
+        )
+        .unwrap();
         let logits = crate::eval::logits(&model, None, &[1, 2, 3]).unwrap();
         assert!(logits.iter().all(|logit| logit.is_finite()));
         model

@@ -19,7 +19,7 @@ fn models_in_gguf_equal_transformers() {
         assert_eq!(files.config.windows, theirs.windows, "{family}");
         let options = LoadOptions {
             quant: BaseQuant::None,
-            threads: None,
+            ..LoadOptions::default()
         };
         let model = LocalModel::open(files, &options).unwrap();
         let file = reference(family, "reference.safetensors");

@@ -38,7 +38,14 @@ fn quantized_checkpoints_compute_what_their_weights_say() {
         let theirs = values(&reference(name, "reference.safetensors"), "logits");
         for quant in [BaseQuant::default(), BaseQuant::None] {
             let files = ModelFiles::open(&golden(name)).unwrap();
-            let model = LocalModel::open(files, &LoadOptions { quant, threads: None }).unwrap();
+            let model = LocalModel::open(
+                files,
+                &LoadOptions {
+                    quant,
+                    ..LoadOptions::default()
+                },
+            )
+            .unwrap();
             check_logits("logits", &model, None, name, &theirs);
         }
     }

@@ -121,6 +121,33 @@ fn special_tokens_are_recognised_and_not_spoken() {
 }
 
 #[test]
+fn an_image_token_without_a_row_is_spelled() {
+    let mut tokenizer = build(&byte_level("smollm"));
+    let text = "<image_soft_token>a<image_soft_token><|im_end|>";
+    let image = tokenizers::AddedToken::from("<image_soft_token>", true);
+    tokenizer.inner.add_special_tokens([image]).unwrap();
+    tokenizer.vocab_size += 1;
+    assert_eq!(tokenizer.encode(text).unwrap(), [265, 97, 265, 263]);
+
+    let mut config = crate::testing::golden_model("llama_tied").config;
+    config.vocab_size = 265;
+    tokenizer.leave_out_images(&config);
+    assert_eq!(
+        tokenizer.vocab_size(),
+        266,
+        "of another family it stays, and so is refused"
+    );
+    config.family = Family::Gemma3;
+    tokenizer.leave_out_images(&config);
+    assert_eq!(tokenizer.vocab_size(), 265);
+    let ids = tokenizer.encode(text).unwrap();
+    assert!(ids.iter().all(|&id| id < 265));
+    let (spoken, _) = text.split_at(text.len() - "<|im_end|>".len());
+    assert_eq!(tokenizer.decode(&ids).unwrap(), spoken);
+    assert_eq!(tokenizer.encode("hello").unwrap(), [259]);
+}
+
+#[test]
 fn the_end_of_a_turn_ends_a_response() {
     let tokenizer = build(&byte_level("smollm").u32("tokenizer.ggml.eot_token_id", 262));
     assert_eq!(tokenizer.eos(), [263, 262]);

@@ -61,21 +61,21 @@ pub enum LayerTensor {
 pub(super) enum Place {
     /// It is all there is.
     Alone,
-    /// Inside a model that also sees images.
+    /// Inside a model that also sees images, by the names of its modules.
     Inside,
-    /// The same, by the names of transformers before 4.52.
-    InsideOlder,
+    /// The same, by the names that published files have.
+    InsidePublished,
 }
 
 impl Place {
-    pub(super) const ALL: [Self; 3] = [Self::Alone, Self::Inside, Self::InsideOlder];
+    pub(super) const ALL: [Self; 3] = [Self::Alone, Self::Inside, Self::InsidePublished];
 
     /// A tensor's name there.
     pub(super) fn spell(self, name: TensorName) -> String {
         let name = name.hugging_face();
         match (self, name.strip_prefix("model.")) {
             (Self::Inside, Some(rest)) => format!("model.language_model.{rest}"),
-            (Self::InsideOlder, _) => format!("language_model.{name}"),
+            (Self::InsidePublished, _) => format!("language_model.{name}"),
             (Self::Alone, _) | (Self::Inside, None) => name,
         }
     }

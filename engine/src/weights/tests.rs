@@ -190,7 +190,7 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(weights.matrix(TensorName::FinalNorm).is_err());
 }
 
-/// Gemma 3 with images keeps its text model under another name, which changed in transformers 4.52.
+/// Gemma 3 with images keeps its text model under another name.
 #[test]
 fn a_text_model_inside_another_is_found() {
     for prefix in ["model.", "model.language_model.", "language_model.model."] {
