@@ -40,24 +40,19 @@ pub enum Error {
     )]
     Token,
     /// Another coordinator has the directory.
-    #[error(
-        "{directory} is in use by the coordinator of {}; stop that one, or name another directory",
-        named(.process)
-    )]
+    #[error("{directory} is in use by the coordinator of {holder}; stop that one, or name another directory")]
     InUse {
         /// The state's directory.
         directory: PathBuf,
-        /// Who has it, where it could be read.
-        process: Option<u32>,
+        /// Who has it.
+        holder: llamaduo_artifacts::Holder,
     },
     /// The directory cannot be locked.
-    #[error("cannot lock {path}; check that its directory may be written")]
+    #[error("the state's directory cannot be locked")]
     Lock {
-        /// The lock's file.
-        path: PathBuf,
-        /// The system's own word.
+        /// Why.
         #[source]
-        source: std::io::Error,
+        source: llamaduo_artifacts::LockError,
     },
     /// The state cannot be opened.
     #[error("the coordinator's state cannot be opened")]
@@ -118,13 +113,6 @@ impl Error {
             | Self::Read { .. }
             | Self::Reflection { .. } => false,
         }
-    }
-}
-
-fn named(process: &Option<u32>) -> String {
-    match process {
-        Some(number) => format!("process {number}"),
-        None => "another process".to_owned(),
     }
 }
 

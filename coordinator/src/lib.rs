@@ -7,7 +7,6 @@ mod actors;
 mod aggregate;
 mod error;
 mod grpc;
-mod lock;
 pub mod machine;
 mod server;
 pub mod store;

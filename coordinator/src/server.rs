@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use llamaduo_artifacts::Directory;
+use llamaduo_artifacts::{Directory, LockError, ProcessLock};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,6 @@ use crate::actors::scheduler::{Cancels, Scheduler};
 use crate::actors::{Shared, Timing};
 use crate::error::Error;
 use crate::grpc;
-use crate::lock::{self, Lock};
 use crate::store::StateStore;
 use crate::store::embedded::Embedded;
 use crate::store::memory::Memory;
@@ -27,6 +26,9 @@ pub const LEASE: Duration = Duration::from_secs(15);
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Shortest heartbeat, for tests: below it scheduling jitter decides.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+
+/// In the state's directory: one coordinator at a time.
+const LOCK: &str = "coordinator.lock";
 
 /// How long the state file may take to close: a last commit on a slow disk.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
@@ -167,19 +169,30 @@ async fn close(thread: std::thread::JoinHandle<()>) {
     }
 }
 
+/// Takes the state's directory, or says who has it.
+fn lock(directory: &Path) -> Result<ProcessLock, Error> {
+    ProcessLock::take(&directory.join(LOCK)).map_err(|error| match error {
+        LockError::Held { holder, .. } => Error::InUse {
+            directory: directory.to_owned(),
+            holder,
+        },
+        source @ LockError::Io { .. } => Error::Lock { source },
+    })
+}
+
 #[derive(Debug)]
 struct Opened {
     store: Arc<dyn StateStore>,
     thread: Option<std::thread::JoinHandle<()>>,
     artifacts: Directory,
     /// Of the state's directory, where it has one.
-    lock: Option<Lock>,
+    lock: Option<ProcessLock>,
 }
 
 fn open(state: StateLocation, artifacts: PathBuf) -> Result<Opened, Error> {
     let lock = match &state {
         StateLocation::Memory => None,
-        StateLocation::Redb(path) => Some(lock::acquire(path.parent().unwrap_or(Path::new("")))?),
+        StateLocation::Redb(path) => Some(lock(path.parent().unwrap_or(Path::new("")))?),
     };
     let artifacts = Directory::open(artifacts).map_err(|source| Error::Artifacts { source })?;
     let (store, thread): (Arc<dyn StateStore>, _) = match state {

@@ -36,14 +36,14 @@ pub enum Error {
     },
     /// Another process works in the directory.
     #[error(
-        "{} is in use by the worker of {}; stop that one, or give this one another --name and another directory with --data",
-        directory.display(), named(*process)
+        "{} is in use by the worker of {holder}; stop that one, or give this one another --name and another directory with --data",
+        directory.display()
     )]
     DirectoryInUse {
         /// The worker's directory.
         directory: PathBuf,
-        /// Who has it, where it could be read.
-        process: Option<u32>,
+        /// Who has it.
+        holder: llamaduo_artifacts::Holder,
     },
     /// The coordinator could not be asked.
     #[error("the coordinator did not {what}; check that it runs and can be reached")]
@@ -213,13 +213,6 @@ impl Error {
             return format!("the disk is full: {message}; free some space on the worker and resume");
         }
         message
-    }
-}
-
-fn named(process: Option<u32>) -> String {
-    match process {
-        Some(number) => format!("process {number}"),
-        None => "another process".to_owned(),
     }
 }
 

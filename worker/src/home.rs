@@ -3,17 +3,17 @@
 //! Invariant: one process at a time holds it, and it has one id for as long as it exists; so a process that holds it is
 //! the only one that may speak for what an earlier one left there.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::Path;
 
+use llamaduo_artifacts::{LockError, ProcessLock};
 use llamaduo_proto::ids::DirectoryId;
 
 use crate::error::Error;
 use crate::random;
 
-/// Holds the number of the process that has the directory, for people. The lock belongs to the open file, so a process
-/// that dies leaves it free.
+/// Taken by the process that has the directory.
 const LOCK: &str = "worker.lock";
 /// Holds the directory's id.
 const ID: &str = "worker.id";
@@ -22,13 +22,12 @@ const ID: &str = "worker.id";
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) id: DirectoryId,
-    _lock: File,
+    _lock: ProcessLock,
 }
 
 impl Home {
     /// Takes `root`, which is made if it is missing, or says who has it.
     pub(crate) fn open(root: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(root).map_err(Error::io("create", root))?;
         let lock = lock(root)?;
         let id = root.join(ID);
         let known = match fs::read_to_string(&id) {
@@ -47,34 +46,14 @@ impl Home {
     }
 }
 
-fn lock(root: &Path) -> Result<File, Error> {
-    let path = root.join(LOCK);
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {
-            let written = file
-                .set_len(0)
-                .and_then(|()| writeln!(file, "{}", std::process::id()));
-            written.map_err(Error::io("write", &path))?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // Who has it may be writing its number at this moment; then it is not named.
-            let read = file.read_to_string(&mut text).ok();
-            Err(Error::DirectoryInUse {
-                directory: root.to_owned(),
-                process: read.and_then(|_| text.trim().parse().ok()),
-            })
-        }
-        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path)(source)),
-    }
+fn lock(root: &Path) -> Result<ProcessLock, Error> {
+    ProcessLock::take(&root.join(LOCK)).map_err(|error| match error {
+        LockError::Held { holder, .. } => Error::DirectoryInUse {
+            directory: root.to_owned(),
+            holder,
+        },
+        LockError::Io { action, path, source } => Error::io(action, &path)(source),
+    })
 }
 
 /// Makes an id that lasts: it is told to a coordinator, so it is whole on the disk first.

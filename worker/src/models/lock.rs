@@ -1,38 +1,24 @@
 //! One process at a time fetches a model into the cache.
 //!
-//! Invariant: the lock belongs to an open file, so a process that dies leaves it free.
+//! Invariant: who waits can be stopped, and says what it waits for.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
+
+use llamaduo_artifacts::{LockError, ProcessLock};
 
 use super::{Error, Fetching, Waiting};
 
 /// How often a lock that another process holds is tried.
 const PERIOD: Duration = Duration::from_millis(200);
 
-/// A held lock; free again when dropped.
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: File,
-}
-
 /// Waits for the lock of `path`.
-pub(super) async fn acquire(path: &Path, waiting: Waiting<'_>) -> Result<Lock, Error> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(Error::cache("create", directory))?;
-    }
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
-    let file = file.map_err(Error::cache("open", path))?;
+pub(super) async fn acquire(path: &Path, waiting: Waiting<'_>) -> Result<ProcessLock, Error> {
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(source)) => return Err(Error::cache("lock", path)(source)),
+        match ProcessLock::take(path) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) => {}
+            Err(LockError::Io { action, path, source }) => return Err(Error::cache(action, &path)(source)),
         }
         let what = "waiting for another process that fetches the model".to_owned();
         (waiting.tell)(Fetching {
