@@ -4,9 +4,10 @@
 //! (etcd) would refuse, so that nothing works on one and breaks on another.
 
 pub mod embedded;
+mod history;
 pub mod keys;
 pub mod memory;
-mod mirror;
+mod staged;
 mod watch;
 
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod conformance;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::pin::Pin;
 
@@ -140,6 +142,43 @@ pub struct Page {
     pub revision: Revision,
 }
 
+/// Where the page after key `after` begins.
+fn page_start<'a>(prefix: &'a str, after: Option<&'a str>) -> Bound<&'a str> {
+    match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    }
+}
+
+impl Page {
+    /// The first `limit` of `rows` whose keys begin with `prefix`.
+    fn of<E>(
+        rows: impl Iterator<Item = Result<Entry, E>>,
+        prefix: &str,
+        limit: usize,
+        revision: Revision,
+    ) -> Result<Self, E> {
+        let limit = limit.min(RANGE_ENTRIES_MAX);
+        let mut page = Self {
+            entries: Vec::new(),
+            more: false,
+            revision,
+        };
+        for row in rows {
+            let entry = row?;
+            if !entry.key.starts_with(prefix) {
+                break;
+            }
+            if page.entries.len() == limit {
+                page.more = true;
+                break;
+            }
+            page.entries.push(entry);
+        }
+        Ok(page)
+    }
+}
+
 /// Why the store did not answer as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -195,6 +234,12 @@ pub enum Error {
         found: u64,
         /// What this program writes.
         expected: u64,
+    },
+    /// Reading failed on the way.
+    #[error("reading the state store failed ({problem}); check its disk")]
+    Read {
+        /// What the database said.
+        problem: String,
     },
     /// Writing failed on the way; whether the transaction was applied must be read back.
     #[error(

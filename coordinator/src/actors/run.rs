@@ -1,7 +1,7 @@
 //! One live run: its events one after another, each committed before anything follows from it.
 //!
 //! Invariant: the run in memory is what the store holds. After a conflict or a write of unknown outcome it is read back
-//! before the next step; nothing is ever written blindly again.
+//! before the next step, which waits for a store that cannot be read; nothing is ever written blindly again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,8 +25,6 @@ use crate::store::{self, Outcome, Revision};
 const MAILBOX_LEN: usize = 256;
 /// Conflicts in a row before a step is given up: each means that another writer won, and there is hardly ever one.
 const CONFLICTS_MAX: u32 = 5;
-/// Longest pause between attempts to read a run back.
-const RELOAD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// First and longest rest before an aggregate is computed again whose outcome the store did not take.
 const REST_FIRST: Duration = Duration::from_secs(2);
@@ -95,6 +93,10 @@ pub(crate) struct RunActor {
     shared: Arc<Shared>,
     run: Arc<Run>,
     head: Revision,
+    /// The store may hold another than `run`.
+    must_reload: bool,
+    /// Times in a row that it could not be read back.
+    n_unread: u32,
     snapshots: watch::Sender<Arc<Run>>,
     mailbox: mpsc::Receiver<Message>,
     aggregates: JoinSet<Event>,
@@ -125,6 +127,8 @@ impl RunActor {
             shared,
             run,
             head,
+            must_reload: false,
+            n_unread: 0,
             snapshots,
             mailbox,
             aggregates,
@@ -224,6 +228,9 @@ impl RunActor {
 
     async fn commit(&mut self, event: Event) -> Result<Vec<Action>, StepError> {
         for _ in 0..CONFLICTS_MAX {
+            if self.must_reload {
+                self.reload().await?;
+            }
             let (mut after, actions) = step(&self.run, event.clone(), self.shared.now())?;
             let written = self.write(&after).await;
             match written {
@@ -235,7 +242,7 @@ impl RunActor {
                     self.publish(after);
                     return Ok(actions);
                 }
-                Ok(Outcome::Conflict) => self.reload().await?,
+                Ok(Outcome::Conflict) => self.must_reload = true,
                 Err(commit::Error::Store(store::Error::Unavailable { reason })) => {
                     // Not written for certain, and the store has said why once already.
                     tracing::debug!(run_id = %self.run.id, reason, "run state not written");
@@ -244,6 +251,7 @@ impl RunActor {
                 Err(error) => {
                     let error = in_words(&error);
                     tracing::error!(run_id = %self.run.id, error, "run state write failed");
+                    self.must_reload = true;
                     self.reload().await?;
                     return Err(StepError::Unavailable);
                 }
@@ -261,27 +269,27 @@ impl RunActor {
         Ok(self.shared.store.txn(txn).await?)
     }
 
+    /// Reads the run back, if the store can be read now.
     async fn reload(&mut self) -> Result<(), StepError> {
-        let mut pause = Duration::from_millis(50);
-        loop {
-            let (shared, id) = (&self.shared, &self.run.id);
-            match commit::load(&*shared.store, id, shared.timing.rules, shared.now()).await {
-                Ok(Some((mut run, head))) => {
-                    // Not in the store, and still true: this process waits for the same thing.
-                    run.aggregate_not_before = self.run.aggregate_not_before;
-                    self.head = head;
-                    self.publish(run);
-                    return Ok(());
-                }
-                Ok(None) => return Err(StepError::UnknownRun),
-                Err(error) => {
+        let (shared, id) = (&self.shared, &self.run.id);
+        match commit::load(&*shared.store, id, shared.timing.rules, shared.now()).await {
+            Ok(Some((mut run, head))) => {
+                // Not in the store, and still true: this process waits for the same thing.
+                run.aggregate_not_before = self.run.aggregate_not_before;
+                self.head = head;
+                (self.must_reload, self.n_unread) = (false, 0);
+                self.publish(run);
+                Ok(())
+            }
+            Ok(None) => Err(StepError::UnknownRun),
+            Err(error) => {
+                // Tried at every tick, told ever less often.
+                self.n_unread = self.n_unread.saturating_add(1);
+                if self.n_unread.is_power_of_two() {
                     let error = in_words(&error);
                     tracing::warn!(run_id = %id, error, "run cannot be read back yet");
                 }
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return Err(StepError::Unavailable),
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RELOAD_PAUSE_MAX),
+                Err(StepError::Unavailable)
             }
         }
     }

@@ -17,6 +17,7 @@ pub(super) async fn all<S: StateStore>(make: impl AsyncFn() -> S) {
     takes_the_largest_transaction(&make().await).await;
     watches_from_the_past_into_the_present(&make().await).await;
     watches_one_prefix_only(&make().await).await;
+    lists_and_then_watches_without_a_gap(&make().await).await;
     says_when_history_is_gone(&make().await).await;
 }
 
@@ -277,6 +278,34 @@ async fn watches_one_prefix_only(store: &dyn StateStore) {
     assert_eq!(first.changes.iter().map(Change::key).collect::<Vec<_>>(), ["a/1"]);
     let second = watch.next().await.expect("no gap");
     assert_eq!(second.changes, [Change::Delete("a/1".to_owned())]);
+}
+
+async fn lists_and_then_watches_without_a_gap(store: &dyn StateStore) {
+    const N: usize = 60;
+    let write = async {
+        for i in 0..N {
+            let key = format!("k/{i:03}");
+            commit(store, vec![], vec![put(&key, "v")])
+                .await
+                .expect("no compares");
+        }
+    };
+    let read = async {
+        // Lists anew after each change that it is told of, until all are there: whatever is listed comes in no batch, and
+        // whatever is not listed comes in one.
+        for n_listed_min in 0..N {
+            let page = store.range("k/", None, N).await.expect("the store answers");
+            let n_listed = page.entries.len();
+            assert!(n_listed_min <= n_listed && n_listed as u64 == page.revision.0);
+            if n_listed == N {
+                return;
+            }
+            let next = Revision(page.revision.0 + 1);
+            let mut watch = store.watch("k/", next).await.expect("history is kept");
+            assert_eq!(watch.next().await.expect("no gap").revision, next);
+        }
+    };
+    tokio::join!(write, read);
 }
 
 async fn says_when_history_is_gone(store: &dyn StateStore) {

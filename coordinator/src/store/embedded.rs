@@ -2,19 +2,24 @@
 //!
 //! Invariant: a transaction is answered only after it is on the disk, and reads see only what is on the disk.
 //!
-//! One thread owns the file. It takes whatever transactions are queued, decides them in order, writes them as one
-//! redb commit, and answers them together. Readers use a mirror in memory that is changed after the commit.
+//! One thread writes. It takes whatever transactions are queued, decides them in order, writes them as one redb commit,
+//! and answers them together. Readers each see the last commit; in memory there is no more than redb's page cache and
+//! what changed of late, however many runs the file holds.
 
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::mirror::{Mirror, Staged};
-use super::{Answer, Batch, Change, Entry, Error, Outcome, Page, Revision, StateStore, Txn, Watch};
+use super::history::History;
+use super::staged::Staged;
+use super::{
+    Answer, Batch, Change, Entry, Error, Outcome, Page, Revision, StateStore, Txn, Watch, page_start,
+};
 
 /// Key to (created, modified, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("entries");
@@ -30,11 +35,11 @@ const QUEUE_LEN: usize = 1_024;
 /// Transactions in one commit: bounds the memory of a group at 256 × 1.5 MiB.
 const GROUP_LEN_MAX: usize = 256;
 
-/// redb's page cache: small, since everything is read from the mirror.
-const CACHE_BYTES: usize = 16 << 20;
+/// redb's page cache: what the live runs of one machine read again and again.
+const CACHE_BYTES: usize = 64 << 20;
 
 /// After a failed write nothing is written for this long, twice as long after each further one in a row: a full disk
-/// stays full for a while, and each try reads the whole file.
+/// stays full for a while, and each try opens the file.
 const REST_FIRST: Duration = Duration::from_secs(1);
 /// Longest such rest: soon enough after space was made.
 const REST_MAX: Duration = Duration::from_secs(8);
@@ -47,12 +52,20 @@ type Reply = oneshot::Sender<Result<Outcome, Error>>;
 /// A store in one file.
 #[derive(Debug)]
 pub struct Embedded {
-    mirror: Arc<RwLock<Mirror>>,
+    file: Arc<File>,
     queue: mpsc::Sender<(Txn, Reply)>,
 }
 
+/// The file, as readers and the writing thread share it.
+#[derive(Debug)]
+struct File {
+    /// `None` after a failed write, until it could be opened again, and after the end.
+    database: RwLock<Option<Database>>,
+    history: Mutex<History>,
+}
+
 impl Embedded {
-    /// Opens or makes the file. Blocks while it is read; call it before the actors start or on a blocking thread.
+    /// Opens or makes the file. Blocks while it is opened; call it before the actors start or on a blocking thread.
     /// The file is released once the store and all its requests are dropped; see [`Embedded::open`]'s second value.
     pub fn open(path: &Path) -> Result<(Self, std::thread::JoinHandle<()>), Error> {
         let owned = path.to_owned();
@@ -60,14 +73,16 @@ impl Embedded {
     }
 
     fn open_with(path: &Path, opener: Opener) -> Result<(Self, std::thread::JoinHandle<()>), Error> {
-        let database = opener()?;
-        let mirror = Arc::new(RwLock::new(read_mirror(path, &database)?));
+        let (database, revision) = opened(path, &opener)?;
+        let file = Arc::new(File {
+            database: RwLock::new(Some(database)),
+            history: Mutex::new(History::new(revision)),
+        });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let writer = Writer {
             path: path.to_owned(),
             opener,
-            database: Some(database),
-            mirror: Arc::clone(&mirror),
+            file: Arc::clone(&file),
             n_failed: 0,
             rests_until: None,
         };
@@ -78,22 +93,100 @@ impl Embedded {
                 path: path.to_owned(),
                 source: Box::new(redb::Error::Io(source)),
             })?;
-        Ok((Self { mirror, queue }, thread))
+        Ok((Self { file, queue }, thread))
     }
 
-    fn mirror(&self) -> RwLockReadGuard<'_, Mirror> {
-        // Nothing panics while the lock is held, so a poisoned lock still guards a whole mirror.
-        self.mirror.read().unwrap_or_else(PoisonError::into_inner)
+    /// Reads on a thread that may wait for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshot) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let file = Arc::clone(&self.file);
+        let read = tokio::task::spawn_blocking(move || file.read(work));
+        read.await.map_err(|_| Error::Unavailable {
+            reason: "this process is stopping",
+        })?
+    }
+}
+
+impl File {
+    fn read<T>(&self, work: impl FnOnce(&Snapshot) -> Result<T, redb::Error>) -> Result<T, Error> {
+        // Nothing panics while the locks are held, so poisoned ones still guard what is whole.
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = &*database else {
+            return Err(NOT_OPEN);
+        };
+        let read = Snapshot::of(database).and_then(|snapshot| work(&snapshot));
+        read.map_err(|error| Error::Read {
+            problem: error.to_string(),
+        })
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, database: Option<Database>) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+    }
+}
+
+const NOT_OPEN: Error = Error::Unavailable {
+    reason: "its file cannot be opened after a failed write; check the space on its disk",
+};
+
+/// The file after one commit.
+struct Snapshot {
+    entries: ReadOnlyTable<&'static str, (u64, u64, &'static [u8])>,
+    meta: ReadOnlyTable<&'static str, u64>,
+}
+
+impl Snapshot {
+    fn of(database: &Database) -> Result<Self, redb::Error> {
+        let txn = database.begin_read()?;
+        Ok(Self {
+            entries: txn.open_table(ENTRIES)?,
+            meta: txn.open_table(META)?,
+        })
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Entry>, redb::Error> {
+        let row = self.entries.get(key)?;
+        Ok(row.map(|row| entry(key, row.value())))
+    }
+
+    fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, redb::Error> {
+        let start = (page_start(prefix, after), Bound::Unbounded);
+        let rows = self.entries.range::<&str>(start)?.map(|row| {
+            let (key, row) = row?;
+            Ok(entry(key.value(), row.value()))
+        });
+        Page::of(rows, prefix, limit, Revision(self.number(REVISION)?))
+    }
+
+    fn number(&self, name: &str) -> Result<u64, redb::Error> {
+        Ok(self.meta.get(name)?.map_or(0, |value| value.value()))
+    }
+}
+
+fn entry(key: &str, (created, modified, value): (u64, u64, &[u8])) -> Entry {
+    Entry {
+        key: key.to_owned(),
+        value: value.to_vec(),
+        created: Revision(created),
+        modified: Revision(modified),
     }
 }
 
 impl StateStore for Embedded {
     fn get<'a>(&'a self, key: &'a str) -> Answer<'a, Option<Entry>> {
-        Box::pin(async move { Ok(self.mirror().get(key)) })
+        let key = key.to_owned();
+        Box::pin(self.read(move |snapshot| snapshot.get(&key)))
     }
 
     fn range<'a>(&'a self, prefix: &'a str, after: Option<&'a str>, limit: usize) -> Answer<'a, Page> {
-        Box::pin(async move { Ok(self.mirror().range(prefix, after, limit)) })
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        Box::pin(self.read(move |snapshot| snapshot.page(&prefix, after.as_deref(), limit)))
     }
 
     fn txn(&self, txn: Txn) -> Answer<'_, Outcome> {
@@ -111,16 +204,14 @@ impl StateStore for Embedded {
     }
 
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> Answer<'a, Watch> {
-        Box::pin(async move { self.mirror().watch(prefix, from) })
+        Box::pin(async move { self.file.history().watch(prefix, from) })
     }
 }
 
 struct Writer {
     path: PathBuf,
     opener: Opener,
-    /// `None` after a failed write, until the file could be opened and read back.
-    database: Option<Database>,
-    mirror: Arc<RwLock<Mirror>>,
+    file: Arc<File>,
     /// Failed writes in a row.
     n_failed: u32,
     rests_until: Option<Instant>,
@@ -137,6 +228,8 @@ impl Writer {
                 let _ = reply.send(outcome);
             }
         }
+        // Closed when the thread has ended, whoever still holds a part of the store.
+        self.file.set(None);
     }
 
     fn commit(&mut self, txns: Vec<Txn>) -> Vec<Result<Outcome, Error>> {
@@ -149,21 +242,19 @@ impl Writer {
         }
         if self.reopen().is_err() {
             self.rest();
-            return refuse("its file cannot be opened after a failed write; check the space on its disk");
+            return (0..n_txns).map(|_| Err(NOT_OPEN)).collect();
         }
-        let mut staged = Staged::default();
-        let decisions: Vec<Option<Revision>> = {
-            let mirror = self.mirror.read().unwrap_or_else(PoisonError::into_inner);
-            txns.into_iter().map(|txn| staged.add(&mirror, txn)).collect()
-        };
-        let written = match &self.database {
-            Some(database) => write(database, staged.batches()),
-            None => Ok(()),
+        let written = {
+            let database = self.file.database.read().unwrap_or_else(PoisonError::into_inner);
+            match &*database {
+                Some(database) => decide_and_write(database, txns),
+                None => return (0..n_txns).map(|_| Err(NOT_OPEN)).collect(),
+            }
         };
         match written {
-            Ok(()) => {
+            Ok((staged, decisions)) => {
                 (self.n_failed, self.rests_until) = (0, None);
-                self.mirror_mut().apply(staged);
+                self.file.history().push(staged.into_batches());
                 let outcome =
                     |decision: Option<Revision>| Ok(decision.map_or(Outcome::Conflict, Outcome::Committed));
                 decisions.into_iter().map(outcome).collect()
@@ -172,7 +263,7 @@ impl Writer {
                 let problem = problem.to_string();
                 tracing::error!(problem, "state store write failed");
                 // redb refuses everything after a failed write; the file is opened anew before the next.
-                self.database = None;
+                self.file.set(None);
                 let _ = self.reopen();
                 self.rest();
                 (0..n_txns)
@@ -194,21 +285,43 @@ impl Writer {
         self.rests_until = Some(Instant::now() + rest);
     }
 
-    /// Opens the file again after a failed write and takes its contents, whatever became of that write.
+    /// Opens the file again after a failed write, whatever became of that write. Watchers have to list anew.
     fn reopen(&mut self) -> Result<(), Error> {
-        if self.database.is_some() {
+        let is_open = self
+            .file
+            .database
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some();
+        if is_open {
             return Ok(());
         }
-        let database = (self.opener)()?;
-        let fresh = read_mirror(&self.path, &database)?;
-        self.mirror_mut().replace(fresh);
-        self.database = Some(database);
+        let (database, revision) = opened(&self.path, &self.opener)?;
+        *self.file.history() = History::new(revision);
+        self.file.set(Some(database));
         Ok(())
     }
+}
 
-    fn mirror_mut(&self) -> RwLockWriteGuard<'_, Mirror> {
-        self.mirror.write().unwrap_or_else(PoisonError::into_inner)
+/// The database with its revision, once it is known to be one of ours.
+fn opened(path: &Path, opener: &Opener) -> Result<(Database, Revision), Error> {
+    let database = opener()?;
+    let failed = |source| Error::Open {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    prepare(&database).map_err(failed)?;
+    let numbers = Snapshot::of(&database)
+        .and_then(|snapshot| Ok((snapshot.number(LAYOUT)?, snapshot.number(REVISION)?)));
+    let (layout, revision) = numbers.map_err(failed)?;
+    if layout != LAYOUT_VERSION {
+        return Err(Error::Layout {
+            path: path.to_owned(),
+            found: layout,
+            expected: LAYOUT_VERSION,
+        });
     }
+    Ok((database, Revision(revision)))
 }
 
 fn open_database(path: &Path) -> Result<Database, Error> {
@@ -224,25 +337,6 @@ fn open_database(path: &Path) -> Result<Database, Error> {
                 source: Box::new(other.into()),
             },
         })
-}
-
-fn read_mirror(path: &Path, database: &Database) -> Result<Mirror, Error> {
-    prepare(database).map_err(|source| Error::Open {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })?;
-    let (entries, revision, layout) = read(database).map_err(|source| Error::Open {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })?;
-    if layout != LAYOUT_VERSION {
-        return Err(Error::Layout {
-            path: path.to_owned(),
-            found: layout,
-            expected: LAYOUT_VERSION,
-        });
-    }
-    Ok(Mirror::new(entries, revision))
 }
 
 /// Makes the tables of a new file.
@@ -266,22 +360,19 @@ fn prepare(database: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-fn read(database: &Database) -> Result<(Vec<Entry>, Revision, u64), redb::Error> {
-    let txn = database.begin_read()?;
-    let meta = txn.open_table(META)?;
-    let number = |name| Ok::<_, redb::Error>(meta.get(name)?.map_or(0, |value| value.value()));
-    let mut entries = Vec::new();
-    for row in txn.open_table(ENTRIES)?.iter()? {
-        let (key, value) = row?;
-        let (created, modified, value) = value.value();
-        entries.push(Entry {
-            key: key.value().to_owned(),
-            value: value.to_vec(),
-            created: Revision(created),
-            modified: Revision(modified),
-        });
+/// Decides `txns` on the last commit and writes those that hold.
+fn decide_and_write(
+    database: &Database,
+    txns: Vec<Txn>,
+) -> Result<(Staged, Vec<Option<Revision>>), redb::Error> {
+    let snapshot = Snapshot::of(database)?;
+    let mut staged = Staged::new(Revision(snapshot.number(REVISION)?));
+    let mut decisions = Vec::with_capacity(txns.len());
+    for txn in txns {
+        decisions.push(staged.add(|key| snapshot.get(key), txn)?);
     }
-    Ok((entries, Revision(number(REVISION)?), number(LAYOUT)?))
+    write(database, staged.batches())?;
+    Ok((staged, decisions))
 }
 
 fn write(database: &Database, batches: &[Batch]) -> Result<(), redb::Error> {

@@ -3,6 +3,7 @@
 //! ```text
 //! requests/<request>            the run that a client's request made
 //! submitted/<~ms>-<run>         empty; in key order, newest first (~ms = u64::MAX - milliseconds since 1970)
+//! workers/<worker>              the process that has the worker's name, until it leaves or was silent for a lease
 //! live/<run>                    empty; runs on which work remains: those that a starting coordinator takes up
 //! runs/<run>/spec               what was submitted, as amended by a resume
 //! runs/<run>/head               status, cycle, number of events; compared by every commit of the run
@@ -17,16 +18,23 @@
 //! Invariant: values are JSON of at most a few kilobytes; bytes of data live in the artifact store.
 
 use llamaduo_proto::Digest;
-use llamaduo_proto::ids::{Cycle, RequestId, RunId, TaskId};
+use llamaduo_proto::ids::{Cycle, RequestId, RunId, TaskId, WorkerId};
 
 /// Under which every live run is listed.
 pub const LIVE: &str = "live/";
+/// Under which the processes of workers are kept.
+pub const WORKERS: &str = "workers/";
 /// Under which every run is listed, newest first.
 pub const SUBMITTED: &str = "submitted/";
 
 /// The run that a request made.
 pub fn request(request: &RequestId) -> String {
     format!("requests/{request}")
+}
+
+/// The process that has a worker's name.
+pub fn worker(worker: &WorkerId) -> String {
+    format!("{WORKERS}{worker}")
 }
 
 /// Lists a run by the time of its submission, newest first.

@@ -192,7 +192,8 @@ async fn a_full_disk_loses_nothing_and_writing_goes_on_when_there_is_space() {
     }
     let n_opened = n_opened.load(std::sync::atomic::Ordering::Relaxed);
     assert!(n_opened < 20, "opened {n_opened} times: it rests in between");
-    assert!(store.get("a").await.expect("read").is_some(), "reading goes on");
+    let refused = store.get("a").await.expect_err("the file cannot be opened");
+    assert!(refused.is_retryable(), "{refused}");
     disk.fill(false);
     let written = loop {
         match store.txn(put("d", "1")).await {
