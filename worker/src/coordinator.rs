@@ -209,6 +209,17 @@ fn is_answer(status: &Status) -> bool {
     !status.details().is_empty()
 }
 
+/// What is at the bottom of a status, for people: the system's own word where a connection failed.
+pub(crate) fn deepest(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut words = status.message().to_owned();
+    while let Some(error) = cause {
+        words = error.to_string();
+        cause = error.source();
+    }
+    words
+}
+
 /// Whether nobody answered, or only to say that it cannot answer now: the same request may be sent again.
 pub(crate) fn is_away(status: &Status) -> bool {
     match status.code() {

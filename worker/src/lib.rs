@@ -12,6 +12,7 @@ mod home;
 mod http;
 mod link;
 pub mod models;
+mod notice;
 mod numbers;
 mod options;
 mod random;
@@ -22,6 +23,7 @@ mod tasks;
 mod worker;
 
 pub use error::{Error, Stop};
+pub use notice::{Notice, Tell};
 pub use options::Options;
 pub use secret::Secret;
 pub use worker::run;

@@ -10,6 +10,7 @@ use llamaduo_proto::ids::WorkerId;
 
 use crate::error::Error;
 use crate::models::Places;
+use crate::notice::Tell;
 use crate::secret::Secret;
 
 /// Options of a worker.
@@ -37,6 +38,8 @@ pub struct Options {
     pub prices: PriceBook,
     /// How long a shutdown waits for attempts to stop at a checkpoint and for their ends to be told.
     pub shutdown_grace: Duration,
+    /// Who is told how the worker gets on with its coordinator.
+    pub tell: Tell,
 }
 
 /// Most slots of both lanes together: what the protocol's lists hold, with room for attempts that have ended here and
@@ -64,6 +67,7 @@ impl Options {
             models: Places::from_env(),
             prices: PriceBook::builtin()?,
             shutdown_grace: SHUTDOWN_GRACE,
+            tell: Tell::nobody(),
         })
     }
 

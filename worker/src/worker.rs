@@ -22,6 +22,7 @@ use crate::error::{Error, Stop};
 use crate::home::Home;
 use crate::link::{AttemptHandle, Courier, Entry, Link, LinkThread, Registry, Spool};
 use crate::models::Models;
+use crate::notice::Telling;
 use crate::options::Options;
 use crate::random;
 use crate::service_llm::Services;
@@ -45,12 +46,15 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     };
     let spool = Arc::new(Spool::open(&options.directory.join("spool"))?);
     let registry = Arc::new(Registry::new());
+    let telling = Telling::new(options.tell.clone());
     let told = CancellationToken::new();
     let courier = Courier {
         spool: Arc::clone(&spool),
         registry: Arc::clone(&registry),
         coordinator: coordinator.clone(),
         artifacts: artifacts.clone(),
+        telling: telling.clone(),
+        url: address.url().to_owned(),
         ended: told.clone(),
     };
     tokio::select! {
@@ -81,7 +85,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     };
     let mut courier_task = JoinSet::new();
     courier_task.spawn(courier.run());
-    let ended = worker.attach(address, &options, &shutdown).await;
+    let ended = worker.attach(address, telling, &options, &shutdown).await;
     // After an orderly end nothing runs any more; after another, a model thread must not go on for nobody.
     worker.registry.stop_all(&Stop::Draining);
     told.cancel();
@@ -122,6 +126,7 @@ impl Worker {
     async fn attach(
         &mut self,
         address: Address,
+        telling: Telling,
         options: &Options,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
@@ -134,6 +139,7 @@ impl Worker {
         let finished = CancellationToken::new();
         let mut link = LinkThread::start(Link {
             address,
+            telling,
             worker: self.id.clone(),
             incarnation: incarnation()?,
             directory: self.home.id.clone(),

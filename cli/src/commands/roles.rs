@@ -61,7 +61,8 @@ pub(super) async fn worker(arguments: &args::Worker, output: &Output) -> Result<
     options.token = token(&arguments.remote.token)?
         .as_deref()
         .and_then(worker::Secret::new);
-    output.line(&format!("worker {id} works for {}", arguments.remote.coordinator));
+    let told = output.clone();
+    options.tell = worker::Tell::new(move |notice| told.line(&format!("worker {id}: {notice}")));
     let stop = CancellationToken::new();
     let role = worker::run(options, stop.clone());
     until_interrupted(async { role.await.map_err(failed) }, &stop, output).await

@@ -5,6 +5,7 @@
 
 mod admission;
 mod cancels;
+mod names;
 mod questions;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use admission::AttachError;
-use admission::{Admission, Present, Process};
+use admission::{Admission, Process};
 pub(crate) use cancels::{Cancelled, Cancels};
 pub(crate) use questions::holds;
 use questions::{assignment_of, attempts_of, is_claimed, ready_tasks, worker_view};
@@ -80,13 +81,11 @@ pub(crate) struct SessionId {
 #[derive(Debug)]
 struct Session {
     id: SessionId,
-    process: Process,
     device: String,
     credits: Credits,
     is_draining: bool,
     outbox: mpsc::Sender<ToWorker>,
     close: CancellationToken,
-    heard_at: Instant,
 }
 
 /// The actor.
@@ -107,13 +106,14 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     pub(crate) fn new(runs: Arc<Runs>, cancels: Cancelled) -> (Self, mpsc::Sender<Message>) {
         let (sender, mailbox) = mpsc::channel(MAILBOX_LEN);
+        let admission = Admission::new(runs.shared().timing.lease);
         (
             Self {
                 runs,
                 mailbox,
                 cancels,
                 sessions: BTreeMap::new(),
-                admission: Admission::default(),
+                admission,
                 n_sessions: 0,
                 n_untaken: 0,
                 claims_after: Instant::now(),
@@ -125,6 +125,7 @@ impl Scheduler {
     /// Runs until the coordinator stops.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let shared = Arc::clone(self.runs.shared());
+        self.remember_workers().await;
         let mut next_round = Instant::now();
         loop {
             tokio::select! {
@@ -160,7 +161,9 @@ impl Scheduler {
             }
             Message::Credits { session, credits } => self.with(&session, |session| session.credits = credits),
             Message::Heard { session } => {
-                self.with(&session, |session| session.heard_at = Instant::now());
+                if self.with(&session, |_| {}) {
+                    self.admission.heard(&session.worker, Instant::now());
+                }
                 false
             }
             Message::Left { session } => {
@@ -168,6 +171,8 @@ impl Scheduler {
                     return false;
                 }
                 let worker = session.worker;
+                self.admission.left(&worker);
+                self.free_name(&worker).await;
                 self.everywhere(|_| Event::Left {
                     worker: worker.clone(),
                 })
@@ -213,7 +218,9 @@ impl Scheduler {
             incarnation: incarnation.clone(),
             directory,
         };
-        self.admit(&worker, &process)?;
+        if self.admission.admit(&worker, &process, Instant::now())? {
+            self.keep_name(&worker, &process).await;
+        }
         self.n_sessions += 1;
         let id = SessionId {
             worker: worker.clone(),
@@ -222,13 +229,11 @@ impl Scheduler {
         };
         let session = Session {
             id: id.clone(),
-            process,
             device,
             credits,
             is_draining: false,
             outbox,
             close,
-            heard_at: Instant::now(),
         };
         if let Some(old) = self.sessions.remove(&worker) {
             old.close.cancel();
@@ -260,17 +265,6 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Lets a process speak for its worker, or says why not.
-    fn admit(&mut self, worker: &WorkerId, process: &Process) -> Result<(), AttachError> {
-        let silent_after = self.runs.shared().timing.lease;
-        let present = self.sessions.get(worker).map(|session| Present {
-            process: &session.process,
-            silent_for: session.heard_at.elapsed(),
-        });
-        self.admission.trim(|worker| self.sessions.contains_key(worker));
-        self.admission.admit(worker, process, present, silent_after)
-    }
-
     /// Has an event happen to every live run, and gives the runs after it.
     async fn everywhere(&self, event: impl Fn(&Run) -> Event) -> Vec<Arc<Run>> {
         let mut after = Vec::new();
@@ -294,7 +288,7 @@ impl Scheduler {
         session.map(change).is_some()
     }
 
-    /// Forgets a session, if it is still the worker's present one.
+    /// Forgets a session, if it is still the worker's present one. The worker keeps its name.
     fn end(&mut self, id: &SessionId) -> bool {
         if self
             .sessions
@@ -347,17 +341,18 @@ impl Scheduler {
 
     /// Places what can be placed and says when to look again.
     async fn round(&mut self) -> Instant {
+        self.free_names().await;
         if Instant::now() < self.claims_after {
             return self.claims_after;
         }
         let now = self.runs.shared().now().clock;
         let runs = self.runs.snapshots();
-        let silent_after = self.runs.shared().timing.lease;
         // Who was not heard of for a lease's time may be gone; it gets nothing new until it speaks.
+        let heard_by = Instant::now();
         let awake = self
             .sessions
             .values()
-            .filter(|session| session.heard_at.elapsed() < silent_after);
+            .filter(|session| self.admission.is_awake(&session.id.worker, heard_by));
         let workers: Vec<WorkerView> = awake
             .filter(|session| !session.is_draining)
             .map(|session| worker_view(&session.id, session.credits, &runs))

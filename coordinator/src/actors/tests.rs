@@ -1,6 +1,7 @@
 //! Actors under paused time, and over a store that fails.
 
 mod flaky;
+mod names;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commit::decode;
 use super::runs::Runs;
-use super::scheduler::{Cancels, Message, OUTBOX_LEN, Scheduler, SessionId};
+use super::scheduler::{AttachError, Cancels, Message, OUTBOX_LEN, Scheduler, SessionId};
 use super::{Shared, Timing};
 use crate::machine::tests::world::{World, digest, result_of};
 use crate::machine::{Event, TaskKind, Work};
@@ -66,6 +67,18 @@ impl Coordinator {
     }
 
     async fn attach(&self, name: &str, process: u32, running: Vec<RunningAttempt>) -> Worker {
+        self.attach_from(name, name, process, running)
+            .await
+            .expect("it may attach")
+    }
+
+    async fn attach_from(
+        &self,
+        directory: &str,
+        name: &str,
+        process: u32,
+        running: Vec<RunningAttempt>,
+    ) -> Result<Worker, AttachError> {
         let hello = Hello {
             worker: WorkerId::new(name).expect("a valid id"),
             incarnation: Incarnation::new(&format!("{name}-{process}")).expect("a valid id"),
@@ -75,7 +88,7 @@ impl Coordinator {
                 service_slots: 1,
             },
             running,
-            directory: Some(DirectoryId::new(name).expect("a valid id")),
+            directory: Some(DirectoryId::new(directory).expect("a valid id")),
         };
         let (outbox, inbox) = mpsc::channel(OUTBOX_LEN);
         let (reply, answer) = oneshot::channel();
@@ -89,13 +102,13 @@ impl Coordinator {
             })
             .await
             .expect("it runs");
-        let id = answer.await.expect("it answers").expect("it may attach");
+        let id = answer.await.expect("it answers")?;
         let mut worker = Worker { id, inbox };
         assert!(
             matches!(worker.inbox.recv().await, Some(ToWorker::Welcome(_))),
             "a welcome comes first"
         );
-        worker
+        Ok(worker)
     }
 
     async fn status(&self, run: &RunId) -> RunStatus {

@@ -129,8 +129,10 @@ pub(super) fn of_attach(error: &AttachError) -> Status {
             "SUPERSEDED_INCARNATION",
             error.to_string(),
         ),
-        AttachError::NameTaken { .. } => {
-            named(Code::FailedPrecondition, "WORKER_NAME_TAKEN", error.to_string())
+        AttachError::NameTaken { free_in, .. } => {
+            let mut details = ErrorDetails::with_error_info("WORKER_NAME_TAKEN", DOMAIN, HashMap::new());
+            details.set_retry_info(Some(*free_in));
+            Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
         }
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use super::registry::Registry;
 use super::spool::{Entry, EntryName, Spool};
 use crate::artifacts::Artifacts;
-use crate::coordinator::{Coordinator, is_away, settled};
+use crate::coordinator::{Coordinator, deepest, is_away, settled};
 use crate::error::Error;
+use crate::notice::Telling;
 use crate::random;
 use llamaduo_proto::Digest;
 use llamaduo_proto::session::{AttemptOutcome, CallOutcome};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// First and longest wait while the coordinator is away.
@@ -26,6 +28,9 @@ pub(crate) struct Courier {
     pub(crate) registry: Arc<Registry>,
     pub(crate) coordinator: Coordinator,
     pub(crate) artifacts: Artifacts,
+    pub(crate) telling: Telling,
+    /// The coordinator's address.
+    pub(crate) url: String,
     /// Fires when nothing more is to be sent.
     pub(crate) ended: CancellationToken,
 }
@@ -49,8 +54,16 @@ impl Courier {
                 Ok(()) if until_empty => return,
                 Ok(()) => n_failed = 0,
                 Err(error) => {
-                    tracing::warn!(reason = %error.message(), "cannot tell the coordinator what ended, trying again");
-                    if until_empty && !waits_for_coordinator(&error) {
+                    let away = why_away(&error);
+                    match &away {
+                        // The link tells it too, once there is one.
+                        Some(reason) if until_empty => self.telling.away(&self.url, reason, Instant::now()),
+                        Some(_) if n_failed > 0 => {}
+                        _ => {
+                            tracing::warn!(reason = %error.message(), "cannot tell the coordinator what ended, trying again")
+                        }
+                    }
+                    if until_empty && away.is_none() {
                         return;
                     }
                     n_failed = n_failed.saturating_add(1);
@@ -130,6 +143,10 @@ impl Courier {
     }
 }
 
-fn waits_for_coordinator(error: &Error) -> bool {
-    matches!(error, Error::Coordinator { source, .. } if is_away(source))
+/// What came instead of an answer, where the coordinator is away and may come back.
+fn why_away(error: &Error) -> Option<String> {
+    match error {
+        Error::Coordinator { source, .. } if is_away(source) => Some(deepest(source)),
+        _ => None,
+    }
 }

@@ -17,10 +17,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
+use tonic_types::StatusExt;
 
 use super::registry::{AttemptHandle, Registry};
-use crate::coordinator::Address;
+use crate::coordinator::{Address, deepest};
 use crate::error::{Error, Stop};
+use crate::notice::Telling;
 use crate::random;
 
 /// Messages on their way out: a heartbeat, credits and a goodbye, with room for a slow stream.
@@ -34,6 +36,9 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
 const REDIAL_MAX: Duration = Duration::from_secs(3);
 
+/// Longest wait for a namesake to be gone, whatever the coordinator says: far more than any lease.
+const NAME_WAIT_MAX: Duration = Duration::from_secs(300);
+
 /// What moved is told at most this often: people watch it, the coordinator must not drown in it.
 const NEWS_PERIOD: Duration = Duration::from_millis(250);
 
@@ -44,6 +49,7 @@ const UNANSWERED_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) address: Address,
+    pub(crate) telling: Telling,
     pub(crate) worker: WorkerId,
     pub(crate) incarnation: Incarnation,
     /// The directory that this process holds.
@@ -107,6 +113,8 @@ enum SessionEnd {
     Finished,
     /// The coordinator will not have this worker.
     Refused(String),
+    /// Another process was heard of lately under this worker's name.
+    NameTaken { reason: String, free_in: Duration },
     /// Anything else: dial again.
     Broken { reason: String, was_welcome: bool },
 }
@@ -121,22 +129,34 @@ impl Link {
 
     async fn keep_dialling(&self) -> Result<(), Error> {
         let mut n_failed = 0_u32;
+        let mut name_free_at = None;
         while !self.finished.is_cancelled() {
+            let begun = Instant::now();
             match self.session().await {
                 SessionEnd::Finished => return Ok(()),
-                SessionEnd::Refused(reason) => {
-                    return Err(Error::RefusedByCoordinator {
-                        url: self.address.url().to_owned(),
-                        reason,
-                    });
+                SessionEnd::Refused(reason) => return Err(self.refused(reason)),
+                // Where it was asked for after the time that a dead namesake is given, the other one lives.
+                SessionEnd::NameTaken { reason, .. }
+                    if name_free_at.is_some_and(|free_at| free_at <= begun) =>
+                {
+                    return Err(self.refused(reason));
+                }
+                SessionEnd::NameTaken { reason, free_in } => {
+                    n_failed = n_failed.saturating_add(1);
+                    if name_free_at.is_none() {
+                        tracing::info!(worker_id = %self.worker, reason, "name taken, waiting");
+                        self.telling.name_taken(&self.worker, free_in);
+                        name_free_at = Some(Instant::now() + free_in.min(NAME_WAIT_MAX));
+                    }
                 }
                 SessionEnd::Broken { reason, was_welcome } => {
-                    n_failed = if was_welcome {
-                        1
-                    } else {
-                        n_failed.saturating_add(1)
-                    };
-                    tracing::warn!(worker_id = %self.worker, n_failed, reason, "session ended, dialling again");
+                    if was_welcome {
+                        (n_failed, name_free_at) = (0, None);
+                    }
+                    n_failed = n_failed.saturating_add(1);
+                    tracing::debug!(worker_id = %self.worker, n_failed, reason, "session ended, dialling again");
+                    self.telling
+                        .away(self.address.url(), &reason, tokio::time::Instant::now());
                 }
             }
             tokio::select! {
@@ -145,6 +165,13 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    fn refused(&self, reason: String) -> Error {
+        Error::RefusedByCoordinator {
+            url: self.address.url().to_owned(),
+            reason,
+        }
     }
 
     async fn keep_fencing(&self) -> std::convert::Infallible {
@@ -185,6 +212,7 @@ impl Link {
             Ok(_) => return broken("the first message was not a welcome".to_owned()),
             Err(error) => return broken(error.to_string()),
         };
+        self.telling.connected(self.address.url());
         let session = Session::new(self, outbox, incoming, welcome, (begun, attempts(&running)));
         session.run().await
     }
@@ -387,6 +415,10 @@ fn attempts(running: &[RunningAttempt]) -> Vec<AttemptId> {
 
 /// Some answers will not change by asking again.
 fn refused_or_broken(status: &tonic::Status, was_welcome: bool) -> SessionEnd {
+    if let Some(free_in) = name_free_in(status) {
+        let reason = status.message().to_owned();
+        return SessionEnd::NameTaken { reason, free_in };
+    }
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
             SessionEnd::Refused(status.message().to_owned())
@@ -396,8 +428,14 @@ fn refused_or_broken(status: &tonic::Status, was_welcome: bool) -> SessionEnd {
             status.message()
         )),
         _ => SessionEnd::Broken {
-            reason: format!("{:?}: {}", status.code(), status.message()),
+            reason: deepest(status),
             was_welcome,
         },
     }
+}
+
+/// When the name is free that another process has, where that is what the status says.
+fn name_free_in(status: &tonic::Status) -> Option<Duration> {
+    let is_taken = status.get_details_error_info()?.reason == "WORKER_NAME_TAKEN";
+    status.get_details_retry_info().filter(|_| is_taken)?.retry_delay
 }

@@ -31,6 +31,8 @@ pub(crate) struct Ledger {
     pub(crate) refusals: Vec<Status>,
     /// Refuses every session.
     pub(crate) refuse_attach: Option<Status>,
+    /// Sessions refused so far.
+    pub(crate) n_refused: usize,
     pub(crate) silent: bool,
     pub(crate) revoke_on_ack: Vec<wire::AttemptId>,
     pub(crate) budget_spent: bool,
@@ -136,8 +138,12 @@ impl WorkerService for Service {
         &self,
         request: Request<Streaming<wire::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        if let Some(status) = self.ledger.lock().unwrap().refuse_attach.clone() {
-            return Err(status);
+        {
+            let mut ledger = self.ledger.lock().unwrap();
+            if let Some(status) = ledger.refuse_attach.clone() {
+                ledger.n_refused += 1;
+                return Err(status);
+            }
         }
         let mut incoming = request.into_inner();
         let (outbox, outgoing) = mpsc::channel(64);
