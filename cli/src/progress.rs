@@ -55,22 +55,33 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 struct Bars {
     multi: MultiProgress,
-    run: ProgressBar,
+    /// Absent where a single task is all there is.
+    run: Option<ProgressBar>,
     tasks: HashMap<TaskId, ProgressBar>,
 }
 
 impl Progress {
     /// Nothing is shown until the first event.
     pub(crate) fn new(output: &Output, name: &str) -> Self {
-        let bars = output.bars().map(|multi| {
+        let run = output.bars().map(|multi| {
             let run = multi.add(ProgressBar::no_length().with_style(style(RUN_TEMPLATE)));
             run.set_prefix(name.to_owned());
             run.enable_steady_tick(Duration::from_millis(250));
-            Bars {
-                multi: multi.clone(),
-                run,
-                tasks: HashMap::new(),
-            }
+            run
+        });
+        Self::with(output, run)
+    }
+
+    /// Of a run that is one task, whose own bar says everything.
+    pub(crate) fn of_one_task(output: &Output) -> Self {
+        Self::with(output, None)
+    }
+
+    fn with(output: &Output, run: Option<ProgressBar>) -> Self {
+        let bars = output.bars().map(|multi| Bars {
+            multi: multi.clone(),
+            run,
+            tasks: HashMap::new(),
         });
         Self {
             output: output.clone(),
@@ -121,6 +132,7 @@ impl Progress {
             | RunEventKind::TaskQuarantined { task, .. } => self.end_task(task),
             RunEventKind::RunEnded { .. } => self.end(),
             RunEventKind::RunSubmitted { .. }
+            | RunEventKind::RunResumed { .. }
             | RunEventKind::CycleStarted { .. }
             | RunEventKind::TaskReleased { .. }
             | RunEventKind::SubjectScored { .. }
@@ -136,9 +148,9 @@ impl Progress {
 
     /// Moves the run's bar.
     pub(crate) fn overall(&self, overall: &Overall) {
-        if let Some(bars) = &self.bars {
-            move_to(&bars.run, overall.n_done, overall.n_total);
-            bars.run.set_message(format!(
+        if let Some(run) = self.bars.as_ref().and_then(|bars| bars.run.as_ref()) {
+            move_to(run, overall.n_done, overall.n_total);
+            run.set_message(format!(
                 "cycle {} · {}",
                 overall.cycle,
                 words::cost(&overall.cost)
@@ -153,7 +165,7 @@ impl Progress {
         }
         if let Some(bars) = self.bars.take() {
             bars.tasks.values().for_each(ProgressBar::finish_and_clear);
-            bars.run.finish_and_clear();
+            bars.run.iter().for_each(ProgressBar::finish_and_clear);
         }
     }
 
@@ -162,7 +174,10 @@ impl Progress {
             bars.tasks.entry(task.clone()).or_insert_with(|| {
                 let bar = ProgressBar::no_length().with_style(style(TASK_TEMPLATE));
                 bar.set_prefix(task.to_string());
-                bars.multi.insert_before(&bars.run, bar)
+                match &bars.run {
+                    Some(run) => bars.multi.insert_before(run, bar),
+                    None => bars.multi.add(bar),
+                }
             });
         }
     }

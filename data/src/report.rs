@@ -11,6 +11,7 @@ mod plots;
 use serde::{Deserialize, Serialize};
 
 pub use about::{About, Quantization, Training, Who};
+pub use page::thousands;
 
 use crate::Error;
 use crate::curate::CurationCounts;

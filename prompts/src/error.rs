@@ -19,16 +19,32 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
-    /// A template cannot be rendered.
+    /// A template names a variable that there is not.
     #[error(
-        "cannot render the {part} template of the prompt {name}; it may use only the variables of the built-in one"
+        "the {part} template of the prompt {name} uses `{variable}`, which does not exist; it may use {known}"
     )]
+    UnknownVariable {
+        /// Which prompt.
+        name: &'static str,
+        /// `system` or `user`.
+        part: &'static str,
+        /// As the template spells it.
+        variable: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// A template cannot be rendered.
+    #[error("cannot render the {part} template of the prompt {name}{at}; {remedy}")]
     Template {
         /// Which prompt.
         name: &'static str,
         /// `system` or `user`.
         part: &'static str,
-        /// The engine's own word, with the line.
+        /// The line, with its number, where it is known.
+        at: String,
+        /// What to do.
+        remedy: &'static str,
+        /// The engine's own word.
         #[source]
         source: minijinja::Error,
     },

@@ -9,7 +9,7 @@ mod error;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -31,6 +31,14 @@ impl PromptName {
         match self {
             Self::Judge => "judge",
             Self::Synthesize => "synthesize",
+        }
+    }
+
+    /// What its templates may use.
+    fn variables(self) -> &'static [&'static str] {
+        match self {
+            Self::Judge => &["instruction", "human_response", "model_response", "boundary"],
+            Self::Synthesize => &["examples", "system", "topic", "count", "boundary"],
         }
     }
 }
@@ -205,11 +213,7 @@ impl Prompt {
 
     fn render(&self, input: &impl Serialize) -> Result<Rendered, Error> {
         let text = |part, template: &str| {
-            render_template(template, input).map_err(|source| Error::Template {
-                name: self.file.name.as_str(),
-                part,
-                source,
-            })
+            render_template(template, input).map_err(|source| self.broken(part, template, source))
         };
         let system = text("system", &self.file.system)?;
         let user = text("user", &self.file.user)?;
@@ -227,6 +231,39 @@ impl Prompt {
             schema_name: self.file.name.as_str(),
             prompt_hash: self.hash.clone(),
         })
+    }
+
+    /// What is wrong with a template that cannot be rendered.
+    fn broken(&self, part: &'static str, template: &str, source: minijinja::Error) -> Error {
+        let name = self.file.name.as_str();
+        let known = self.file.name.variables();
+        if source.kind() == ErrorKind::UndefinedError
+            && let Some(variable) = unknown_variable(template, known)
+        {
+            let known = known.join(", ");
+            return Error::UnknownVariable {
+                name,
+                part,
+                variable,
+                known,
+            };
+        }
+        let line = source.line().and_then(|number| {
+            let words = template.lines().nth(number - 1)?.trim();
+            Some(format!(", in its line {number}: `{words}`"))
+        });
+        Error::Template {
+            name,
+            part,
+            at: line.unwrap_or_default(),
+            remedy: match source.kind() {
+                ErrorKind::UndefinedError => "something in that line does not exist: check how it is spelt",
+                ErrorKind::SyntaxError => "mend its syntax, which is Jinja's",
+                ErrorKind::OutOfFuel => "it takes too many steps; let it loop over less",
+                _ => "use only what Jinja knows, on the variables of the built-in prompt",
+            },
+            source,
+        }
     }
 
     /// Renders with made-up texts and looks whether each arrived.
@@ -291,7 +328,21 @@ struct WithBoundary<T> {
     input: T,
 }
 
-fn render_template(template: &str, input: &impl Serialize) -> Result<String, minijinja::Error> {
+/// A name that the template takes from outside and that is neither known nor one of the engine's own.
+fn unknown_variable(template: &str, known: &[&str]) -> Option<String> {
+    let environment = environment().ok()?;
+    let template = environment.template_from_str(template).ok()?;
+    let mut unknown: Vec<String> = template
+        .undeclared_variables(false)
+        .into_iter()
+        .filter(|name| !known.contains(&name.as_str()))
+        .filter(|name| environment.globals().all(|(global, _)| global != name))
+        .collect();
+    unknown.sort();
+    unknown.into_iter().next()
+}
+
+fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(
@@ -301,7 +352,11 @@ fn render_template(template: &str, input: &impl Serialize) -> Result<String, min
             .build()?,
     );
     environment.set_fuel(Some(FUEL));
-    environment.render_str(template, Serde(input))
+    Ok(environment)
+}
+
+fn render_template(template: &str, input: &impl Serialize) -> Result<String, minijinja::Error> {
+    environment()?.render_str(template, Serde(input))
 }
 
 #[cfg(test)]

@@ -212,8 +212,21 @@ fn slips_in_a_template_show_when_it_is_read() {
             .to_string()
     };
     assert!(read("{{ model_response }}", "").contains("never shows model_response"));
-    assert!(read("{{ model_response }}", "{{ model_respnse }}").contains("cannot render the user template"));
-    assert!(read("{{ model_response }}", "{% if %}").contains("cannot render the user template"));
+    assert_eq!(
+        read("{{ model_response }}", "{{ model_respnse }}"),
+        "the user template of the prompt judge uses `model_respnse`, which does not exist; it may use instruction, \
+         human_response, model_response, boundary"
+    );
+    let attribute = read("{{ model_response }}", "x {{ model_response.text }} y");
+    assert!(
+        attribute.contains("`x {{ model_response.text }} y`") && attribute.contains("how it is spelt"),
+        "{attribute}"
+    );
+    let syntax = read("{{ model_response }}", "{% if %}");
+    assert!(
+        syntax.contains("`{% if %}`") && syntax.contains("mend its syntax"),
+        "{syntax}"
+    );
     assert!(read("description =", "descripton =").contains("cannot read the prompt"));
     assert!(read("\"type\": \"object\",", "\"type\"").contains("is not JSON"));
     assert!(
@@ -221,7 +234,7 @@ fn slips_in_a_template_show_when_it_is_read() {
             "{{ model_response }}",
             "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
         )
-        .contains("cannot render")
+        .contains("too many steps")
     );
 }
 

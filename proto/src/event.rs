@@ -31,6 +31,11 @@ pub enum RunEventKind {
         /// Its name.
         name: String,
     },
+    /// A person had the run go on, under limits and ways to its service LLMs that may be others than before.
+    RunResumed {
+        /// How it had ended or was ending; `Running` where only what it goes on under changed.
+        was: RunStatus,
+    },
     /// A cycle began.
     CycleStarted {
         /// Its number.
@@ -138,4 +143,25 @@ pub enum RunEventKind {
         /// How far.
         progress: Progress,
     },
+}
+
+impl RunEventKind {
+    /// The task it is about, where it is about one.
+    pub fn task_mut(&mut self) -> Option<&mut TaskId> {
+        match self {
+            Self::AttemptStarted { task, .. }
+            | Self::AttemptProgress { task, .. }
+            | Self::AttemptFailed { task, .. }
+            | Self::TaskDone { task, .. }
+            | Self::TaskQuarantined { task, .. }
+            | Self::TaskReleased { task } => Some(task),
+            Self::RunSubmitted { .. }
+            | Self::RunResumed { .. }
+            | Self::CycleStarted { .. }
+            | Self::SubjectScored { .. }
+            | Self::GateDecided { .. }
+            | Self::Curated { .. }
+            | Self::RunEnded { .. } => None,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Invariant: pure; the same event always reads the same.
 
 use llamaduo_data::NanoUsd;
+pub(crate) use llamaduo_data::report::thousands as grouped;
 use llamaduo_proto::event::RunEventKind;
 use llamaduo_proto::ids::{Cycle, TaskId};
 use llamaduo_proto::run::{Cost, MetricScore, Quantization, RunStatus, Scores, Stage, Subject};
@@ -12,6 +13,10 @@ use llamaduo_proto::task::{Failure, FailureKind, Progress, TaskOutput};
 pub(crate) fn sentence(kind: &RunEventKind) -> Option<String> {
     Some(match kind {
         RunEventKind::RunSubmitted { name } => format!("run \"{name}\" begins"),
+        RunEventKind::RunResumed {
+            was: RunStatus::Running,
+        } => "the run goes on under the limits and service LLMs given now".to_owned(),
+        RunEventKind::RunResumed { was } => format!("the run goes on; it had ended before: {}", status(*was)),
         RunEventKind::CycleStarted { cycle: Cycle(0), .. } => {
             "cycle 0: measuring the floor (the untuned base) and the ceiling (the service LLM)".to_owned()
         }
@@ -100,7 +105,7 @@ fn failed(task: &TaskId, failure: &Failure, retry_in_ms: Option<u64>) -> String 
         FailureKind::LeaseExpired => "lost its lease",
         FailureKind::CorruptInput => "found its input damaged",
         FailureKind::ServiceRefused => "cannot use the service LLM",
-        FailureKind::ServiceUnavailable => "could not reach the service LLM",
+        FailureKind::ServiceUnavailable => "is held up by the service LLM",
         FailureKind::BudgetSpent => "stopped at the budget",
         FailureKind::Released => "was given back",
     };
@@ -234,19 +239,6 @@ pub(crate) fn cost(cost: &Cost) -> String {
 /// `1 call`, `12,345 calls`.
 pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(number), if number == 1 { one } else { many })
-}
-
-/// `12,345`.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `45.2 s`, `3 min 07 s`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use llamaduo_proto::Digest;
 use llamaduo_proto::event::RunEventKind;
 use llamaduo_proto::ids::Cycle;
-use llamaduo_proto::run::{RunSpec, RunStatus, Subject};
+use llamaduo_proto::run::{GateRule, RunSpec, RunStatus, Subject};
 use llamaduo_proto::task::TaskStatus;
 
 use super::event::{Action, Aggregate, Aggregated};
@@ -143,7 +143,10 @@ impl Step {
             return;
         }
         if cycle == Cycle(0) {
-            self.start_cycle(spec, Cycle(1));
+            match unreadable(spec, &record.scores) {
+                Some(reason) => self.end(RunStatus::ServiceFailed, &reason),
+                None => self.start_cycle(spec, Cycle(1)),
+            }
             return;
         }
         match &record.gate {
@@ -330,4 +333,32 @@ impl Step {
     fn cycle_mut(&mut self, cycle: Cycle) -> Option<&mut CycleRecord> {
         self.run.cycles.get_mut(&cycle).map(Arc::make_mut)
     }
+}
+
+/// Why no cycle could pass after cycle 0 was scored: none of the judge's replies could be read, or, where the gate
+/// compares with the service LLM, none of those about its answers. To train would be for nothing.
+fn unreadable(spec: &RunSpec, scores: &[Scored]) -> Option<String> {
+    let is_unreadable = |scored: &&Scored| scored.scores.n_verdicts == 0 && 0 < scored.scores.n_unparsed;
+    let n_replies: u32 = scores
+        .iter()
+        .filter(is_unreadable)
+        .map(|scored| scored.scores.n_unparsed)
+        .sum();
+    let compares = matches!(spec.gate.rule, GateRule::Relative { .. });
+    let is_ceiling_unreadable = scores
+        .iter()
+        .filter(is_unreadable)
+        .any(|scored| scored.subject == Subject::Service);
+    let about = if !scores.is_empty() && scores.iter().all(|scored| is_unreadable(&scored)) {
+        ""
+    } else if compares && is_ceiling_unreadable {
+        " about the service LLM's own answers, which the gate compares with,"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "none of the judge's {n_replies} replies{about} could be read as a grade, so no cycle could pass; look at them in \
+         cycles/0/verdicts.jsonl, then begin a new run with another judge.model, or with a judge.prompt that says the form of \
+         the reply"
+    ))
 }

@@ -26,8 +26,10 @@ impl Step {
         if self.run.tasks.get(id).ok_or_else(unknown)?.record.status != TaskStatus::Quarantined {
             return Err(Refusal::NotQuarantined { task: id.clone() });
         }
+        if self.standing() != RunStatus::Running {
+            self.revive();
+        }
         self.release(id);
-        self.revive();
         Ok(())
     }
 
@@ -76,8 +78,16 @@ impl Step {
         !quarantined.is_empty()
     }
 
-    /// Makes an ended or ending run go on.
+    /// How the run has ended or is ending; `Running` where it does neither.
+    fn standing(&self) -> RunStatus {
+        let head = &self.run.head;
+        head.ending.as_ref().map_or(head.status, |ending| ending.status)
+    }
+
+    /// Makes an ended or ending run go on, or one that runs go on under what was amended.
     fn revive(&mut self) {
+        let was = self.standing();
+        self.emit(RunEventKind::RunResumed { was });
         let head = &mut self.run.head;
         head.status = RunStatus::Running;
         head.ending = None;

@@ -4,4 +4,5 @@ mod migration;
 mod placement;
 mod policy;
 mod random;
+mod unreadable;
 pub(crate) mod world;

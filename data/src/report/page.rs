@@ -416,7 +416,7 @@ fn dollars(usd: f64) -> String {
 }
 
 /// A count in groups of three digits.
-pub(super) fn thousands(count: u64) -> String {
+pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

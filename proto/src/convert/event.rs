@@ -47,6 +47,7 @@ impl From<RunEvent> for wire::Event {
 fn kind_name(kind: &Kind) -> &'static str {
     match kind {
         Kind::RunSubmitted(_) => "run_submitted",
+        Kind::RunResumed(_) => "run_resumed",
         Kind::CycleStarted(_) => "cycle_started",
         Kind::AttemptStarted(_) => "attempt_started",
         Kind::AttemptFailed(_) => "attempt_failed",
@@ -75,6 +76,9 @@ impl TryFrom<Kind> for RunEventKind {
         Ok(match kind {
             Kind::RunSubmitted(e) => Self::RunSubmitted {
                 name: text_for_people(e.name),
+            },
+            Kind::RunResumed(e) => Self::RunResumed {
+                was: enumeration::<wire::RunStatus, _>("was", e.was)?,
             },
             Kind::CycleStarted(e) => Self::CycleStarted {
                 cycle: Cycle(e.cycle),
@@ -153,6 +157,9 @@ impl From<RunEventKind> for Kind {
         let stage_number = |stage: Stage| wire::Stage::from(stage).into();
         match kind {
             Event::RunSubmitted { name } => Self::RunSubmitted(wire::RunSubmitted { name }),
+            Event::RunResumed { was } => Self::RunResumed(wire::RunResumed {
+                was: wire::RunStatus::from(was).into(),
+            }),
             Event::CycleStarted { cycle, n_samples } => Self::CycleStarted(wire::CycleStarted {
                 cycle: cycle.0,
                 n_samples,

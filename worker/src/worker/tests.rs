@@ -106,14 +106,26 @@ impl Room {
             .await;
     }
 
-    async fn failure(&self) -> AttemptFailure {
+    /// How the first attempt ended.
+    async fn outcome(&self) -> AttemptOutcome {
         self.coordinator
             .until("an end", |ledger| !ledger.completions.is_empty())
             .await;
         let ledger = self.coordinator.ledger.lock().unwrap();
-        match &ledger.completions[0].outcome {
-            AttemptOutcome::Failed(failure) => failure.clone(),
-            AttemptOutcome::Done(_) => panic!("{ledger:?}"),
+        ledger.completions[0].outcome.clone()
+    }
+
+    async fn failure(&self) -> AttemptFailure {
+        match self.outcome().await {
+            AttemptOutcome::Failed(failure) => failure,
+            AttemptOutcome::Done(result) => panic!("{result:?}"),
+        }
+    }
+
+    async fn result(&self) -> TaskResult {
+        match self.outcome().await {
+            AttemptOutcome::Done(result) => result,
+            AttemptOutcome::Failed(failure) => panic!("{failure:?}"),
         }
     }
 }
@@ -145,17 +157,12 @@ async fn a_judge_task_goes_from_assignment_to_result() {
     ];
     let mut room = Room::new(LEASE, answers).await;
     room.assign("c00-judge-000", room.judge_task(3)).await;
-    room.coordinator
-        .until("an end", |ledger| !ledger.completions.is_empty())
-        .await;
+    let result = room.result().await;
+    let TaskOutput::Judge(output) = result.output else {
+        panic!("{result:?}")
+    };
+    assert_eq!((output.n_graded, output.n_unparsed), (2, 1));
     room.coordinator.change(|ledger| {
-        let AttemptOutcome::Done(result) = &ledger.completions[0].outcome else {
-            panic!("{ledger:?}")
-        };
-        let TaskOutput::Judge(output) = result.output else {
-            panic!("{ledger:?}")
-        };
-        assert_eq!((output.n_graded, output.n_unparsed), (2, 1));
         for digest in [result.manifest, output.verdicts] {
             assert!(ledger.artifacts.contains_key(&digest.to_string()));
         }
@@ -175,23 +182,13 @@ async fn a_synthesize_task_keeps_what_is_malformed() {
     let reply = r#"{"contents": [{"instruction": "q2", "response": "a2"}, {"instruction": "q3"}]}"#;
     let room = Room::new(LEASE, vec![Answer::says(reply)]).await;
     let train = room.store(jsonl::write(&[sample("q", "a")]).unwrap().into_bytes());
-    let curation = llamaduo_proto::run::CurationSettings {
-        near_duplicate_jaccard: 0.7,
-        novelty_rouge_l: 0.7,
-        contamination_rouge_l: 0.6,
-        contamination_run_words: 10,
-        prompt_words_min: 3,
-        prompt_words_max: 1000,
-        response_words_max: 1000,
-        response_json: false,
-    };
     let settings = SynthesisSettings {
         samples_per_cycle: 2,
         pairs_per_call: 2,
         examples_per_call: 1,
         calls_per_task: 1,
         prompt: None,
-        curation,
+        curation: llamaduo_proto::run::CurationSettings::default(),
     };
     let spec = TaskSpec::Synthesize(SynthesizeTask {
         cycle: Cycle(1),
@@ -204,17 +201,12 @@ async fn a_synthesize_task_keeps_what_is_malformed() {
         seed: 1,
     });
     room.assign("c01-synthesize-000", spec).await;
-    room.coordinator
-        .until("an end", |ledger| !ledger.completions.is_empty())
-        .await;
+    let result = room.result().await;
+    let TaskOutput::Synthesize(output) = result.output else {
+        panic!("{result:?}")
+    };
+    assert_eq!((output.n_raw, output.n_malformed), (2, 1));
     room.coordinator.change(|ledger| {
-        let AttemptOutcome::Done(result) = &ledger.completions[0].outcome else {
-            panic!("{ledger:?}")
-        };
-        let TaskOutput::Synthesize(output) = result.output else {
-            panic!("{ledger:?}")
-        };
-        assert_eq!((output.n_raw, output.n_malformed), (2, 1));
         let samples = String::from_utf8(ledger.artifacts[&output.samples.to_string()].clone()).unwrap();
         assert!(
             samples.contains(&sample("q", "a").id().to_string()),

@@ -1,6 +1,7 @@
 //! What the coordinator lets in.
 
 use llamaduo_proto::ids::RequestId;
+use llamaduo_proto::run::RunSpec;
 use llamaduo_proto::view::SubmitRun;
 use llamaduo_proto::wire;
 use llamaduo_proto::wire::artifact_service_client::ArtifactServiceClient;
@@ -125,39 +126,52 @@ async fn a_token_is_asked_for_where_one_is_set() {
         .for_each(|ended| ended.expect("it ends well"));
 }
 
+async fn submit(
+    cluster: &Cluster,
+    request: &str,
+    spec: RunSpec,
+) -> Result<wire::SubmitRunResponse, tonic::Status> {
+    let request = RequestId::new(request).expect("a valid id");
+    let message = wire::SubmitRunRequest::from(SubmitRun { request, spec });
+    let submitted = cluster.client().submit_run(message).await;
+    submitted.map(tonic::Response::into_inner)
+}
+
 #[tokio::test]
-async fn a_submission_is_made_once_and_checked_before_anything_is_spent() {
+async fn a_submission_is_made_once() {
     let cluster = Cluster::start().await;
-    let submit = |request: &str, spec| {
-        let request = RequestId::new(request).expect("a valid id");
-        let message = wire::SubmitRunRequest::from(SubmitRun { request, spec });
-        let mut client = cluster.client();
-        async move { client.submit_run(message).await.map(tonic::Response::into_inner) }
-    };
-    let first = submit("a", cluster.spec()).await.expect("accepted");
-    let again = submit("a", cluster.spec()).await.expect("accepted");
+    let first = submit(&cluster, "a", cluster.spec()).await.expect("accepted");
+    let again = submit(&cluster, "a", cluster.spec()).await.expect("accepted");
     assert_eq!(
         (first.created, again.created, &first.run_id),
         (true, false, &again.run_id)
     );
     let mut limited = cluster.spec();
     limited.budget.calls_max = Some(7);
-    let again = submit("a", limited).await.expect("a resume may change limits");
+    let again = submit(&cluster, "a", limited)
+        .await
+        .expect("a resume may change limits");
     assert_eq!((again.created, &again.run_id), (false, &first.run_id));
     let mut spec = cluster.spec();
     spec.seed += 1;
-    let refused = submit("a", spec).await.expect_err("it is another run");
+    let refused = submit(&cluster, "a", spec).await.expect_err("it is another run");
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::AlreadyExists, "REQUEST_REUSED")
     );
     assert!(refused.message().contains(&first.run_id), "{}", refused.message());
-    let other = submit("b", cluster.spec()).await.expect("accepted");
+    let other = submit(&cluster, "b", cluster.spec()).await.expect("accepted");
     assert_ne!(first.run_id, other.run_id);
+}
 
+#[tokio::test]
+async fn a_submission_is_checked_before_anything_is_spent() {
+    let cluster = Cluster::start().await;
     let mut spec = cluster.spec();
     spec.coverage.n_test += 1;
-    let refused = submit("c", spec).await.expect_err("the number of rows is wrong");
+    let refused = submit(&cluster, "a", spec)
+        .await
+        .expect_err("the number of rows is wrong");
     assert!(
         refused
             .message()
@@ -167,7 +181,7 @@ async fn a_submission_is_made_once_and_checked_before_anything_is_spent() {
     );
     let mut spec = cluster.spec();
     spec.coverage.train = spec.coverage.test;
-    let refused = submit("d", spec)
+    let refused = submit(&cluster, "b", spec)
         .await
         .expect_err("it would train on the test split");
     let field = refused
@@ -183,27 +197,32 @@ async fn a_submission_is_made_once_and_checked_before_anything_is_spent() {
         .artifacts
         .put(b"{\"messages\": []}\nnot JSON\n")
         .expect("stored");
-    let refused = submit("e", spec).await.expect_err("a row is malformed");
+    let refused = submit(&cluster, "c", spec).await.expect_err("a row is malformed");
     assert!(refused.message().contains("line 1"), "{}", refused.message());
+}
 
+#[tokio::test]
+async fn runs_are_listed_page_by_page() {
+    let cluster = Cluster::start().await;
+    let mut submitted = Vec::new();
+    for request in ["a", "b"] {
+        let run = submit(&cluster, request, cluster.spec()).await.expect("accepted");
+        submitted.push(run.run_id);
+    }
     let list = |page_size, page_token: String| {
         let mut client = cluster.client();
-        async move {
-            client
-                .list_runs(wire::ListRunsRequest {
-                    page_size,
-                    page_token,
-                })
-                .await
-        }
+        let request = wire::ListRunsRequest {
+            page_size,
+            page_token,
+        };
+        async move { client.list_runs(request).await.map(tonic::Response::into_inner) }
     };
-    let page = list(1, String::new()).await.expect("answered").into_inner();
-    let rest = list(1, page.next_page_token.clone())
-        .await
-        .expect("answered")
-        .into_inner();
-    let ids = [&page.runs[0].run_id, &rest.runs[0].run_id];
-    assert!(ids.contains(&&first.run_id) && ids.contains(&&other.run_id));
+    let page = list(1, String::new()).await.expect("answered");
+    let rest = list(1, page.next_page_token.clone()).await.expect("answered");
+    let mut listed = vec![page.runs[0].run_id.clone(), rest.runs[0].run_id.clone()];
+    listed.sort();
+    submitted.sort();
+    assert_eq!(listed, submitted);
     assert!(rest.next_page_token.is_empty());
     let refused = list(1, "nonsense".to_owned()).await.expect_err("no such page");
     assert_eq!(reason(&refused), "INVALID_ARGUMENT");

@@ -99,6 +99,16 @@ fn a_run_that_never_passes_ends_after_its_cycles_and_can_be_given_more() {
         ..Amendment::default()
     };
     world.step(Event::Resume(more)).expect("it has cycles again");
+    let told: Vec<&RunEventKind> = world.run.journal.iter().map(|event| &event.kind).collect();
+    assert!(
+        matches!(
+            told[0],
+            RunEventKind::RunResumed {
+                was: RunStatus::GateNotReached
+            }
+        ),
+        "{told:?}"
+    );
     world.do_all();
     assert_eq!(
         (world.run.head.status, world.run.head.cycle),

@@ -405,7 +405,7 @@ impl Draw {
             self.cycle(),
             AttemptNumber(self.count(4)),
         );
-        let kind = match self.below(12) {
+        let kind = match self.below(13) {
             0 => RunEventKind::RunSubmitted { name: self.text() },
             1 => RunEventKind::CycleStarted {
                 cycle,
@@ -463,6 +463,9 @@ impl Draw {
                 ]),
                 reason: self.text(),
                 report: self.maybe(Self::digest),
+            },
+            11 => RunEventKind::RunResumed {
+                was: self.pick(&[RunStatus::Running, RunStatus::BudgetSpent, RunStatus::Cancelled]),
             },
             _ => RunEventKind::AttemptProgress {
                 task,

@@ -67,6 +67,10 @@ pub(super) fn failure(name: &str, status: u16, hints: Hints, error: &ErrorBody) 
             "check the API key and what it is allowed to do",
         ),
         404 => (FailureClass::Refused, "check base_url and the model's name"),
+        405 | 501 | 505 => (
+            FailureClass::Refused,
+            "it does not speak OpenAI's chat completions there; set base_url to where they are",
+        ),
         300..=399 => (
             FailureClass::Refused,
             "it sends elsewhere, which is not followed; set base_url to the final address",

@@ -12,7 +12,10 @@ const WORDS_MAX: usize = 400;
 
 /// Reads a reply's body. `Err` says what is wrong with it.
 pub(super) fn read_reply(body: &[u8]) -> Result<ChatReply, String> {
-    let reply: Value = serde_json::from_slice(body).map_err(|error| format!("it is not JSON ({error})"))?;
+    let reply: Value = serde_json::from_slice(body).map_err(|error| match is_page(body) {
+        true => format!("it is {}; check base_url", in_words(body)),
+        false => format!("it is not JSON ({error})"),
+    })?;
     let choice = reply
         .get("choices")
         .and_then(|choices| choices.get(0))
@@ -74,7 +77,7 @@ impl ErrorBody {
         match serde_json::from_slice::<Value>(body) {
             Ok(value) => Self::from_value(&value),
             Err(_) => Self {
-                message: cut(&String::from_utf8_lossy(body)),
+                message: in_words(body),
                 codes: Vec::new(),
             },
         }
@@ -142,6 +145,37 @@ impl ErrorBody {
             .filter_map(|code| code.parse().ok())
             .find(|status| (400..600).contains(status))
     }
+}
+
+/// What of a page is kept in a message: its title says enough.
+const PAGE_WORDS_MAX: usize = 120;
+
+fn is_page(body: &[u8]) -> bool {
+    let begin = String::from_utf8_lossy(&body[..body.len().min(WORDS_MAX)]).to_ascii_lowercase();
+    begin.trim_start().starts_with('<') && (begin.contains("<html") || begin.contains("<!doctype"))
+}
+
+/// A body that is not JSON: its text, and of a page for browsers what one would read there.
+fn in_words(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    if !is_page(body) {
+        return cut(&text);
+    }
+    let mut words = String::new();
+    for part in text.split('<').skip(1) {
+        let (tag, shown) = part.split_once('>').unwrap_or((part, ""));
+        let tag = tag.to_ascii_lowercase();
+        if !tag.starts_with("style") && !tag.starts_with("script") {
+            words.push_str(shown);
+            words.push(' ');
+        }
+        if PAGE_WORDS_MAX * 4 < words.len() {
+            break;
+        }
+    }
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words: String = words.chars().take(PAGE_WORDS_MAX).collect();
+    format!("a web page that says \"{}\"", cut(&words))
 }
 
 fn cut(text: &str) -> String {

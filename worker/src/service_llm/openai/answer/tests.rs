@@ -63,6 +63,8 @@ fn the_table_of_statuses() {
         FailureClass::Refused
     );
     assert_eq!(class(302, ""), FailureClass::Refused);
+    assert_eq!(class(501, ""), FailureClass::Refused);
+    assert_eq!(class(405, ""), FailureClass::Refused);
     assert_eq!(
         class(
             400,
@@ -84,4 +86,29 @@ fn the_service_may_overrule_the_table() {
     assert_eq!(say(500, false), FailureClass::BadRequest);
     assert_eq!(say(400, true), FailureClass::Transient);
     assert_eq!(say(401, true), FailureClass::Refused);
+}
+
+#[test]
+fn a_web_page_is_told_in_its_words() {
+    let page = "<!DOCTYPE HTML>\n<html><head><style>p { x }</style><title>Error response</title></head>\n\
+                <body><h1>Error</h1><p>Code: 501 <b>Unsupported method</b></p></body></html>";
+    let failure = failure(
+        "service",
+        501,
+        Hints::default(),
+        &ErrorBody::read(page.as_bytes()),
+    );
+    assert!(
+        failure
+            .message
+            .contains("\"Error response Error Code: 501 Unsupported method\""),
+        "{}",
+        failure.message
+    );
+    for markup in ["<", "p { x }"] {
+        assert!(!failure.message.contains(markup), "{}", failure.message);
+    }
+    let endless = format!("<html>{}", "<p>word</p>".repeat(100_000));
+    assert!(ErrorBody::read(endless.as_bytes()).message.len() < 200);
+    assert_eq!(ErrorBody::read(b"<oops").message, "<oops", "no page");
 }
