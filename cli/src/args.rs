@@ -3,8 +3,9 @@
 //! Invariant: only shapes and defaults live here; what a command does lives in `commands`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::sections::Quant;
@@ -25,6 +26,26 @@ pub(crate) struct Arguments {
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage or config, 3 gate not reached, 4 budget spent, \
                           5 service failure, 130 interrupted.";
+
+/// What to add to the parser's words about a file that stands alone on the command line.
+pub(crate) fn tip(error: &clap::Error) -> Option<String> {
+    let unknown = match (error.kind(), error.get(ContextKind::InvalidArg)?) {
+        (ErrorKind::UnknownArgument, ContextValue::String(unknown)) => unknown,
+        _ => return None,
+    };
+    let is_file = !unknown.starts_with('-') && (unknown.contains(['.', '/']) || Path::new(unknown).exists());
+    let option = match Path::new(unknown)
+        .extension()
+        .and_then(|extension| extension.to_str())
+    {
+        Some("gguf") => "--model",
+        Some("jsonl" | "json") => "--data, --messages, --responses or --samples",
+        Some("toml") => "--config",
+        _ => "its option",
+    };
+    is_file
+        .then(|| format!("\n  tip: files are given by name: put {option} before {unknown}, as --help lists"))
+}
 
 /// How results are printed on stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -122,11 +143,29 @@ pub(crate) struct Remote {
         long,
         value_name = "URL",
         env = "LLAMADUO_COORDINATOR",
-        default_value = "http://127.0.0.1:7400"
+        default_value = "http://127.0.0.1:7400",
+        value_parser = coordinator_url
     )]
     pub(crate) coordinator: String,
     #[command(flatten)]
     pub(crate) token: TokenFile,
+}
+
+/// An address as people write it: `host:port` is as good as `http://host:port`.
+fn coordinator_url(text: &str) -> Result<String, String> {
+    let text = text.trim().trim_end_matches('/');
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    if scheme != "http" {
+        return Err("a coordinator is reached by http://HOST:PORT; there is no TLS yet".to_owned());
+    }
+    let has_port = rest.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_host = !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+        is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if !has_port {
+        return Err("name a host and a port, for example http://127.0.0.1:7400".to_owned());
+    }
+    Ok(format!("http://{rest}"))
 }
 
 /// The bearer token of a coordinator.
@@ -239,7 +278,7 @@ pub(crate) struct Cancel {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StageArguments {
     /// Let a coordinator's workers do it; without it this process does.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = coordinator_url)]
     pub(crate) coordinator: Option<String>,
     #[command(flatten)]
     pub(crate) token: TokenFile,

@@ -74,10 +74,26 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect().await.map_err(failed)?;
         let bearer = Bearer(bearer);
-        Ok(Self {
+        let client = Self {
             runs: RunServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             artifacts: ArtifactServiceClient::with_interceptor(channel, bearer),
-        })
+        };
+        client.check(url).await?;
+        Ok(client)
+    }
+
+    /// Whether it is a coordinator that answers, and lets this client in.
+    async fn check(&self, url: &str) -> Result<()> {
+        let answer = self.runs.clone().list_workers(wire::ListWorkersRequest {}).await;
+        match answer {
+            Ok(_) => Ok(()),
+            // A coordinator names the reason of each refusal in the details.
+            Err(status) if status.details().is_empty() => Err(Error::NoCoordinator {
+                url: url.to_owned(),
+                problem: status.message().to_owned(),
+            }),
+            Err(status) => Err(refused("use the coordinator")(status)),
+        }
     }
 
     /// Starts a migration; its artifacts must be there. The flag says whether the request made it now.

@@ -108,8 +108,14 @@ async fn open(state: &Path) -> Result<coordinator::Coordinator> {
         .map_err(coordinator_error)
 }
 
+/// In the words of a command that has no coordinator as far as its user knows.
 fn coordinator_error(error: coordinator::Error) -> Error {
-    Error::Coordinator(Box::new(error))
+    match error {
+        coordinator::Error::InUse { directory, holder } => Error::InUse { directory, holder },
+        coordinator::Error::State { source } => Error::Local(Box::new(source)),
+        coordinator::Error::Artifacts { source } => Error::Local(Box::new(source)),
+        other => Error::Local(Box::new(other)),
+    }
 }
 
 fn run_worker(
@@ -119,7 +125,7 @@ fn run_worker(
 ) -> impl Future<Output = Result<()>> + Send + 'static {
     let (directory, artifacts) = (state.join("worker"), state.join("artifacts"));
     async move {
-        let failed = |error| Error::Worker(Box::new(error));
+        let failed = |error| Error::Local(Box::new(error));
         let id = WorkerId::new("local").map_err(|error| Error::Usage(error.to_string()))?;
         let mut options = worker::Options::new(&url, id, directory).map_err(failed)?;
         options.shared_artifacts = Some(artifacts);

@@ -76,6 +76,13 @@ impl RunDirectory {
         self.state().join("run.json").exists()
     }
 
+    /// Whether the last thing that happened to the run here, as its log tells, was its end. A run that is gone on with has
+    /// a report that is older than itself.
+    pub(crate) fn has_ended(&self) -> Result<bool> {
+        let (_, ended, _) = read_log(&self.root.join("events.jsonl"))?;
+        Ok(ended)
+    }
+
     /// Writes the record.
     pub(crate) fn set_record(&self, record: &RunRecord) -> Result<()> {
         write_json(&self.state().join("run.json"), record)
@@ -100,24 +107,7 @@ impl EventLog {
     /// Opens the log in `directory` after its last whole event; what a crash left of a line is cut off.
     pub(crate) fn open(directory: &RunDirectory) -> Result<Self> {
         let path = directory.root.join("events.jsonl");
-        // As bytes: what a crash left of the last line may end inside a character.
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(Error::Read { path, source }),
-        };
-        let (mut next_seq, mut ended, mut bytes) = (1, false, 0);
-        let lines = text.split_inclusive(|byte| *byte == b'\n');
-        for line in lines.filter(|line| line.ends_with(b"\n")) {
-            match serde_json::from_slice::<RunEvent>(line) {
-                Ok(event) if event.seq == next_seq => {
-                    next_seq += 1;
-                    bytes += line.len() as u64;
-                    ended = matches!(event.kind, RunEventKind::RunEnded { .. });
-                }
-                _ => break,
-            }
-        }
+        let (next_seq, ended, bytes) = read_log(&path)?;
         let write = |source| Error::Write {
             path: path.clone(),
             source,
@@ -165,6 +155,34 @@ impl EventLog {
         self.ended = matches!(event.kind, RunEventKind::RunEnded { .. });
         Ok(())
     }
+}
+
+/// The number after the last whole event of a log, whether that is the run's end, and where it ends in the file.
+fn read_log(path: &Path) -> Result<(u64, bool, u64)> {
+    // As bytes: what a crash left of the last line may end inside a character.
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => {
+            return Err(Error::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let (mut next_seq, mut ended, mut bytes) = (1, false, 0);
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    for line in lines.filter(|line| line.ends_with(b"\n")) {
+        match serde_json::from_slice::<RunEvent>(line) {
+            Ok(event) if event.seq == next_seq => {
+                next_seq += 1;
+                bytes += line.len() as u64;
+                ended = matches!(event.kind, RunEventKind::RunEnded { .. });
+            }
+            _ => break,
+        }
+    }
+    Ok((next_seq, ended, bytes))
 }
 
 /// Makes a directory with its parents.

@@ -25,7 +25,7 @@ pub(crate) enum Error {
     #[error("cannot use the input")]
     Input(#[source] Box<llamaduo_data::Error>),
     /// A file that cannot be read.
-    #[error("cannot read {path}; check that it exists and may be read")]
+    #[error("cannot read {path}; {}", advice(source))]
     Read {
         path: PathBuf,
         #[source]
@@ -55,6 +55,24 @@ pub(crate) enum Error {
         #[source]
         source: tonic::transport::Error,
     },
+    /// Something else.
+    #[error(
+        "what answers at {url} is no coordinator ({problem}); name the address that `llamaduo coordinator` printed with \
+         --coordinator"
+    )]
+    NoCoordinator { url: String, problem: String },
+    /// Another process of this program has the directory.
+    #[error(
+        "{directory} is in use by another llamaduo command ({holder}); wait for it or stop it, or name another directory \
+         with --out"
+    )]
+    InUse {
+        directory: PathBuf,
+        holder: llamaduo_artifacts::Holder,
+    },
+    /// What a command in this process keeps.
+    #[error("this command cannot go on")]
+    Local(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The coordinator refused.
     #[error("cannot {doing}: {message}")]
     Refused {
@@ -125,6 +143,9 @@ impl Error {
             | Self::Damaged { .. }
             | Self::Stdout(_)
             | Self::Connect { .. }
+            | Self::NoCoordinator { .. }
+            | Self::InUse { .. }
+            | Self::Local(_)
             | Self::Refused { .. }
             | Self::Protocol(_)
             | Self::Artifact { .. }
@@ -136,6 +157,17 @@ impl Error {
             | Self::Listen { .. }
             | Self::Stopped { .. } => Exit::Failed,
         }
+    }
+}
+
+/// What to do about a file that cannot be read.
+fn advice(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::InvalidData => {
+            "it holds no text, so it is another kind of file than is wanted here"
+        }
+        std::io::ErrorKind::IsADirectory => "name a file in it",
+        _ => "check that it exists and may be read",
     }
 }
 

@@ -31,6 +31,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no failure; a stream that is gone cannot be told so.
             error.print().unwrap_or_default();
+            if let Some(tip) = args::tip(&error) {
+                Output::new(args::Format::Text).line(&tip);
+            }
             return ExitCode::from(if error.use_stderr() { Exit::Usage.code() } else { 0 });
         }
     };

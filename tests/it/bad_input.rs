@@ -243,6 +243,13 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
     );
     assert!(service.requests().len() <= 10);
 
+    let mut fewer = site.run("out", service.url(), &["run.cycles_max=1"]);
+    refused(
+        &mut fewer,
+        2,
+        &["may use 2 cycles", "run.cycles_max is 1 now", "not fewer"],
+    );
+
     // What the run was given with --set, the address of the service too, is remembered.
     let mut resume = llamaduo();
     resume.args([
@@ -259,6 +266,22 @@ fn a_spent_budget_stops_the_run_until_it_is_raised() {
     let run = site.files("out");
     assert_gapless(&run.events());
     assert_same_end(&run, &whole);
+    let told = fs::read_to_string(site.path("out/events.jsonl")).unwrap();
+    assert!(
+        told.contains("\"run_resumed\",\"was\":\"budget_spent\""),
+        "{told}"
+    );
+    let report = || {
+        let output = process::run(llamaduo().arg("report").arg(site.path("out")));
+        assert_eq!(output.code(), 0, "{}", output.stderr);
+        output.stderr.contains("goes on since this report was made")
+    };
+    assert!(!report());
+    // As while it is gone on with: the report is of when it had ended before.
+    let end = told.trim_end().rfind('\n').unwrap() + 1;
+    site.write("out/events.jsonl", &told[..end]);
+    assert!(report());
+    site.write("out/events.jsonl", &told);
 
     let mut nothing = site.run("elsewhere", service.url(), &[]);
     refused(nothing.arg("--resume"), 2, &["elsewhere", "no run to resume"]);

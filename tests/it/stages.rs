@@ -5,7 +5,7 @@
 use std::fs;
 
 use llamaduo_tests::process::{self, Output, llamaduo};
-use llamaduo_tests::service::Service;
+use llamaduo_tests::service::{FaultRates, Options, Service};
 use llamaduo_tests::site::Site;
 use serde_json::Value;
 
@@ -20,6 +20,17 @@ fn stage(site: &Site, service_url: &str, words: &[&str], settings: &[&str]) -> O
 fn json(output: &Output) -> Value {
     assert_eq!(output.code(), 0, "{}\n{}", output.stdout, output.stderr);
     serde_json::from_str(&output.stdout).unwrap()
+}
+
+/// Wrong input, told of before anything was printed.
+fn assert_refused(output: &Output, said: &str) {
+    assert_eq!(
+        (output.code(), output.stdout.as_str()),
+        (2, ""),
+        "{}",
+        output.stderr
+    );
+    assert!(output.stderr.contains(said), "{}", output.stderr);
 }
 
 #[test]
@@ -90,13 +101,7 @@ fn models_and_files_that_are_missing_are_wrong_input_everywhere() {
     }
     let refused = |words: &[&str], said: &str| {
         let output = process::run(llamaduo().args(words).current_dir(site.root()));
-        assert_eq!(
-            (output.code(), output.stdout.as_str()),
-            (2, ""),
-            "{}",
-            output.stderr
-        );
-        assert!(output.stderr.contains(said), "{}", output.stderr);
+        assert_refused(&output, said);
     };
     fs::create_dir(site.path("empty")).unwrap();
     refused(&["generate", "--prompt", "a", "--model", "./nowhere"], "nowhere");
@@ -228,5 +233,78 @@ fn benches_print_what_they_measured() {
         too_long.stderr.contains("lower --prompt-tokens"),
         "{}",
         too_long.stderr
+    );
+}
+
+#[test]
+fn a_place_that_cannot_take_the_result_is_refused_before_the_work() {
+    let site = Site::new();
+    fs::create_dir(site.path("there")).unwrap();
+    site.write("file", "");
+    for (words, said) in [
+        (["infer", "--out", "there"], "such as there/responses.jsonl"),
+        (["train", "--out", "file"], "name a directory"),
+    ] {
+        let output = stage(&site, "http://127.0.0.1:9/v1", &words, &[]);
+        assert_eq!(
+            (output.code(), output.stdout.as_str()),
+            (2, ""),
+            "{}",
+            output.stderr
+        );
+        assert!(output.stderr.contains(said), "{}", output.stderr);
+    }
+    assert!(!site.path(".llamaduo").exists(), "nothing was begun");
+}
+
+#[test]
+fn what_serves_no_next_stage_does_not_end_well() {
+    let site = Site::new();
+    let mut unreadable = Options::new(0);
+    unreadable.faults = FaultRates {
+        broken_content: 1.0,
+        ..FaultRates::NONE
+    };
+    let service = Service::start(unreadable);
+    assert_eq!(stage(&site, service.url(), &["infer"], &[]).code(), 0);
+    for _ in 0..2 {
+        let judged = stage(&site, service.url(), &["judge"], &[]);
+        assert_eq!(judged.code(), 5, "{}\n{}", judged.stdout, judged.stderr);
+        assert!(
+            judged
+                .stderr
+                .contains("none of the judge's 6 replies could be read"),
+            "{}",
+            judged.stderr
+        );
+    }
+    let verdicts = fs::read_to_string(site.path("verdicts.jsonl")).unwrap();
+    assert_eq!(verdicts.matches("unparsed").count(), 6, "{verdicts}");
+
+    let run = process::run(&mut site.run("out", service.url(), &[]));
+    assert_eq!(run.code(), 5, "{}\n{}", run.stdout, run.stderr);
+    let printed: Value = serde_json::from_str(&run.stdout).unwrap();
+    let reason = printed["reason"].as_str().unwrap();
+    assert!(reason.contains("none of the judge's 12 replies"), "{reason}");
+    assert!(
+        !site.path("out/adapter").exists(),
+        "nothing was trained for nothing"
+    );
+
+    let service = Service::start_reliable();
+    let nothing = ["synthesis.curation.prompt_words_min=999"];
+    let synthesized = stage(&site, service.url(), &["synth"], &nothing);
+    assert_eq!(
+        synthesized.code(),
+        3,
+        "{}\n{}",
+        synthesized.stdout,
+        synthesized.stderr
+    );
+    assert!(
+        synthesized.stderr.contains("nothing to train on")
+            && synthesized.stderr.contains("samples.dropped.jsonl"),
+        "{}",
+        synthesized.stderr
     );
 }

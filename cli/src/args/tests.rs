@@ -68,3 +68,50 @@ fn output_is_json_wherever_the_flag_stands() {
         assert_eq!(parse(words).unwrap().output, Format::Json, "{words}");
     }
 }
+
+#[test]
+fn a_coordinator_is_named_by_host_and_port() {
+    for text in [
+        "127.0.0.1:7400",
+        "http://127.0.0.1:7400",
+        " http://127.0.0.1:7400/ ",
+    ] {
+        assert_eq!(
+            coordinator_url(text).as_deref(),
+            Ok("http://127.0.0.1:7400"),
+            "{text}"
+        );
+    }
+    assert_eq!(coordinator_url("[::1]:7400").as_deref(), Ok("http://[::1]:7400"));
+    for text in [
+        "",
+        "localhost",
+        "http://localhost",
+        "http://:7400",
+        "http://a:b",
+        "http://a:0",
+        "http://a/b:1",
+        "https://a:1",
+        "ftp://a:1",
+    ] {
+        assert!(coordinator_url(text).is_err(), "{text}");
+    }
+    assert!(coordinator_url("https://a:1").unwrap_err().contains("TLS"));
+    let error = parse("llamaduo status --coordinator https://a:1").unwrap_err();
+    assert!(error.to_string().contains("TLS"), "{error}");
+}
+
+#[test]
+fn a_file_that_stands_alone_is_given_its_option() {
+    let tip_on = |words: &str| tip(&parse(words).unwrap_err());
+    let model = tip_on("llamaduo eval model.gguf --data rows.jsonl").unwrap();
+    assert!(model.contains("put --model before model.gguf"), "{model}");
+    let rows = tip_on("llamaduo eval --model m rows.jsonl").unwrap();
+    assert!(rows.contains("--data"), "{rows}");
+    assert_eq!(tip_on("llamaduo eval --modle m"), None);
+    assert_eq!(
+        tip_on("llamaduo eval"),
+        None,
+        "something is missing, nothing is unknown"
+    );
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::RunId;
+use llamaduo_proto::run::RunStatus;
 use llamaduo_proto::wire;
 use tonic::{Code, Status};
 
@@ -21,6 +22,10 @@ const BREAKS_MAX: u32 = 60;
 const BREAK_PAUSE: Duration = Duration::from_secs(2);
 
 impl Client {
+    async fn has_ended(&self, run: &RunId) -> Result<bool> {
+        Ok(self.run(run).await?.run.status != RunStatus::Running)
+    }
+
     /// Hands every event of `run` from number `from` on to `observe`, with progress between them, until the run has
     /// ended or `observe` breaks. The end of a run that was gone on with is an event as any other.
     pub(crate) async fn follow(
@@ -42,11 +47,14 @@ impl Client {
                 Err(status) => status,
                 Ok(answer) => {
                     let mut stream = answer.into_inner();
+                    let asked_from = next_seq;
                     loop {
                         match stream.message().await {
                             Err(status) => break status,
                             // The coordinator ends the stream once the run has ended and all is told.
                             Ok(None) if has_ended => return Ok(()),
+                            // Nothing follows a number beyond the last event of a run that has ended.
+                            Ok(None) if next_seq == asked_from && self.has_ended(run).await? => return Ok(()),
                             Ok(None) => break Status::unavailable("the stream of events ended early"),
                             Ok(Some(message)) => {
                                 let event =

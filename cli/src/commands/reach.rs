@@ -15,8 +15,8 @@ use crate::output::Output;
 type Named<'a> = (&'static str, &'a ServiceLlmSpec);
 
 /// Before a run in this process. A run that is gone on with may have hours of local work before it, so a service that
-/// is away at the moment is only told of.
-pub(super) async fn before_run(spec: &RunSpec, directory: &RunDirectory, output: &Output) -> Result<()> {
+/// is away at the moment is only told of. Gives whether the run is over and only its outcome is left to print.
+pub(super) async fn before_run(spec: &RunSpec, directory: &RunDirectory, output: &Output) -> Result<bool> {
     let record = directory.record()?;
     if let Some(record) = &record
         && is_over(
@@ -25,19 +25,32 @@ pub(super) async fn before_run(spec: &RunSpec, directory: &RunDirectory, output:
             spec.cycles_max,
         )?
     {
-        return Ok(());
+        return Ok(true);
     }
-    let services = [("service", &spec.service_llm), ("judge", &spec.judge_llm)];
+    let services = services_of(spec);
     check_keys(&services)?;
     match check_listeners(&services).await {
         Err(Error::Service(message)) if record.is_some() => {
             output.line(&format!(
                 "warning: {message}; the run goes on, and ends early if it is still away when it is needed"
             ));
-            Ok(())
         }
-        checked => checked,
+        checked => checked?,
     }
+    Ok(false)
+}
+
+/// Before a run that workers elsewhere do: what this machine cannot reach they may.
+pub(super) async fn from_here(spec: &RunSpec, output: &Output) {
+    if let Err(error) = check_listeners(&services_of(spec)).await {
+        output.line(&format!(
+            "note: seen from this machine, {error}; the run is submitted, since its workers may reach it"
+        ));
+    }
+}
+
+fn services_of(spec: &RunSpec) -> [Named<'_>; 2] {
+    [("service", &spec.service_llm), ("judge", &spec.judge_llm)]
 }
 
 /// Before a single task in this process.
@@ -57,6 +70,10 @@ pub(super) async fn before_task(spec: &TaskSpec) -> Result<()> {
 
 /// Whether the run has ended and the same command will only print what it came to.
 fn is_over(directory: &RunDirectory, cycles_before: u32, cycles_now: u32) -> Result<bool> {
+    if !directory.has_ended()? {
+        // A report that is there is of before it was gone on with.
+        return Ok(false);
+    }
     let status = directory.report()?.map(|report| report["status"].clone());
     let status = status.as_ref().and_then(|status| status.as_str());
     Ok(match status {
@@ -86,17 +103,21 @@ fn check_keys(services: &[Named<'_>]) -> Result<()> {
 
 async fn check_listeners(services: &[Named<'_>]) -> Result<()> {
     let mut seen: Vec<&Option<String>> = Vec::new();
+    let mut problems = Vec::new();
     for (section, spec) in services {
         if seen.contains(&&spec.base_url) {
             continue;
         }
         seen.push(&spec.base_url);
-        check::reachable(spec).await.map_err(|problem| {
-            Error::Service(format!(
+        if let Err(problem) = check::reachable(spec).await {
+            problems.push(format!(
                 "the service LLM {} ([{section}]) cannot be reached: {problem}",
                 spec.model
-            ))
-        })?;
+            ));
+        }
     }
-    Ok(())
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Service(problems.join("; "))),
+    }
 }

@@ -76,8 +76,10 @@ pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
     let mut interrupts = Interrupts::new()?;
     let mut progress = Progress::new(output, &client.run(&run).await?.run.name);
     let mut bar = Bar::default();
+    let mut n_told = 0_u64;
     let follow = client.follow(&run, arguments.from, async |event| {
         if event.seq != 0 {
+            n_told += 1;
             match output.format() {
                 Format::Json => output.result(&event, String::new)?,
                 Format::Text => {
@@ -96,6 +98,12 @@ pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
         () = interrupts.next() => return Err(Error::Interrupted),
     }
     progress.end();
+    if n_told == 0 {
+        output.line(&format!(
+            "{run} has ended and has no event number {} or later; without --from they are all shown",
+            arguments.from
+        ));
+    }
     Ok(Exit::of_run(client.run(&run).await?.run.status))
 }
 

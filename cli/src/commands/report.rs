@@ -34,6 +34,12 @@ pub(super) async fn report(arguments: &args::Report, output: &Output) -> Result<
     let Some(report) = run.report()? else {
         return Err(without_report(&run));
     };
+    if run.holds_run() && !run.has_ended()? {
+        output.line(&format!(
+            "the run in {} goes on since this report was made; when it ends again there is a newer one",
+            directory.display()
+        ));
+    }
     rewrite_page(&directory, &report)?;
     output.result(&report, || table::report_text(&report, &directory))?;
     Ok(Exit::Ok)

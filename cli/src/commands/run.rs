@@ -66,7 +66,15 @@ fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
 
 /// Runs the plan in `out`, or goes on with the run that is there, and prints what it came to.
 pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<Exit> {
-    reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
+    let is_over = reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
+    if !is_over && let Some(record) = RunDirectory::existing(out).record()? {
+        let allowed = record.cycles_max.unwrap_or(record.spec.cycles_max);
+        resume::refuse_fewer_cycles(
+            &format!("the run in {}", out.display()),
+            allowed,
+            plan.spec.cycles_max,
+        )?;
+    }
     let directory = RunDirectory::create(out)?;
     if let Some(record) = directory.record()? {
         refuse_other_run(&record, &plan, out)?;

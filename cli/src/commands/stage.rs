@@ -73,6 +73,18 @@ impl<'a> Inputs<'a> {
         llm
     }
 
+    /// Has the task done and its result written to `out`.
+    async fn have_done(
+        self,
+        spec: TaskSpec,
+        out: &'a Path,
+        stage: &StageArguments,
+        output: &Output,
+    ) -> Result<Exit> {
+        let inputs = self;
+        Stage { spec, inputs, out }.run(stage, output).await
+    }
+
     fn n_test(&self) -> u32 {
         // The import's bound on bytes keeps rows far below this.
         u32::try_from(self.test.1.len()).unwrap_or(u32::MAX)
@@ -111,13 +123,9 @@ pub(super) async fn train(arguments: &Train, output: &Output) -> Result<Exit> {
         seed: inputs.config.run.seed,
         init_adapter: None,
     });
-    Stage {
-        spec,
-        inputs,
-        out: &arguments.out,
-    }
-    .run(&arguments.stage, output)
-    .await
+    inputs
+        .have_done(spec, &arguments.out, &arguments.stage, output)
+        .await
 }
 
 /// Samples as `synth` and a run write them, else rows as a coverage dataset has them.
@@ -191,13 +199,9 @@ pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
         settings,
         seed: inputs.config.run.seed,
     });
-    Stage {
-        spec,
-        inputs,
-        out: &arguments.out,
-    }
-    .run(&arguments.stage, output)
-    .await
+    inputs
+        .have_done(spec, &arguments.out, &arguments.stage, output)
+        .await
 }
 
 /// An adapter's directory as artifacts: its files and the manifest that names them.
@@ -253,13 +257,9 @@ pub(super) async fn judge(arguments: &Judge, output: &Output) -> Result<Exit> {
         responses,
         settings,
     });
-    Stage {
-        spec,
-        inputs,
-        out: &arguments.out,
-    }
-    .run(&arguments.stage, output)
-    .await
+    inputs
+        .have_done(spec, &arguments.out, &arguments.stage, output)
+        .await
 }
 
 /// `synth`.
@@ -284,13 +284,9 @@ pub(super) async fn synth(arguments: &Synth, output: &Output) -> Result<Exit> {
         topic: inputs.config.task.topic.clone(),
         seed: inputs.config.run.seed,
     });
-    Stage {
-        spec,
-        inputs,
-        out: &arguments.out,
-    }
-    .run(&arguments.stage, output)
-    .await
+    inputs
+        .have_done(spec, &arguments.out, &arguments.stage, output)
+        .await
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {

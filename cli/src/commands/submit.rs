@@ -6,6 +6,7 @@ use llamaduo_proto::ids::{RequestId, RunId};
 use llamaduo_proto::run::RunSpec;
 use serde::Serialize;
 
+use super::reach;
 use super::remote::{connect, run_id};
 use super::run::resume::{self, GoneOn};
 use crate::args::{ConfigArguments, Submit};
@@ -35,6 +36,7 @@ pub(super) async fn submit(arguments: &Submit, output: &Output) -> Result<Exit> 
         None => new_request("submit")?,
     };
     let client: Client = connect(&arguments.remote).await?;
+    reach::from_here(&plan.spec, output).await;
     client.upload(&plan.uploads).await?;
     let (run, is_new) = client.submit_run(request.clone(), plan.spec.clone()).await?;
     if !is_new {
@@ -97,6 +99,8 @@ async fn go_on(client: &Client, run: &RunId, plan: &Plan, output: &Output) -> Re
             changes_between(&stored, &wanted, plan)
         )));
     }
+    resume::refuse_fewer_cycles(&format!("run {run}"), stored.cycles_max, plan.spec.cycles_max)?;
+    reach::from_here(&plan.spec, output).await;
     client.upload(&plan.uploads).await?;
     let gone_on = resume::go_on(client, run, &plan.spec).await?;
     let said = match gone_on {

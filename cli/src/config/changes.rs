@@ -73,6 +73,7 @@ pub(crate) fn describe(
 ) -> Vec<String> {
     let mut lines = Vec::new();
     let mut told: Vec<String> = Vec::new();
+    let mut back: Vec<String> = Vec::new();
     if let Some(old) = old {
         let (before, after) = (leaves(&old.config), leaves(&new.config));
         for (key, value) in &before {
@@ -96,7 +97,12 @@ pub(crate) fn describe(
             "synthesis.prompt" => "synthesis.prompt",
             _ if old.is_some() && !told.is_empty() => continue,
             path => {
-                lines.push(format!("{path} was {}, is {}", shown(value), shown(now)));
+                let key = key_of_spec(path);
+                let (was, is) = (in_config(key, value), in_config(key, now));
+                lines.push(format!("{key} was {}, is {}", shown(&was), shown(&is)));
+                if !was.is_null() {
+                    back.push(format!("--set {key}={}", bare(&was)));
+                }
                 continue;
             }
         };
@@ -110,6 +116,9 @@ pub(crate) fn describe(
     lines.truncate(SHOWN_MAX);
     if n_more > 0 {
         lines.push(format!("and {n_more} more"));
+    }
+    if !back.is_empty() && n_more == 0 {
+        lines.push(format!("as it was: {}", back.join(" ")));
     }
     if let Some(old) = old {
         let lacking = old.set_beside(&new.set).into_iter();
@@ -140,6 +149,49 @@ fn decides(key: &str, config: &Value) -> bool {
             config["gate"]["rule"] == "absolute"
         }
         _ => true,
+    }
+}
+
+/// What the config calls the value at `path` of a run's specification.
+fn key_of_spec(path: &str) -> &str {
+    match path {
+        "name" => "task.name",
+        "topic" => "task.topic",
+        "local_model.reference" => "local.base",
+        "local_model.quantization" => "local.quant",
+        "service_llm.vendor" => "service.vendor",
+        "service_llm.model" => "service.model",
+        "judge_llm.vendor" => "judge.vendor",
+        "judge_llm.model" => "judge.model",
+        "train.sequence_tokens_max" => "train.sequence_tokens",
+        "infer.tokens_max" => "infer.max_tokens",
+        "infer.batch_max" => "infer.batch",
+        "gate.rule.relative.ratio_min" => "gate.ratio_min",
+        "gate.rule.absolute.similarity_mean_min" => "gate.similarity_mean_min",
+        "gate.rule.absolute.precision_mean_min" => "gate.precision_mean_min",
+        "gate.rule.absolute.coverage_min" => "gate.coverage_min",
+        "seed" => "run.seed",
+        "measure_base_unquantized" => "run.measure_base_unquantized",
+        path => path,
+    }
+}
+
+/// A value of a specification as the config spells it.
+fn in_config(key: &str, value: &Value) -> Value {
+    match (key, value.as_str()) {
+        ("local.quant", Some("nf4_double")) => "nf4".into(),
+        ("local.quant", Some("nf4")) => "nf4_single".into(),
+        ("train.gradient_norm_max", None) if value.is_null() => 0.into(),
+        _ => value.clone(),
+    }
+}
+
+/// As `--set` takes it.
+fn bare(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains([' ', '\'', '"', '$']) => format!("'{text}'"),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 
@@ -256,5 +308,63 @@ mod tests {
             describe(Some(&old), &moved, &spec("a"), &spec("b")),
             ["data.seed was 0, is 5"]
         );
+    }
+
+    #[test]
+    fn a_specification_alone_is_told_in_the_words_of_the_config() {
+        let spec = |tokens: u32, quantization: &str| {
+            serde_json::json!({
+                "infer": {"tokens_max": tokens},
+                "local_model": {"quantization": quantization},
+                "topic": "to the point",
+            })
+        };
+        assert_eq!(
+            describe(None, &settings(&[]), &spec(32, "nf4_double"), &spec(64, "none")),
+            [
+                "infer.max_tokens was 32, is 64",
+                "local.quant was \"nf4\", is \"none\"",
+                "as it was: --set infer.max_tokens=32 --set local.quant=nf4",
+            ]
+        );
+        assert_eq!(bare(&"to the point".into()), "'to the point'");
+    }
+
+    /// Whatever a specification holds is called as the config calls it, also what is added to it later.
+    #[test]
+    fn each_value_of_a_specification_has_a_key() {
+        let site = tempfile::tempdir().unwrap();
+        let rows = (0..9).map(|n| {
+            format!(
+                "{{\"messages\":[{{\"role\":\"user\",\"content\":\"q{n}\"}},{{\"role\":\"assistant\",\"content\":\"a{n}\"}}]}}\n"
+            )
+        });
+        std::fs::write(site.path().join("rows.jsonl"), rows.collect::<String>()).unwrap();
+        for rule in ["relative", "absolute"] {
+            let text = format!(
+                "[service]\nmodel = \"m\"\n[data]\ncoverage = \"rows.jsonl\"\ntest_count = 4\n[gate]\nrule = \"{rule}\"\n"
+            );
+            let config = parse("llamaduo.toml", &text, &[]).unwrap();
+            let plan = crate::config::plan::plan(&config, site.path()).unwrap();
+            let known = crate::config::known_keys();
+            for path in leaves(&plain(&plan.spec)).keys() {
+                let may_differ = |prefix: &str| path.starts_with(prefix);
+                if [
+                    "budget.",
+                    "service_llm.",
+                    "judge_llm.",
+                    "coverage.",
+                    "gate.compared",
+                ]
+                .into_iter()
+                .any(may_differ)
+                    || path == "cycles_max"
+                {
+                    continue;
+                }
+                let key = key_of_spec(path);
+                assert!(known.iter().any(|known| known == key), "{path} has no key");
+            }
+        }
     }
 }

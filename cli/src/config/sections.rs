@@ -4,6 +4,7 @@
 
 use llamaduo_data::gate;
 use llamaduo_data::score::DEFAULT_COVERAGE_SCORE;
+use llamaduo_proto::run::CurationSettings;
 use serde::{Deserialize, Serialize};
 
 /// The whole file.
@@ -346,16 +347,27 @@ pub(crate) struct CurationSection {
 }
 
 impl Default for CurationSection {
+    /// The protocol's own defaults.
     fn default() -> Self {
+        let CurationSettings {
+            near_duplicate_jaccard,
+            novelty_rouge_l,
+            contamination_rouge_l,
+            contamination_run_words,
+            prompt_words_min,
+            prompt_words_max,
+            response_words_max,
+            response_json,
+        } = CurationSettings::default();
         Self {
-            near_duplicate_jaccard: 0.7,
-            novelty_rouge_l: 0.7,
-            contamination_rouge_l: 0.6,
-            contamination_run_words: 10,
-            prompt_words_min: 3,
-            prompt_words_max: 1000,
-            response_words_max: 1000,
-            response_json: false,
+            near_duplicate_jaccard,
+            novelty_rouge_l,
+            contamination_rouge_l,
+            contamination_run_words,
+            prompt_words_min,
+            prompt_words_max,
+            response_words_max,
+            response_json,
         }
     }
 }

@@ -56,8 +56,12 @@ fn the_event_log_keeps_neither_progress_nor_repeats_and_knows_the_end() {
     };
     log.append(&event(2, end)).unwrap();
     assert!(log.ended());
-    let log = EventLog::open(&directory).unwrap();
+    let mut log = EventLog::open(&directory).unwrap();
     assert_eq!((log.next_seq(), log.ended()), (3, true));
+    assert!(directory.has_ended().unwrap());
+    let was = RunStatus::GateNotReached;
+    log.append(&event(3, RunEventKind::RunResumed { was })).unwrap();
+    assert!(!directory.has_ended().unwrap(), "it was gone on with");
 }
 
 #[test]

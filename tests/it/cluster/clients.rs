@@ -73,7 +73,16 @@ fn a_run_is_submitted_once_cancelled_and_gone_on_with() {
         command
     };
     let named = ["--request-id", "the-one"];
-    let run = process::run(&mut submit(&named, &[])).stdout.trim().to_owned();
+    let submitted = process::run(&mut submit(&named, &[]));
+    let run = submitted.stdout.trim().to_owned();
+    assert_says(
+        &submitted.stderr,
+        &[
+            "note: seen from this machine",
+            "127.0.0.1:9",
+            "its workers may reach it",
+        ],
+    );
     assert_says(&said(&mut submit(&named, &[]), 0), &[&run, "before"]);
     assert_says(
         &said(&mut submit(&named, &["train.epochs=1"]), 2),
@@ -97,11 +106,23 @@ fn a_run_is_submitted_once_cancelled_and_gone_on_with() {
     assert_says(&client(&["cancel", &run], 0), &["cancelled", "submit --resume"]);
     assert_says(&client(&["watch", &run], 1), &["run ended, cancelled"]);
     assert_says(&client(&["cancel", &run], 0), &["had ended already: cancelled"]);
+    assert_says(
+        &client(&["watch", &run, "--from", "999"], 1),
+        &["has ended and has no event number 999"],
+    );
 
     let resume = ["--resume", run.as_str()];
     assert_says(
         &said(&mut submit(&resume, &["train.epochs=1"]), 2),
         &["train.epochs", "without --resume"],
+    );
+    assert_says(
+        &said(&mut submit(&resume, &["infer.max_tokens=7"]), 2),
+        &["infer.max_tokens was 48, is 7", "--set infer.max_tokens=48"],
+    );
+    assert_says(
+        &said(&mut submit(&resume, &["run.cycles_max=1"]), 2),
+        &[&run, "may use 2 cycles", "not fewer"],
     );
     assert_says(
         &said(&mut submit(&resume, &["budget.max_calls=7"]), 0),
@@ -112,4 +133,51 @@ fn a_run_is_submitted_once_cancelled_and_gone_on_with() {
         &said(&mut submit(&resume, &["budget.max_calls=7"]), 0),
         &["running already"],
     );
+    client(&["cancel", &run], 0);
+    assert_says(
+        &client(&["watch", &run], 1),
+        &["the run goes on; it had ended before: cancelled"],
+    );
+}
+
+#[test]
+fn who_answers_as_no_coordinator_is_told_from_one() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let status = |url: &str, code| {
+        let mut command = llamaduo();
+        said(command.args(["status", "--coordinator", url]), code)
+    };
+    assert_says(
+        &status(&cluster.url, 1),
+        &["no coordinator answers at", &cluster.url],
+    );
+    let _coordinator = cluster.coordinator();
+    assert_says(&status(&cluster.address, 0), &["no runs"]);
+    let service = Service::start_reliable();
+    let url = service.url().trim_end_matches("/v1");
+    assert_says(&status(url, 1), &["what answers at", url, "is no coordinator"]);
+    assert_says(&status("https://127.0.0.1:1", 2), &["no TLS"]);
+    assert_says(&status("localhost", 2), &["a host and a port"]);
+}
+
+#[test]
+fn a_worker_without_a_coordinator_says_so_once() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let mut worker = cluster.worker("one");
+    assert!(
+        worker.wait_for("no coordinator answers at", LIMIT),
+        "{}",
+        worker.log()
+    );
+    let _coordinator = cluster.coordinator();
+    assert!(
+        worker.wait_for("connected to the coordinator at", LIMIT),
+        "{}",
+        worker.log()
+    );
+    let log = worker.log();
+    assert_eq!(log.matches("no coordinator answers").count(), 1, "{log}");
+    assert!(!log.contains("WARN"), "{log}");
 }

@@ -7,7 +7,7 @@ use llamaduo_proto::run::{RunSpec, RunStatus};
 use llamaduo_proto::view::ResumeRun;
 
 use crate::client::Client;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What became of the wish to go on with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,17 @@ pub(in crate::commands) fn comparable(stored: &RunSpec, wanted: &RunSpec) -> Run
         (theirs.vendor, theirs.model) = (vendor, model);
     }
     comparable
+}
+
+/// A run may be given more cycles, never fewer: what it did with them stays done.
+pub(in crate::commands) fn refuse_fewer_cycles(run: &str, allowed: u32, wanted: u32) -> Result<()> {
+    if allowed <= wanted {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{run} may use {allowed} cycles, and run.cycles_max is {wanted} now: a run can be given more cycles, not fewer; set \
+         run.cycles_max to {allowed} or more, or end the run with Ctrl-C or `llamaduo cancel` when it has done enough"
+    )))
 }
 
 /// A run that ended short goes on, and one that goes on does so under the limits and on the ways to the service LLMs

@@ -76,6 +76,7 @@ struct Graded {
 impl Stage<'_> {
     /// Has the task done, here or by a coordinator's workers, and writes its result.
     pub(super) async fn run(self, stage: &StageArguments, output: &Output) -> Result<Exit> {
+        self.refuse_other_kind_of_place()?;
         let outcome = match &stage.coordinator {
             None => {
                 // No hindrance where the same task was done before.
@@ -112,7 +113,63 @@ impl Stage<'_> {
         if let Some(remedy) = remedy(outcome.status) {
             output.line(remedy);
         }
+        if let Some((exit, words)) = self.useless(&outcome.found) {
+            output.line(&words);
+            return Ok(exit);
+        }
         Ok(Exit::of_run(outcome.status))
+    }
+
+    /// A result that is there and of no use to the next stage.
+    fn useless(&self, found: &Found) -> Option<(Exit, String)> {
+        let out = self.out.display();
+        if let Some(Graded { scores, .. }) = &found.scores
+            && 0 < scores.verdicts
+            && scores.unparsed == scores.verdicts
+        {
+            let replies = counted(scores.verdicts, "reply", "replies");
+            let words = format!(
+                "none of the judge's {replies} could be read as a grade; {out} holds what it wrote: name another judge.model, \
+                 or a judge.prompt that says the form of the reply"
+            );
+            return Some((Exit::ServiceFailed, words));
+        }
+        match &found.curation {
+            Some(counts) if counts.kept == 0 => {
+                let words = format!(
+                    "there is nothing to train on in {out}; {} says why each pair was dropped",
+                    dropped_beside(self.out).display()
+                );
+                Some((Exit::GateNotReached, words))
+            }
+            _ => None,
+        }
+    }
+
+    /// Before hours of work: what is written is a file for the one and a directory for the other.
+    fn refuse_other_kind_of_place(&self) -> Result<()> {
+        let out = self.out.display();
+        match &self.spec {
+            TaskSpec::Train(_) if self.out.is_file() => Err(Error::Usage(format!(
+                "--out {out} is a file, and an adapter is a directory; name a directory"
+            ))),
+            TaskSpec::Infer(_) | TaskSpec::Judge(_) | TaskSpec::Synthesize(_) if self.out.is_dir() => {
+                Err(Error::Usage(format!(
+                    "--out {out} is a directory; name a file in it, such as {}",
+                    self.out.join(self.file_name()).display()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn file_name(&self) -> &'static str {
+        match &self.spec {
+            TaskSpec::Train(_) => "adapter",
+            TaskSpec::Infer(_) => "responses.jsonl",
+            TaskSpec::Judge(_) => "verdicts.jsonl",
+            TaskSpec::Synthesize(_) => "samples.jsonl",
+        }
     }
 
     /// State of the roles in this process: beside the result.
@@ -238,7 +295,7 @@ async fn follow(
     is_here: bool,
     output: &Output,
 ) -> Result<RunDetails> {
-    let mut progress = Progress::new(output, name);
+    let mut progress = Progress::of_one_task(output);
     let task = TaskId::new(name).map_err(|error| Error::Usage(error.to_string()))?;
     // What an earlier command has told of the same task; another machine's clock may be another.
     let told_until_ms = match is_here {
@@ -248,7 +305,10 @@ async fn follow(
     let observe = async |mut event: RunEvent| {
         let is_old = event.seq != 0 && event.time_ms < told_until_ms;
         if !is_old && is_told(&event.kind, is_here) {
-            set_task(&mut event.kind, &task);
+            // The one task of a run is called by what it does.
+            if let Some(of) = event.kind.task_mut() {
+                of.clone_from(&task);
+            }
             progress.event(&event);
         }
         Ok(ControlFlow::Continue(()))
@@ -261,27 +321,11 @@ async fn follow(
 /// The begin and the end are told in words of their own, and so is that this process begins with it.
 fn is_told(kind: &RunEventKind, is_here: bool) -> bool {
     match kind {
-        RunEventKind::RunSubmitted { .. } | RunEventKind::RunEnded { .. } => false,
+        RunEventKind::RunSubmitted { .. }
+        | RunEventKind::RunResumed { .. }
+        | RunEventKind::RunEnded { .. } => false,
         RunEventKind::AttemptStarted { attempt, .. } => !is_here || *attempt > AttemptNumber(1),
         _ => true,
-    }
-}
-
-/// Calls the one task of a run by what it does.
-fn set_task(kind: &mut RunEventKind, name: &TaskId) {
-    match kind {
-        RunEventKind::AttemptStarted { task, .. }
-        | RunEventKind::AttemptProgress { task, .. }
-        | RunEventKind::AttemptFailed { task, .. }
-        | RunEventKind::TaskDone { task, .. }
-        | RunEventKind::TaskQuarantined { task, .. }
-        | RunEventKind::TaskReleased { task } => task.clone_from(name),
-        RunEventKind::RunSubmitted { .. }
-        | RunEventKind::CycleStarted { .. }
-        | RunEventKind::SubjectScored { .. }
-        | RunEventKind::GateDecided { .. }
-        | RunEventKind::Curated { .. }
-        | RunEventKind::RunEnded { .. } => {}
     }
 }
 
