@@ -9,6 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::sections::Quant;
+use llamaduo_engine::Compute;
 
 /// Moves one LLM workload from a paid service LLM to a small local model.
 #[derive(Debug, Parser)]
@@ -354,6 +355,9 @@ pub(crate) struct ModelArguments {
     /// How the base is held: nf4, or none for the file's own values.
     #[arg(long, value_enum, default_value_t = Quant::Nf4)]
     pub(crate) quant: Quant,
+    /// Operands of matrix products: f32, or bf16, which is faster where the CPU multiplies it (AVX-512 BF16).
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub(crate) compute: Compute,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use llamaduo_data::Sample;
-use llamaduo_engine::{BaseQuant, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft};
+use llamaduo_engine::{
+    BaseQuant, Compute, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
+};
 use llamaduo_worker::models::{Fetching, Places, resolve};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +50,12 @@ pub(crate) async fn find(reference: &str, stopped: &CancellationToken, output: &
 }
 
 /// Loads a model for use in this process.
-pub(crate) fn open(path: &Path, quant: Quant, threads: Option<usize>) -> Result<LocalModel> {
+pub(crate) fn open(
+    path: &Path,
+    quant: Quant,
+    threads: Option<usize>,
+    compute: Compute,
+) -> Result<LocalModel> {
     let quant = match quant {
         Quant::Nf4 => BaseQuant::Nf4 { double: true },
         Quant::Nf4Single => BaseQuant::Nf4 { double: false },
@@ -56,7 +63,11 @@ pub(crate) fn open(path: &Path, quant: Quant, threads: Option<usize>) -> Result<
     };
     Ok(LocalModel::open(
         ModelFiles::open(path)?,
-        &LoadOptions { quant, threads },
+        &LoadOptions {
+            quant,
+            threads,
+            compute,
+        },
     )?)
 }
 

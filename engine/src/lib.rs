@@ -32,6 +32,7 @@ pub use files::ModelFiles;
 pub use generate::{
     BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
 };
+pub use llamaduo_kernels::Compute;
 pub use local_model::{BaseQuant, LoadOptions, LocalModel};
 pub use lora::{Adapter, LinearName, LoraConfig, LoraTargets};
 pub use tokenizer::Tokenizer;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: its weights never change; one `LocalModel` serves any number of adapters.
 
-use llamaduo_kernels::cpu::Cpu;
+use llamaduo_kernels::cpu::{Compute, Cpu};
 use llamaduo_kernels::{Backend, DoubleQuant, HostWeight};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub quant: BaseQuant,
     /// Compute threads; `None` for one on each core.
     pub threads: Option<usize>,
+    /// How products are computed.
+    pub compute: Compute,
 }
 
 /// Base weights with their description, tokenizer and chat template.
@@ -52,7 +54,8 @@ pub struct LocalModel<B: Backend = Cpu> {
 impl LocalModel<Cpu> {
     /// Loads a model onto the CPU, layer by layer.
     pub fn open(files: ModelFiles, options: &LoadOptions) -> Result<Self> {
-        Self::with_backend(Cpu::new(options.threads)?, files, options.quant)
+        let backend = Cpu::new(options.threads)?.with_compute(options.compute);
+        Self::with_backend(backend, files, options.quant)
     }
 
     /// Compute threads.

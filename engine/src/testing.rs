@@ -27,7 +27,14 @@ pub(crate) fn golden_model(family: &str) -> ModelFiles {
 
 /// The model of a family, ready to run.
 pub(crate) fn open(family: &str, quant: BaseQuant) -> LocalModel {
-    LocalModel::open(golden_model(family), &LoadOptions { quant, threads: None }).unwrap()
+    LocalModel::open(
+        golden_model(family),
+        &LoadOptions {
+            quant,
+            ..LoadOptions::default()
+        },
+    )
+    .unwrap()
 }
 
 /// A golden model with one token for each byte, and ChatML.
@@ -53,7 +60,7 @@ pub(crate) fn open_with_text() -> LocalModel {
         files,
         &LoadOptions {
             quant: BaseQuant::None,
-            threads: None,
+            ..LoadOptions::default()
         },
     )
     .unwrap()

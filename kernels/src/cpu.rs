@@ -19,6 +19,7 @@ mod lora;
 mod math;
 mod nf4_tiles;
 mod peak;
+mod q8_0;
 mod rms_norm;
 mod rope;
 mod scratch;
@@ -34,17 +35,64 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 pub use kv_cache::CpuKvCache;
 use scratch::{Scratch, ScratchPool};
+use simd::Bf16;
 pub use simd::Isa;
 pub use weight::CpuWeight;
 
 /// Work, in multiply-adds or elements touched, that is done before another thread would have woken up.
 const PARALLEL_WORK_MIN: usize = 1 << 14;
 
+/// How matrix products compute; everything else is float32, and so are the sums of products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// Exact operands: the specification.
+    #[default]
+    F32,
+    /// Operands rounded to bf16: faster where the machine multiplies bf16 (AVX-512 BF16), no slower elsewhere.
+    Bf16,
+}
+
+impl std::str::FromStr for Compute {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Setting {
+                op: "products",
+                what: "compute",
+                expected: "f32 or bf16",
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// The operands of products, as [`Compute`] asks and the machine allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operands {
+    F32,
+    /// Floats rounded to bf16.
+    Rounded,
+    /// Pairs of bf16.
+    Pairs(Bf16),
+}
+
 /// The CPU backend: threads, an instruction set and memory for intermediate values.
 #[derive(Debug)]
 pub struct Cpu {
     pool: ThreadPool,
     isa: Isa,
+    operands: Operands,
     scratch: ScratchPool,
 }
 
@@ -62,11 +110,22 @@ impl Cpu {
             .thread_name(|index| format!("cpu-{index}"))
             .build()
             .map_err(|source| Error::Threads { threads, source })?;
+        let scratch = ScratchPool::new(pool.current_num_threads());
         Ok(Self {
             pool,
             isa,
-            scratch: ScratchPool::default(),
+            operands: Operands::F32,
+            scratch,
         })
+    }
+
+    /// The same with its products computed as `compute` says.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.operands = match compute {
+            Compute::F32 => Operands::F32,
+            Compute::Bf16 => self.isa.bf16().map_or(Operands::Rounded, Operands::Pairs),
+        };
+        self
     }
 
     /// Number of threads.

@@ -20,7 +20,7 @@ pub use backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
     NO_LABEL, RmsNormSpec,
 };
-pub use cpu::{Cpu, CpuKvCache, CpuWeight, Isa};
+pub use cpu::{Compute, Cpu, CpuKvCache, CpuWeight, Isa};
 pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;

@@ -49,6 +49,20 @@ pub struct LocalModelSpec {
     pub reference: String,
     /// How the frozen base is held.
     pub quantization: Quantization,
+    /// Operands of matrix products on a CPU.
+    #[serde(default)]
+    pub compute: Compute,
+}
+
+/// What the operands of matrix products are rounded to; their sums are float32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// Not rounded: the default.
+    #[default]
+    F32,
+    /// To bfloat16.
+    Bf16,
 }
 
 /// How a frozen base is held in memory.

@@ -72,7 +72,7 @@ fn smollm2() -> &'static LocalModel {
         let files = ModelFiles::open(model::smollm2()).unwrap();
         let options = LoadOptions {
             quant: BaseQuant::None,
-            threads: None,
+            ..LoadOptions::default()
         };
         LocalModel::open(files, &options).unwrap()
     })

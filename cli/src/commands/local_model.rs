@@ -286,7 +286,7 @@ pub(super) fn load(
     output: &Output,
 ) -> Result<(LocalModel, Option<Adapter>)> {
     output.line(&format!("loading {}", path.display()));
-    let model = model::open(path, arguments.quant, threads)?;
+    let model = model::open(path, arguments.quant, threads, arguments.compute)?;
     let adapter = arguments
         .adapter
         .as_ref()

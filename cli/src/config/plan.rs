@@ -228,6 +228,7 @@ pub(crate) fn local_model(config: &Config, directory: &Path) -> Result<LocalMode
     Ok(LocalModelSpec {
         reference,
         quantization: quantization(config.local.quant),
+        compute: config.local.compute,
     })
 }
 

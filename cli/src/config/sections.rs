@@ -4,7 +4,7 @@
 
 use llamaduo_data::gate;
 use llamaduo_data::score::DEFAULT_COVERAGE_SCORE;
-use llamaduo_proto::run::CurationSettings;
+use llamaduo_proto::run::{Compute, CurationSettings};
 use serde::{Deserialize, Serialize};
 
 /// The whole file.
@@ -51,6 +51,8 @@ pub(crate) struct LocalSection {
     pub(crate) base: String,
     /// How the frozen base is held.
     pub(crate) quant: Quant,
+    /// What the operands of matrix products are rounded to on a CPU.
+    pub(crate) compute: Compute,
 }
 
 impl Default for LocalSection {
@@ -58,6 +60,7 @@ impl Default for LocalSection {
         Self {
             base: "smollm2-135m-instruct".to_owned(),
             quant: Quant::Nf4,
+            compute: Compute::F32,
         }
     }
 }

@@ -217,6 +217,7 @@ impl Run {
                 local_model: LocalModelSpec {
                     reference: reference(),
                     quantization,
+                    compute: spec.local_model.compute,
                 },
             },
             Subject::Service => Answerer::Service {

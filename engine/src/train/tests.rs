@@ -140,6 +140,7 @@ fn recomputation_and_the_number_of_threads_change_no_bit() {
     let options = crate::LoadOptions {
         quant: BaseQuant::None,
         threads: Some(1),
+        ..crate::LoadOptions::default()
     };
     let one_thread = LocalModel::open(crate::testing::golden_model("llama_tied"), &options).unwrap();
     assert_eq!(

@@ -7,7 +7,7 @@ mod backward;
 mod rows;
 
 pub(super) use backward::{Inputs, backward};
-pub(super) use rows::{KeyPanels, QueryRows, RowsOut, attend};
+pub(super) use rows::{KeyPanels, QueryRows, RowsOut, attend, scale_row, softmax_row};
 
 use super::gemm::{View, pack_panels};
 use super::simd::{Isa, TILE_COLUMNS, TileRow};
@@ -55,7 +55,6 @@ pub(super) fn forward(
                 ),
                 len: task.rows.len(),
                 position: task.rows.start - document.start,
-                position_step: 1,
             };
             let stepped = RowsOut {
                 out: &mut task.out,

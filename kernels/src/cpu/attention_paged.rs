@@ -1,7 +1,9 @@
 //! Attention of a generation step over the paged cache.
 //!
-//! Invariant: the same code as [`attention`](super::attention) over panels packed from pages, so a row's result is the
-//! same bits whether its prompt came at once, in parts or token by token.
+//! Invariant: the same chains as [`attention`](super::attention), over panels packed from pages or over the pages
+//! themselves, so a row's result is the same bits whether its prompt came at once, in parts or token by token.
+
+mod one_row;
 
 use super::attention::{KeyPanels, QueryRows, RowsOut, Shape, attend};
 use super::gemm::View;
@@ -89,41 +91,20 @@ fn task_forward(cpu: &Cpu, mut task: Task<'_, '_>, q: &[f32], cache: &CpuKvCache
         n_context,
         ..
     } = *task.sequence;
+    if n_rows == 1 && cache.page_len() == one_row::PAGE_LEN {
+        return one_row::attend(cpu, &mut task, q, cache, shape);
+    }
     let mut room = cpu.scratch(shape.panels_len(n_context));
     let panels = pack_pages(cpu, cache, task.sequence, task.kv_head, shape, &mut room);
     let position = n_context - n_rows;
     let first_head = task.kv_head * shape.group_len;
     let at = |head: usize| first_row * shape.q_width + head * shape.head_dim;
-    if n_rows == 1 {
-        // the heads of the group are the rows: the keys are read once
-        let view = View::rows(&q[at(first_head)..], shape.head_dim);
-        let queries = QueryRows {
-            view,
-            len: shape.group_len,
-            position,
-            position_step: 0,
-        };
-        attend(
-            cpu,
-            queries,
-            panels,
-            RowsOut {
-                out: &mut task.out,
-                lse: None,
-                first: 0,
-                step: 1,
-            },
-            shape,
-        );
-        return;
-    }
     for g in 0..shape.group_len {
         let view = View::rows(&q[at(first_head + g)..], shape.q_width);
         let queries = QueryRows {
             view,
             len: n_rows,
             position,
-            position_step: 1,
         };
         let results = RowsOut {
             out: &mut task.out,
@@ -154,9 +135,9 @@ fn pack_pages<'a>(
             .iter_mut()
             .for_each(|row| row.fill(0.0));
     }
-    cache.each_run(sequence, kv_head, n_keys, |run| {
-        pack_run(cpu.isa, run, keys, values, d, n_keys)
-    });
+    for run in cache.runs(sequence, kv_head, n_keys) {
+        pack_run(cpu.isa, run, keys, values, d, n_keys);
+    }
     KeyPanels { keys, values, n_keys }
 }
 

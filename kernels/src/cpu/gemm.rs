@@ -1,13 +1,20 @@
 //! Matrix products: `C [M, N] (+)= A [M, K] · B [K, N]`, where B may be a packed weight read in either direction.
 //!
 //! Invariant: `C[i][j]` is the chain `fma(A[i][k], B[k][j], ...)` for k = 0, 1, 2, ... whatever M, the threads and the
-//! instruction set are: cutting K into parts goes on with the same chain through C.
+//! instruction set are: cutting K into parts goes on with the same chain through C. With operands of bf16 the chain is
+//! the same whatever M and the threads are.
 
-use super::Cpu;
-use super::scratch::Scratch;
+mod left;
+
+pub(super) use left::Left;
+use left::{RowGroups, straighten};
+
 pub(super) use super::simd::Start;
-use super::simd::{Isa, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, transpose_floats, versions};
+use super::simd::{
+    Isa, PairRow, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, round_panel, transpose_floats, versions,
+};
 use super::weight::CpuWeight;
+use super::{Cpu, Operands};
 
 /// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
 /// multiple of 64, so that parts begin at a block of every format.
@@ -69,21 +76,6 @@ pub(super) struct Product<'a> {
     pub b: Right<'a>,
 }
 
-/// A left operand `[M, K]` as the tile reads it: groups of at most 12 rows, each `[K][rows of the group]`.
-pub(super) struct Left<'c> {
-    packed: Scratch<'c>,
-    groups: RowGroups,
-    k: usize,
-}
-
-impl Left<'_> {
-    /// Every element times `factor`.
-    pub(super) fn scaled(mut self, factor: f32) -> Self {
-        self.packed.iter_mut().for_each(|value| *value *= factor);
-        self
-    }
-}
-
 /// A stretch of the chains of a result: a left operand and as many rows of a right one.
 #[derive(Clone, Copy)]
 pub(super) struct Link<'a> {
@@ -97,30 +89,6 @@ pub(super) struct Chains<'a> {
     pub n: usize,
     pub links: &'a [Link<'a>],
     pub start: Start,
-}
-
-/// The rows of A in groups of at most 12, all about equally wide, so that no row is padded.
-#[derive(Clone, Copy)]
-struct RowGroups {
-    m: usize,
-    len: usize,
-}
-
-impl RowGroups {
-    fn of(m: usize) -> Self {
-        Self {
-            m,
-            len: m.div_ceil(TILE_ROWS),
-        }
-    }
-
-    fn start(self, group: usize) -> usize {
-        group * self.m / self.len.max(1)
-    }
-
-    fn range(self, group: usize) -> std::ops::Range<usize> {
-        self.start(group)..self.start(group + 1)
-    }
 }
 
 /// A piece of a result: some row groups by one tile of columns.
@@ -142,24 +110,6 @@ impl Cpu {
             right: b,
         }];
         self.multiply_all(m, vec![Chains { c, n, links, start }]);
-    }
-
-    /// Packs `a [M, K]` once for all the products it is in.
-    pub(super) fn pack(&self, a: View<'_>, m: usize, k: usize) -> Left<'_> {
-        let groups = RowGroups::of(m);
-        let mut packed = self.scratch(m * k);
-        let mut rest = &mut packed[..];
-        let mut pieces = Vec::with_capacity(groups.len);
-        for group in 0..groups.len {
-            let rows = groups.range(group);
-            let (piece, after) = rest.split_at_mut(rows.len() * k);
-            pieces.push((rows, piece));
-            rest = after;
-        }
-        self.each(pieces, m * k, |(rows, piece)| {
-            pack_left(self.isa, a, rows.start, rows.len(), piece)
-        });
-        Left { packed, groups, k }
     }
 
     /// Computes several results of `m` rows at once, so that the threads part and meet but once.
@@ -188,47 +138,90 @@ impl Cpu {
     }
 
     fn run(&self, mut task: Task<'_>) {
-        let n_columns = task.rows.first().map_or(0, |row| row.len());
-        let mut room = self.scratch(2 * PART_LEN * TILE_COLUMNS);
-        let (panel, rows) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
+        let mut room = self.scratch(3 * PART_LEN * TILE_COLUMNS);
+        let (panel, rest) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
+        let (rows, pairs) = rest.split_at_mut(PART_LEN * TILE_COLUMNS);
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
-        let mut start = task.start;
-        for Link { left, right } in task.links {
-            if let Right::Transposed(weight) = right
-                && task.groups.len() == 1
-                && left.k > 0
-            {
-                let range = left.groups.range(task.groups.start);
-                let a = &left.packed[range.start * left.k..range.end * left.k];
-                if weight.multiply_few(self.isa, task.column, a, &mut task.rows, start) {
-                    start = Start::Current;
-                    continue;
-                }
+        let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<TILE_COLUMNS>().0;
+        for link in task.links {
+            if self.multiply_few(&mut task, link) {
+                task.start = Start::Current;
+                continue;
             }
-            for part in (0..left.k).step_by(PART_LEN) {
-                let panel = &mut panel[..PART_LEN.min(left.k - part)];
-                match right {
-                    Right::Floats(view) => pack_right(self.isa, *view, part, task.column, n_columns, panel),
-                    Right::Transposed(weight) => {
-                        weight.pack_columns(self.isa, task.column, n_columns, part, panel, rows);
-                    }
-                    Right::Straight(weight) => {
-                        weight.pack_rows(self.isa, part, task.column, n_columns, panel);
-                    }
-                }
-                let mut done = 0;
-                for group in task.groups.clone() {
-                    let range = left.groups.range(group);
-                    let width = range.len();
-                    let a = &left.packed[range.start * left.k..][width * part..width * (part + panel.len())];
-                    multiply_tile(self.isa, a, panel, &mut task.rows[done..done + width], start);
-                    done += width;
-                }
-                start = Start::Current;
+            let k = link.left.k;
+            for part in (0..k).step_by(PART_LEN) {
+                let panel = &mut panel[..PART_LEN.min(k - part)];
+                self.fill(link.right, part, &task, panel, rows);
+                self.multiply_part(&mut task, link.left, part, panel, pairs);
+                task.start = Start::Current;
             }
         }
-        if start == Start::Zero {
+        if task.start == Start::Zero {
             task.rows.iter_mut().for_each(|row| row.fill(0.0));
+        }
+    }
+
+    /// The whole link at once, where its rows are so few that it goes without a panel; else does nothing and says so.
+    fn multiply_few(&self, task: &mut Task<'_>, link: &Link<'_>) -> bool {
+        let Link {
+            left,
+            right: Right::Transposed(weight),
+        } = link
+        else {
+            return false;
+        };
+        if task.groups.len() != 1 || left.k == 0 || self.operands != Operands::F32 {
+            return false;
+        }
+        let rows = left.groups.range(task.groups.start);
+        let (n_rows, a) = (rows.len(), left.floats(rows, 0..left.k));
+        weight.multiply_few(self.isa, task.column, &a[..n_rows], &mut task.rows, task.start)
+    }
+
+    /// Packs rows `part..` of the right operand at the task's columns.
+    fn fill(&self, right: Right<'_>, part: usize, task: &Task<'_>, panel: &mut [TileRow], rows: &mut [f32]) {
+        let n_columns = task.rows.first().map_or(0, |row| row.len());
+        match right {
+            Right::Floats(view) => pack_right(self.isa, view, part, task.column, n_columns, panel),
+            Right::Transposed(weight) => {
+                weight.pack_columns(self.isa, task.column, n_columns, part, panel, rows);
+            }
+            Right::Straight(weight) => weight.pack_rows(self.isa, part, task.column, n_columns, panel),
+        }
+    }
+
+    /// Multiplies the task's rows with a panel, whose first row belongs to element `part`.
+    fn multiply_part(
+        &self,
+        task: &mut Task<'_>,
+        left: &Left<'_>,
+        part: usize,
+        panel: &mut [TileRow],
+        pairs: &mut [PairRow],
+    ) {
+        let pairs = &mut pairs[..panel.len().div_ceil(2)];
+        match self.operands {
+            Operands::F32 => {}
+            Operands::Rounded => round_panel(self.isa, panel),
+            Operands::Pairs(bf16) => bf16.pair_panel(panel, pairs),
+        }
+        let mut done = 0;
+        for group in task.groups.clone() {
+            let range = left.groups.range(group);
+            let width = range.len();
+            let rows = &mut task.rows[done..done + width];
+            let part = part..part + panel.len();
+            match self.operands {
+                Operands::F32 | Operands::Rounded => {
+                    let a = &left.floats(range, part)[..width];
+                    multiply_tile(self.isa, a, panel, rows, task.start);
+                }
+                Operands::Pairs(bf16) => {
+                    let a = &left.pairs(range, part)[..width];
+                    bf16.multiply(a, pairs, rows, task.start);
+                }
+            }
+            done += width;
         }
     }
 }
@@ -267,34 +260,6 @@ fn split<'c>(m: usize, result: Chains<'c>, n_parts: usize) -> Vec<Task<'c>> {
         }
     }
     tasks
-}
-
-/// `out [K, width] = ` rows `first..first + width` of `a`, transposed.
-fn pack_left(isa: Isa, a: View<'_>, first: usize, width: usize, out: &mut [f32]) {
-    if width == 0 {
-        return;
-    }
-    let k = out.len() / width;
-    if a.column_step == 1 {
-        let mut rows: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-        for (i, row) in rows[..width].iter_mut().enumerate() {
-            *row = &a.values[(first + i) * a.row_step..][..k];
-        }
-        transpose_floats(isa, &rows[..width], out, width);
-    } else {
-        copy_runs(isa, &a.values[first..], a.column_step, width, out);
-    }
-}
-
-versions! {
-    /// `out [K, width] = ` the first `width` of each `step` values.
-    fn copy_runs(values: &[f32], step: usize, width: usize, out: &mut [f32]) {
-        for (p, out) in out.chunks_exact_mut(width).enumerate() {
-            for (out, value) in out.iter_mut().zip(&values[p * step..][..width]) {
-                *out = *value;
-            }
-        }
-    }
 }
 
 /// `panel[i][j] = b[k_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
@@ -365,7 +330,7 @@ pub(super) struct Panels<'a> {
 
 /// `c [M, N] (+)= a [M, K] · panels` on this thread, for the small products inside attention.
 ///
-/// `packed` is room for 12 rows of K; C's rows are `row_step` apart.
+/// `room` is for 12 rows of K; C's rows are `row_step` apart.
 #[expect(
     clippy::too_many_arguments,
     reason = "the operands and dimensions of a product"
@@ -378,13 +343,22 @@ pub(super) fn multiply_panels(
     a: View<'_>,
     b: Panels<'_>,
     start: Start,
-    packed: &mut [f32],
+    room: &mut [f32],
 ) {
     let groups = RowGroups::of(m);
     for group in 0..groups.len {
         let range = groups.range(group);
-        let packed = &mut packed[..range.len() * k];
-        pack_left(isa, a, range.start, range.len(), packed);
+        let (values, step, first) = match a.column_step {
+            1 => (a.values, a.row_step, range.start),
+            _ => {
+                straighten(isa, a, range.clone(), k, room);
+                (&*room, k, 0)
+            }
+        };
+        let mut lefts: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
+        for (i, left) in lefts[..range.len()].iter_mut().enumerate() {
+            *left = &values[(first + i) * step..][..k];
+        }
         for (tile, panel) in b
             .panels
             .chunks_exact(b.k_all.max(1))
@@ -399,7 +373,7 @@ pub(super) fn multiply_panels(
                 *slot = &mut row[column..column + n_columns];
             }
             let panel = &panel[b.k_first..b.k_first + k];
-            multiply_tile(isa, packed, panel, &mut rows[..range.len()], start);
+            multiply_tile(isa, &lefts[..range.len()], panel, &mut rows[..range.len()], start);
         }
     }
 }

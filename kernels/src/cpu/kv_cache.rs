@@ -42,6 +42,11 @@ impl CpuKvCache {
         self.heads
     }
 
+    /// Tokens of a page.
+    pub(super) fn page_len(&self) -> usize {
+        self.page_len
+    }
+
     /// Checks that a sequence's rows and pages exist.
     pub(super) fn check(&self, op: &'static str, sequence: &SequenceSpan) -> Result<()> {
         let SequenceSpan {
@@ -91,26 +96,26 @@ impl CpuKvCache {
         }
     }
 
-    /// Visits the pages that hold the first `n_keys` tokens, in order.
-    pub(super) fn each_run(
-        &self,
-        sequence: &SequenceSpan,
+    /// The pages that hold the first `n_keys` tokens, in order.
+    pub(super) fn runs<'a>(
+        &'a self,
+        sequence: &'a SequenceSpan,
         kv_head: usize,
         n_keys: usize,
-        mut visit: impl FnMut(Run<'_>),
-    ) {
+    ) -> impl Iterator<Item = Run<'a>> {
         let d = self.heads.head_dim;
-        for (page, start) in sequence.pages.iter().zip((0..n_keys).step_by(self.page_len)) {
+        let starts = (0..n_keys).step_by(self.page_len);
+        sequence.pages.iter().zip(starts).map(move |(page, start)| {
             let at = self.start(*page as usize, kv_head);
             let block = at..at + d * self.page_len;
-            visit(Run {
+            Run {
                 start,
                 len: self.page_len.min(n_keys - start),
                 page_len: self.page_len,
                 keys: &self.keys[block.clone()],
                 values: &self.values[block],
-            });
-        }
+            }
+        })
     }
 
     fn start(&self, page: usize, kv_head: usize) -> usize {

@@ -4,6 +4,7 @@
 //! scaled `h` were R more features of the input.
 
 use super::gemm::{Chains, Left, Link, Product, Right, Start, View};
+use super::scratch::Scratch;
 use super::{Cpu, CpuWeight, check, lora};
 use crate::backend::{Dropout, LinearForward};
 use crate::error::Result;
@@ -76,11 +77,15 @@ fn checked<'a>(linear: &'a mut LinearForward<'_, Cpu>, k: usize, m: usize) -> Re
 /// `h = drop(x) · Aᵀ` of every pair.
 fn down(cpu: &Cpu, x: &[f32], packed: &Left<'_>, mut pairs: Vec<&mut Pair<'_>>, m: usize) {
     let k = x.len().checked_div(m).unwrap_or(0);
-    let dropped: Vec<Option<Left<'_>>> = pairs
+    let kept: Vec<Option<Scratch<'_>>> = pairs
         .iter()
-        .map(|pair| {
-            let kept = lora::dropped(cpu, x, pair.dropout)?;
-            Some(cpu.pack(View::rows(&kept, k), m, k))
+        .map(|pair| lora::dropped(cpu, x, pair.dropout))
+        .collect();
+    let dropped: Vec<Option<Left<'_>>> = kept
+        .iter()
+        .map(|kept| {
+            let kept = kept.as_ref()?;
+            Some(cpu.pack(View::rows(kept, k), m, k))
         })
         .collect();
     let links: Vec<[Link<'_>; 1]> = pairs
@@ -103,39 +108,42 @@ fn down(cpu: &Cpu, x: &[f32], packed: &Left<'_>, mut pairs: Vec<&mut Pair<'_>>, 
 }
 
 /// `y = x · Wᵀ + scale * h · Bᵀ` of every linear.
-fn up(cpu: &Cpu, packed: &Left<'_>, mut linears: Vec<Linear<'_>>, m: usize) {
-    let scaled: Vec<Option<Left<'_>>> = linears
+fn up(cpu: &Cpu, packed: &Left<'_>, linears: Vec<Linear<'_>>, m: usize) {
+    let (ys, beside): (Vec<_>, Vec<_>) = linears
+        .into_iter()
+        .map(|linear| (linear.y, (linear.weight, linear.pair)))
+        .unzip();
+    let scaled: Vec<Option<Left<'_>>> = beside
         .iter()
-        .map(|linear| {
-            let Pair { h, rank, scale, .. } = linear.pair.as_ref()?;
-            Some(cpu.pack(View::rows(h, *rank), m, *rank).scaled(*scale))
+        .map(|(_, pair)| {
+            let Pair { h, rank, scale, .. } = pair.as_ref()?;
+            Some(cpu.pack_scaled(View::rows(h, *rank), m, *rank, *scale))
         })
         .collect();
-    let links: Vec<Vec<Link<'_>>> = linears
+    let links: Vec<Vec<Link<'_>>> = beside
         .iter()
         .zip(&scaled)
-        .map(|(linear, scaled)| {
+        .map(|((weight, pair), scaled)| {
             let weight = Link {
                 left: packed,
-                right: Right::Transposed(linear.weight),
+                right: Right::Transposed(weight),
             };
-            let pair = linear
-                .pair
-                .as_ref()
-                .zip(scaled.as_ref())
-                .map(|(pair, left)| Link {
-                    left,
-                    right: Right::Floats(View::rows(pair.b, pair.rank).transposed()),
-                });
+            let pair = pair.as_ref().zip(scaled.as_ref()).map(|(pair, left)| Link {
+                left,
+                right: Right::Floats(View::rows(pair.b, pair.rank).transposed()),
+            });
             [weight].into_iter().chain(pair).collect()
         })
         .collect();
-    let results = linears.iter_mut().zip(&links).map(|(linear, links)| Chains {
-        n: linear.weight.shape().0,
-        c: &mut *linear.y,
-        links,
-        start: Start::Zero,
-    });
+    let results = ys
+        .into_iter()
+        .zip(beside.iter().zip(&links))
+        .map(|(c, ((weight, _), links))| Chains {
+            n: weight.shape().0,
+            c,
+            links,
+            start: Start::Zero,
+        });
     cpu.multiply_all(m, results.collect());
 }
 

@@ -77,12 +77,12 @@ impl Nf4Tiles {
         nf4_rows(isa, self.view(), row_first / TILE_COLUMNS, column_first, panel);
     }
 
-    /// `rows (+)= a [K, rows]ᵀ · Wᵀ` of the tile that `row_first` begins, when the rows are so few that no panel pays.
+    /// `rows (+)= a [rows, K] · Wᵀ` of the tile that `row_first` begins, when the rows are so few that no panel pays.
     pub(super) fn multiply_few(
         &self,
         isa: Isa,
         row_first: usize,
-        a: &[f32],
+        a: &[&[f32]],
         rows: &mut [&mut [f32]],
         start: Start,
     ) -> bool {

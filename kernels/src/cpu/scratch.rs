@@ -1,14 +1,15 @@
 //! Memory for intermediate values that outlives the operation, so that a step does not ask the system for it anew.
 //!
-//! Invariant: at most [`KEPT_MAX`] buffers wait for use.
+//! Invariant: at most [`KEPT_MAX`] buffers wait for use in each thread's list; a thread takes from its own, so that none
+//! waits for another.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
-/// Buffers kept: several for each thread of a large machine.
-const KEPT_MAX: usize = 256;
+/// Buffers kept for a thread: more than an operation holds at once.
+const KEPT_MAX: usize = 32;
 
 /// A cache line. Buffers are made of them, since a vector that lies across two lines is loaded and stored slowly.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -17,9 +18,10 @@ struct Line([f32; LINE_LEN]);
 
 const LINE_LEN: usize = 16;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ScratchPool {
-    free: Mutex<Vec<Vec<Line>>>,
+    /// One list for each thread of the pool, and one for all others.
+    free: Vec<Mutex<Vec<Vec<Line>>>>,
 }
 
 /// A buffer that goes back to its pool.
@@ -31,12 +33,29 @@ pub(super) struct Scratch<'a> {
 }
 
 impl ScratchPool {
+    pub(super) fn new(n_threads: usize) -> Self {
+        Self {
+            free: (0..=n_threads).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// The list of this thread.
+    fn list(&self) -> Option<MutexGuard<'_, Vec<Vec<Line>>>> {
+        let others = self.free.len() - 1;
+        let index = rayon::current_thread_index().map_or(others, |index| index.min(others));
+        // a poisoned list is still a list of free buffers
+        Some(
+            self.free
+                .get(index)?
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
     /// A buffer of `len` floats with any content: the smallest free one that is large enough, or the largest.
     pub(super) fn take(&self, len: usize) -> Scratch<'_> {
         let n_lines = len.div_ceil(LINE_LEN);
-        let mut lines = {
-            // a poisoned list is still a list of free buffers
-            let mut free = self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let take = |mut free: MutexGuard<'_, Vec<Vec<Line>>>| {
             let fit = (0..free.len()).min_by_key(|&i| {
                 let held = free[i].len();
                 if held >= n_lines {
@@ -45,8 +64,9 @@ impl ScratchPool {
                     (1, usize::MAX - held)
                 }
             });
-            fit.map(|i| free.swap_remove(i)).unwrap_or_default()
+            fit.map(|i| free.swap_remove(i))
         };
+        let mut lines = self.list().and_then(take).unwrap_or_default();
         if lines.len() < n_lines {
             lines.resize(n_lines, Line::zeroed());
         }
@@ -73,12 +93,9 @@ impl DerefMut for Scratch<'_> {
 
 impl Drop for Scratch<'_> {
     fn drop(&mut self) {
-        let mut free = self
-            .pool
-            .free
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if free.len() < KEPT_MAX {
+        if let Some(mut free) = self.pool.list()
+            && free.len() < KEPT_MAX
+        {
             free.push(std::mem::take(&mut self.lines));
         }
     }

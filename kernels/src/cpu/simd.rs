@@ -1,7 +1,8 @@
 //! Vector instructions: which set runs, and the code that is written for one set in particular.
 //!
-//! Invariant: whatever the set, the same bits come out.
+//! Invariant: whatever the set, the same bits come out, but for products of bf16, which one set alone multiplies.
 
+mod bf16;
 mod few_rows;
 mod isa;
 mod nf4_panel;
@@ -9,10 +10,13 @@ mod tile;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_bf16;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
 pub(crate) use few_rows::nf4_multiply;
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};

@@ -3,6 +3,7 @@
 
 mod attention;
 mod attention_paged;
+mod bf16;
 mod loss;
 mod math;
 mod memory;

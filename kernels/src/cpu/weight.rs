@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
-use super::simd::{Isa, Start, TILE_COLUMNS, TileRow, nf4_run, prefetch, transpose_bytes, versions};
-use crate::quant::{decode_row, half_at};
+use super::q8_0::Q8_0Rows;
+use super::simd::{Isa, Start, TileRow, nf4_run, versions};
+use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
 
 /// A frozen matrix `[N, K]`.
@@ -115,6 +116,19 @@ impl CpuWeight {
                 }
             }
             Values::Blocks {
+                format: Format::Q8_0,
+                bytes,
+                offset,
+                row_bytes,
+            } => {
+                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
+                let rows = Q8_0Rows {
+                    bytes,
+                    row_bytes: *row_bytes,
+                };
+                rows.pack_rows(isa, column_first, n_columns, panel);
+            }
+            Values::Blocks {
                 format,
                 bytes,
                 offset,
@@ -126,18 +140,31 @@ impl CpuWeight {
         }
     }
 
-    /// `rows (+)= a [K, rows]ᵀ · Wᵀ` of the 32 rows of W from `row_first` on, for forms that are fastest without a panel
+    /// `rows (+)= a [rows, K] · Wᵀ` of the 32 rows of W from `row_first` on, for forms that are fastest without a panel
     /// where the rows are few; else does nothing and says so.
     pub(super) fn multiply_few(
         &self,
         isa: Isa,
         row_first: usize,
-        a: &[f32],
+        a: &[&[f32]],
         rows: &mut [&mut [f32]],
         start: Start,
     ) -> bool {
         match &self.values {
             Values::Nf4(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
+            Values::Blocks {
+                format: Format::Q8_0,
+                bytes,
+                offset,
+                row_bytes,
+            } => {
+                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
+                let weight = Q8_0Rows {
+                    bytes,
+                    row_bytes: *row_bytes,
+                };
+                weight.multiply_few(isa, a, rows, start)
+            }
             Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
         }
     }
@@ -162,8 +189,12 @@ impl CpuWeight {
                 offset,
                 row_bytes,
             } => {
-                let matrix = &(**bytes).as_ref()[offset + row_first * row_bytes..];
-                q8_0_columns(isa, matrix, *row_bytes, n_rows, column_first, panel);
+                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
+                let rows = Q8_0Rows {
+                    bytes,
+                    row_bytes: *row_bytes,
+                };
+                rows.pack_columns(isa, n_rows, column_first, panel);
             }
             _ => {
                 for (j, row) in rows.chunks_exact_mut(len).take(n_rows).enumerate() {
@@ -195,37 +226,6 @@ versions! {
         for (row, out) in matrix.chunks_exact(row_bytes.max(1)).zip(panel) {
             out[n_columns..].fill(0.0);
             decode_row(format, row, first, &mut out[..n_columns]);
-        }
-    }
-}
-
-versions! {
-    /// [`CpuWeight::pack_columns`] for Q8_0: transposes bytes, then widens them.
-    fn q8_0_columns(matrix: &[u8], row_bytes: usize, n_rows: usize, first: usize, panel: &mut [TileRow]) {
-        const BLOCK_BYTES: usize = Format::Q8_0.block_bytes();
-        for (block, panel) in panel.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let block_at = (first / 32 + block) * BLOCK_BYTES;
-            for half in 0..2 {
-                let mut scales = [0f32; 16];
-                let mut bytes = [[[0u8; 16]; 16]; 2];
-                for r in 0..n_rows.saturating_sub(16 * half).min(16) {
-                    let block = &matrix[(16 * half + r) * row_bytes + block_at..][..BLOCK_BYTES];
-                    scales[r] = half_at(block, 0);
-                    // the same place in the next tile, which this thread packs next
-                    prefetch(matrix, (TILE_COLUMNS + 16 * half + r) * row_bytes + block_at);
-                    for (part, quarter) in bytes.iter_mut().zip(block[2..].as_chunks::<16>().0) {
-                        part[r] = *quarter;
-                    }
-                }
-                for (part, bytes) in bytes.iter().enumerate() {
-                    for (i, column) in transpose_bytes(bytes).iter().enumerate() {
-                        let out = &mut panel[16 * part + i][16 * half..][..16];
-                        for ((out, &q), scale) in out.iter_mut().zip(column).zip(&scales) {
-                            *out = scale * f32::from(q as i8);
-                        }
-                    }
-                }
-            }
         }
     }
 }

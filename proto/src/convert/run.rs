@@ -5,7 +5,7 @@ use super::{
     optional, optional_text, or_default, required, same_variants, text, unless_zero, up_to,
 };
 use crate::run::{
-    ApiKeySource, Budget, CoverageDataset, Gate, GateRule, LocalModelSpec, Quantization, RunSpec,
+    ApiKeySource, Budget, Compute, CoverageDataset, Gate, GateRule, LocalModelSpec, Quantization, RunSpec,
     ServiceLlmSpec, Vendor,
 };
 use crate::wire;
@@ -102,6 +102,7 @@ impl From<RunSpec> for wire::RunSpec {
 }
 
 same_variants!(Quantization, unspecified Ok(Quantization::Nf4Double), None, Nf4, Nf4Double);
+same_variants!(Compute, unspecified Ok(Compute::F32), F32, Bf16);
 same_variants!(Vendor, unspecified Err(InvalidMessage::unspecified("a vendor")), Openai);
 
 impl TryFrom<wire::LocalModel> for LocalModelSpec {
@@ -110,6 +111,7 @@ impl TryFrom<wire::LocalModel> for LocalModelSpec {
         Ok(Self {
             reference: text("reference", wire.reference, NAME_CHARS_MAX)?,
             quantization: enumeration::<wire::Quantization, _>("quantization", wire.quantization)?,
+            compute: enumeration::<wire::Compute, _>("compute", wire.compute)?,
         })
     }
 }
@@ -119,6 +121,7 @@ impl From<LocalModelSpec> for wire::LocalModel {
         Self {
             reference: model.reference,
             quantization: wire::Quantization::from(model.quantization).into(),
+            compute: wire::Compute::from(model.compute).into(),
         }
     }
 }

@@ -113,6 +113,9 @@ fn a_broken_run_spec_is_refused_by_the_path_of_its_field() {
         ("local_model.quantization", |m| {
             m.local_model.as_mut().unwrap().quantization = 99
         }),
+        ("local_model.compute", |m| {
+            m.local_model.as_mut().unwrap().compute = 99
+        }),
         ("service_llm", |m| m.service_llm = None),
         ("service_llm.vendor", |m| {
             m.service_llm.as_mut().unwrap().vendor = 0

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use llamaduo_engine::ModelFiles;
 use llamaduo_engine::local_model::{BaseQuant, LoadOptions, LocalModel};
-use llamaduo_proto::run::Quantization;
+use llamaduo_proto::run::{Compute, Quantization};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Error;
@@ -26,16 +26,24 @@ pub(crate) struct Executor {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Which model a thread holds, and how.
+type Held = (PathBuf, Quantization, Compute);
+
 /// The model that a thread holds, kept for the next task that asks for the same one.
 pub(crate) struct Loaded {
     n_compute_threads: Option<usize>,
-    model: Option<((PathBuf, Quantization), LocalModel)>,
+    model: Option<(Held, LocalModel)>,
 }
 
 impl Loaded {
     /// The model at `path`, loaded if it is not the one at hand.
-    pub(crate) fn model(&mut self, path: &Path, quantization: Quantization) -> Result<&LocalModel, Error> {
-        let key = (path.to_owned(), quantization);
+    pub(crate) fn model(
+        &mut self,
+        path: &Path,
+        quantization: Quantization,
+        compute: Compute,
+    ) -> Result<&LocalModel, Error> {
+        let key = (path.to_owned(), quantization, compute);
         let at_hand = self.model.take().filter(|(held, _)| *held == key);
         let model = match at_hand {
             Some((_, model)) => model,
@@ -48,6 +56,10 @@ impl Loaded {
                 let options = LoadOptions {
                     quant,
                     threads: self.n_compute_threads,
+                    compute: match compute {
+                        Compute::F32 => llamaduo_engine::Compute::F32,
+                        Compute::Bf16 => llamaduo_engine::Compute::Bf16,
+                    },
                 };
                 LocalModel::open(ModelFiles::open(path)?, &options)?
             }
@@ -142,7 +154,7 @@ mod tests {
         assert_eq!(executor.run(|_| Ok(2)).await.unwrap(), 2);
         let missing = executor.run(|loaded| {
             loaded
-                .model(Path::new("/no/such/model"), Quantization::None)
+                .model(Path::new("/no/such/model"), Quantization::None, Compute::F32)
                 .map(drop)
         });
         assert!(matches!(missing.await, Err(Error::Engine(_))));

@@ -130,7 +130,7 @@ async fn locally(
     attempt: &Arc<AttemptHandle>,
 ) -> Result<Vec<Response>, Error> {
     let path = bench.models.resolve_for(&local_model.reference, attempt).await?;
-    let quantization = local_model.quantization;
+    let (quantization, compute) = (local_model.quantization, local_model.compute);
     attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
     let requests = requests(&prompts, &task.settings, task.seed);
     let samples: BTreeMap<u64, SampleId> = prompts
@@ -144,7 +144,7 @@ async fn locally(
     let attempt = Arc::clone(attempt);
     let work = move |loaded: &mut super::executor::Loaded| {
         attempt.check()?;
-        let model = loaded.model(&path, quantization)?;
+        let model = loaded.model(&path, quantization, compute)?;
         let adapter: Option<Adapter> = adapter
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;

@@ -16,7 +16,7 @@ use llamaduo_engine::train::{
 };
 use llamaduo_engine::{Message, Role};
 use llamaduo_proto::manifest::ManifestKind;
-use llamaduo_proto::run::{self, Quantization, TrainSettings};
+use llamaduo_proto::run::{self, Compute, Quantization, TrainSettings};
 use llamaduo_proto::session::Assignment;
 use llamaduo_proto::task::{Progress, TaskOutput, TaskResult, TrainOutput, TrainTask};
 use tokio::sync::mpsc;
@@ -39,6 +39,7 @@ const TRAIN_LOG: &str = "train_log.jsonl";
 struct Work {
     path: PathBuf,
     quantization: Quantization,
+    compute: Compute,
     rows: Vec<Conversation>,
     config: TrainConfig,
     /// `None` keeps a checkpoint at the end of each epoch, and one every [`CHECKPOINT_PERIOD`] between.
@@ -84,6 +85,7 @@ pub(super) async fn run(
     let work = Work {
         path,
         quantization: task.local_model.quantization,
+        compute: task.local_model.compute,
         rows,
         config: config(&task.settings, task.seed, assignment.batch_halvings),
         checkpoint_steps: task.settings.checkpoint_steps,
@@ -204,7 +206,7 @@ impl Work {
             n_done: 0,
             n_steps: 0,
         };
-        let model = loaded.model(&self.path, self.quantization)?;
+        let model = loaded.model(&self.path, self.quantization, self.compute)?;
         let init = init
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;

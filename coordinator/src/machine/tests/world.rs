@@ -38,6 +38,7 @@ pub(crate) fn spec() -> RunSpec {
         local_model: LocalModelSpec {
             reference: "tiny".to_owned(),
             quantization: Quantization::Nf4Double,
+            compute: Compute::F32,
         },
         service_llm: service(),
         judge_llm: service(),

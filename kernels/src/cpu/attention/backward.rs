@@ -154,7 +154,6 @@ fn head_backward(cpu: &Cpu, mut task: Task<'_>, inputs: Inputs<'_>, shape: Shape
             view: queries,
             len: t,
             position: 0,
-            position_step: 1,
         },
         douts: View::rows(&inputs.dout[q_at..], shape.q_width),
         keys_across: panels_of(cpu, key_rows.transposed(), d, t, keys_across),

@@ -19,13 +19,12 @@ pub(in crate::cpu) struct KeyPanels<'a> {
     pub n_keys: usize,
 }
 
-/// Query rows `[len, D]`; row `i` stands at `position + i * position_step`.
+/// Query rows `[len, D]`; row `i` stands at `position + i`.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct QueryRows<'a> {
     pub view: View<'a>,
     pub len: usize,
     pub position: usize,
-    pub position_step: usize,
 }
 
 /// Where the rows' results go: row `i` to `out[first + i * step]`.
@@ -52,8 +51,8 @@ pub(super) struct Block {
 impl Block {
     pub(super) fn of(row: usize, queries: QueryRows<'_>, shape: Shape) -> Self {
         let n_rows = BLOCK_ROWS.min(queries.len - row);
-        let first = queries.position + row * queries.position_step;
-        let last = first + (n_rows - 1) * queries.position_step;
+        let first = queries.position + row;
+        let last = first + n_rows - 1;
         let key = shape.first_key(first) / TILE_COLUMNS * TILE_COLUMNS;
         let n_keys = last + 1 - key;
         Self {
@@ -67,7 +66,7 @@ impl Block {
 
     /// The keys that row `i` of the block sees, counted from the block's first key.
     pub(super) fn visible(self, i: usize, queries: QueryRows<'_>, shape: Shape) -> std::ops::Range<usize> {
-        let position = queries.position + (self.row + i) * queries.position_step;
+        let position = queries.position + self.row + i;
         shape.first_key(position) - self.key..position + 1 - self.key
     }
 
@@ -141,7 +140,7 @@ pub(in crate::cpu) fn attend(
 
 versions! {
     /// Leaves `e^(scale * score - shift)` of the visible keys and 0 elsewhere, and the sum and the shift.
-    fn softmax_row(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32, sum: &mut [f32; 2]) {
+    pub(in crate::cpu) fn softmax_row(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32, sum: &mut [f32; 2]) {
         scores[..visible.start].fill(0.0);
         scores[visible.end..].fill(0.0);
         let scores = &mut scores[visible];
@@ -151,7 +150,7 @@ versions! {
 }
 
 versions! {
-    fn scale_row(out: &mut [f32], values: &[f32], factor: f32) {
+    pub(in crate::cpu) fn scale_row(out: &mut [f32], values: &[f32], factor: f32) {
         for (out, value) in out.iter_mut().zip(values) {
             *out = value * factor;
         }

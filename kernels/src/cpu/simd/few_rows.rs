@@ -11,7 +11,7 @@ use super::{Set, TILE_COLUMNS};
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 4;
 
-/// `rows [W, 32] (+)= a [K, W]ᵀ · Wᵀ` of one tile, where there is code for that many rows; else does nothing and says so.
+/// `rows [W, 32] (+)= a [W, K] · Wᵀ` of one tile, where there is code for that many rows; else does nothing and says so.
 #[expect(
     unsafe_code,
     reason = "calls code compiled for an instruction set that was detected"
@@ -21,7 +21,7 @@ pub(crate) fn nf4_multiply(
     isa: Isa,
     weight: Nf4TileView<'_>,
     tile: usize,
-    a: &[f32],
+    a: &[&[f32]],
     rows: &mut [&mut [f32]],
     start: Start,
 ) -> bool {
@@ -41,7 +41,7 @@ pub(crate) fn nf4_multiply(
     _: Isa,
     _: Nf4TileView<'_>,
     _: usize,
-    _: &[f32],
+    _: &[&[f32]],
     _: &mut [&mut [f32]],
     _: Start,
 ) -> bool {

@@ -28,6 +28,11 @@ impl Isa {
         self.0
     }
 
+    /// What multiplies bf16 as they are, where the machine has it.
+    pub(crate) fn bf16(self) -> Option<super::Bf16> {
+        super::Bf16::detect(self)
+    }
+
     /// All sets this machine has, the best first.
     pub fn all() -> Vec<Self> {
         [Set::Avx512, Set::Avx2, Set::Portable]

@@ -1,6 +1,6 @@
 //! The innermost loop of every matrix product: a tile `C [W, 32] += A · B` of packed operands.
 //!
-//! Invariant: `c[i][j]` becomes `fma(a[k][i], b[k][j], c[i][j])` for `k` in increasing order, on every instruction
+//! Invariant: `c[i][j]` becomes `fma(a[i][k], b[k][j], c[i][j])` for `k` in increasing order, on every instruction
 //! set; nothing else is ever added to the chain.
 
 use super::{Isa, Set};
@@ -23,18 +23,23 @@ pub(crate) enum Start {
     Current,
 }
 
-/// `rows [W, N] (+)= a [K, W]ᵀ · b [K, N]` with W of 1 to [`TILE_ROWS`] and N up to [`TILE_COLUMNS`], the rows' length.
-pub(crate) fn multiply_tile(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+/// `rows [W, N] (+)= a [W, K] · b [K, N]` with W of 1 to [`TILE_ROWS`] and N up to [`TILE_COLUMNS`], the rows' length.
+pub(crate) fn multiply_tile(isa: Isa, a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+    in_whole_rows(rows, |rows| multiply_whole(isa, a, b, rows, start));
+}
+
+/// Calls `run` with the rows where they are 16 or 32 long, else with a tile on the stack in their place.
+#[inline(always)]
+pub(super) fn in_whole_rows(rows: &mut [&mut [f32]], run: impl FnOnce(&mut [&mut [f32]])) {
     match rows.first().map_or(0, |row| row.len()) {
-        16 | TILE_COLUMNS => multiply_whole(isa, a, b, rows, start),
-        _ => multiply_aside(isa, a, b, rows, start),
+        16 | TILE_COLUMNS => run(rows),
+        _ => aside(rows, run),
     }
 }
 
-/// [`multiply_tile`] for rows of any length, by way of a tile on the stack.
 #[cold]
 #[inline(never)]
-fn multiply_aside(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+fn aside(rows: &mut [&mut [f32]], run: impl FnOnce(&mut [&mut [f32]])) {
     let mut tile = Tile([[0f32; TILE_COLUMNS]; TILE_ROWS]);
     let tile = &mut tile.0[..rows.len()];
     for (tile, row) in tile.iter_mut().zip(rows.iter()) {
@@ -44,7 +49,7 @@ fn multiply_aside(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], s
     for (whole, tile) in whole.iter_mut().zip(tile.iter_mut()) {
         *whole = tile;
     }
-    multiply_whole(isa, a, b, &mut whole[..rows.len()], start);
+    run(&mut whole[..rows.len()]);
     for (tile, row) in tile.iter().zip(rows) {
         row.copy_from_slice(&tile[..row.len()]);
     }
@@ -60,7 +65,7 @@ struct Tile([TileRow; TILE_ROWS]);
     reason = "calls code compiled for an instruction set that was detected"
 )]
 #[cfg(target_arch = "x86_64")]
-fn multiply_whole(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+fn multiply_whole(isa: Isa, a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
     match isa.set() {
         // SAFETY: this `Isa` exists, so AVX-512 F was detected.
         Set::Avx512 => unsafe { super::x86::multiply_tile_avx512(a, b, rows, start) },
@@ -72,16 +77,16 @@ fn multiply_whole(isa: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], s
 
 /// [`multiply_tile`] for rows of 16 or 32.
 #[cfg(not(target_arch = "x86_64"))]
-fn multiply_whole(_: Isa, a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+fn multiply_whole(_: Isa, a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
     multiply_portable(a, b, rows, start);
 }
 
-fn multiply_portable(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+fn multiply_portable(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
     if start == Start::Zero {
         rows.iter_mut().for_each(|row| row.fill(0.0));
     }
-    for (a, b) in a.chunks_exact(rows.len().max(1)).zip(b) {
-        for (row, x) in rows.iter_mut().zip(a) {
+    for (a, row) in a.iter().zip(rows) {
+        for (x, b) in a.iter().zip(b) {
             for (c, y) in row.iter_mut().zip(b) {
                 *c = x.mul_add(*y, *c);
             }

@@ -15,14 +15,14 @@ use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_512(values: &[f32; 16]) -> __m512 {
+pub(super) fn load_512(values: &[f32; 16]) -> __m512 {
     // SAFETY: the reference is to 16 floats.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_512(values: &mut [f32; 16], register: __m512) {
+pub(super) fn store_512(values: &mut [f32; 16], register: __m512) {
     // SAFETY: the reference is to 16 floats that nobody else holds.
     unsafe { _mm512_storeu_ps(values.as_mut_ptr(), register) }
 }
@@ -76,7 +76,7 @@ pub(super) fn interleave(first: __m128i, second: __m128i, half: usize) -> __m128
 /// The values from `first` on, up to 16, and zeros beyond the last.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_from_512(values: &[f32], first: usize) -> __m512 {
+pub(super) fn load_from_512(values: &[f32], first: usize) -> __m512 {
     let values = values.get(first..).unwrap_or_default();
     match values.first_chunk() {
         Some(full) => load_512(full),
@@ -97,6 +97,15 @@ fn store_from_512(values: &mut [f32], first: usize, register: __m512) {
     }
 }
 
+/// The shortest row's length, at most `len`: where an index is below it, no row needs to be asked again.
+#[inline(always)]
+pub(super) fn shortest<T>(rows: &[&[T]], mut len: usize) -> usize {
+    for row in rows {
+        len = len.min(row.len());
+    }
+    len
+}
+
 /// Calls a function of the number of rows, 1 to 12.
 macro_rules! by_rows {
     ($function:ident, $registers:literal, $args:tt, $n:expr, [$($rows:literal)*]) => {
@@ -106,10 +115,11 @@ macro_rules! by_rows {
         }
     };
 }
+pub(super) use by_rows;
 
 /// See [`super::multiply_tile`]; rows are 16 or 32 long.
 #[target_feature(enable = "avx512f")]
-pub(super) fn multiply_tile_avx512(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+pub(super) fn multiply_tile_avx512(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
     let n = rows.len();
     if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
         by_rows!(rows_avx512, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
@@ -122,14 +132,20 @@ pub(super) fn multiply_tile_avx512(a: &[f32], b: &[TileRow], rows: &mut [&mut [f
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn rows_avx512<const W: usize, const R: usize>(
-    a: &[f32],
+    a: &[&[f32]],
     b: &[TileRow],
     rows: &mut [&mut [f32]],
     start: Start,
 ) {
-    let Some(rows) = rows.first_chunk_mut::<W>() else {
+    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
         return;
     };
+    let len = shortest(a, b.len());
+    let mut left: [&[f32]; W] = [&[]; W];
+    for i in 0..W {
+        left[i] = &a[i][..len];
+    }
+    let (a, b) = (left, &b[..len]);
     let mut sums = [[_mm512_setzero_ps(); R]; W];
     if start == Start::Current {
         for i in 0..W {
@@ -141,8 +157,8 @@ fn rows_avx512<const W: usize, const R: usize>(
             }
         }
     }
-    for (a, b) in a.as_chunks::<W>().0.iter().zip(b) {
-        let Some(parts) = b.as_chunks().0.first_chunk::<R>() else {
+    for p in 0..len {
+        let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
             return;
         };
         let mut y = [_mm512_setzero_ps(); R];
@@ -150,7 +166,7 @@ fn rows_avx512<const W: usize, const R: usize>(
             y[part] = load_512(&parts[part]);
         }
         for i in 0..W {
-            let x = _mm512_set1_ps(a[i]);
+            let x = _mm512_set1_ps(a[i][p]);
             for part in 0..R {
                 sums[i][part] = _mm512_fmadd_ps(x, y[part], sums[i][part]);
             }
@@ -171,7 +187,7 @@ fn rows_avx512<const W: usize, const R: usize>(
 pub(super) fn nf4_multiply_avx512(
     codes: &[[u8; 16]],
     scales: &[TileRow],
-    a: &[f32],
+    a: &[&[f32]],
     rows: &mut [&mut [f32]],
     start: Start,
 ) {
@@ -188,13 +204,19 @@ pub(super) fn nf4_multiply_avx512(
 fn nf4_rows_avx512<const W: usize>(
     codes: &[[u8; 16]],
     scales: &[TileRow],
-    a: &[f32],
+    a: &[&[f32]],
     rows: &mut [&mut [f32]],
     start: Start,
 ) {
-    let Some(rows) = rows.first_chunk_mut::<W>() else {
+    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
         return;
     };
+    let len = shortest(a, codes.len());
+    let mut left: [&[f32]; W] = [&[]; W];
+    for i in 0..W {
+        left[i] = &a[i][..len];
+    }
+    let a = left;
     let mut sums = [[_mm512_setzero_ps(); 2]; W];
     if start == Start::Current {
         for i in 0..W {
@@ -205,13 +227,11 @@ fn nf4_rows_avx512<const W: usize>(
         }
     }
     let levels = load_512(&CODE_VALUES);
-    let blocks = codes
-        .chunks(BLOCK_LEN)
-        .zip(a.as_chunks::<W>().0.chunks(BLOCK_LEN));
-    for ((codes, a), scales) in blocks.zip(scales) {
+    let blocks = codes[..len].chunks(BLOCK_LEN).zip((0..len).step_by(BLOCK_LEN));
+    for ((codes, first), scales) in blocks.zip(scales) {
         let (halves, _) = scales.as_chunks::<16>();
         let scales = [load_512(&halves[0]), load_512(&halves[1])];
-        for (codes, a) in codes.iter().zip(a) {
+        for (p, codes) in (first..len).zip(codes) {
             let bytes = load_128(codes);
             // the permutation looks at the low 4 bits of an index only
             let low = _mm512_cvtepu8_epi32(bytes);
@@ -221,7 +241,7 @@ fn nf4_rows_avx512<const W: usize>(
                 _mm512_mul_ps(_mm512_permutexvar_ps(high, levels), scales[1]),
             ];
             for i in 0..W {
-                let x = _mm512_set1_ps(a[i]);
+                let x = _mm512_set1_ps(a[i][p]);
                 sums[i] = [
                     _mm512_fmadd_ps(x, y[0], sums[i][0]),
                     _mm512_fmadd_ps(x, y[1], sums[i][1]),
@@ -241,18 +261,17 @@ fn nf4_rows_avx512<const W: usize>(
 /// See [`super::multiply_tile`]; rows are 16 or 32 long. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes
 /// in up to four parts.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn multiply_tile_avx2(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
-    let (width, n_columns) = (rows.len(), rows.first().map_or(0, |row| row.len()));
-    for (part, rows) in rows.chunks_mut(6).enumerate() {
+pub(super) fn multiply_tile_avx2(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+    let n_columns = rows.first().map_or(0, |row| row.len());
+    for (a, rows) in a.chunks(6).zip(rows.chunks_mut(6)) {
         for half in 0..n_columns / 16 {
-            let at = (6 * part, half);
             match rows.len() {
-                1 => rows_avx2::<1>(a, width, at, b, rows, start),
-                2 => rows_avx2::<2>(a, width, at, b, rows, start),
-                3 => rows_avx2::<3>(a, width, at, b, rows, start),
-                4 => rows_avx2::<4>(a, width, at, b, rows, start),
-                5 => rows_avx2::<5>(a, width, at, b, rows, start),
-                _ => rows_avx2::<6>(a, width, at, b, rows, start),
+                1 => rows_avx2::<1>(a, half, b, rows, start),
+                2 => rows_avx2::<2>(a, half, b, rows, start),
+                3 => rows_avx2::<3>(a, half, b, rows, start),
+                4 => rows_avx2::<4>(a, half, b, rows, start),
+                5 => rows_avx2::<5>(a, half, b, rows, start),
+                _ => rows_avx2::<6>(a, half, b, rows, start),
             }
         }
     }
@@ -261,16 +280,21 @@ pub(super) fn multiply_tile_avx2(a: &[f32], b: &[TileRow], rows: &mut [&mut [f32
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn rows_avx2<const W: usize>(
-    a: &[f32],
-    width: usize,
-    (first, half): (usize, usize),
+    a: &[&[f32]],
+    half: usize,
     b: &[TileRow],
     rows: &mut [&mut [f32]],
     start: Start,
 ) {
-    let Some(rows) = rows.first_chunk_mut::<W>() else {
+    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
         return;
     };
+    let len = shortest(a, b.len());
+    let mut left: [&[f32]; W] = [&[]; W];
+    for i in 0..W {
+        left[i] = &a[i][..len];
+    }
+    let (a, b) = (left, &b[..len]);
     let mut sums = [[_mm256_setzero_ps(); 2]; W];
     if start == Start::Current {
         for i in 0..W {
@@ -280,17 +304,14 @@ fn rows_avx2<const W: usize>(
             sums[i] = [load_256(low), load_256(high)];
         }
     }
-    for (a, b) in a.chunks_exact(width).zip(b) {
-        let (quarters, _) = b.as_chunks::<8>();
-        let b = [load_256(&quarters[2 * half]), load_256(&quarters[2 * half + 1])];
-        let Some(a) = a[first..].first_chunk::<W>() else {
-            return;
-        };
+    for p in 0..len {
+        let (quarters, _) = b[p].as_chunks::<8>();
+        let y = [load_256(&quarters[2 * half]), load_256(&quarters[2 * half + 1])];
         for i in 0..W {
-            let x = _mm256_set1_ps(a[i]);
+            let x = _mm256_set1_ps(a[i][p]);
             sums[i] = [
-                _mm256_fmadd_ps(x, b[0], sums[i][0]),
-                _mm256_fmadd_ps(x, b[1], sums[i][1]),
+                _mm256_fmadd_ps(x, y[0], sums[i][0]),
+                _mm256_fmadd_ps(x, y[1], sums[i][1]),
             ];
         }
     }

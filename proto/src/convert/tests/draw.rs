@@ -86,6 +86,7 @@ impl Draw {
         LocalModelSpec {
             reference: self.text(),
             quantization: self.quantization(),
+            compute: self.pick(&[Compute::F32, Compute::Bf16]),
         }
     }
 

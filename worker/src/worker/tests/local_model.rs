@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use llamaduo_proto::ids::AttemptId;
 use llamaduo_proto::manifest::Manifest;
-use llamaduo_proto::run::{InferSettings, LocalModelSpec, LoraTargets, LossOn, TrainFrom, TrainSettings};
+use llamaduo_proto::run::{
+    Compute, InferSettings, LocalModelSpec, LoraTargets, LossOn, TrainFrom, TrainSettings,
+};
 use llamaduo_proto::task::{Answerer, InferOutput, InferTask, TrainTask};
 
 use super::*;
@@ -29,6 +31,7 @@ impl Local {
         LocalModelSpec {
             reference: self.model.path().to_str().unwrap().to_owned(),
             quantization: Quantization::Nf4Double,
+            compute: Compute::F32,
         }
     }
 

@@ -1,0 +1,141 @@
+//! Attention of one row of a sequence, as decoding asks: its heads go over the pages where they lie.
+//!
+//! Invariant: the same chains as by way of packed panels, bit for bit: scores over D, the output over the keys from the
+//! first visible one on.
+
+use super::{Shape, Task};
+use crate::cpu::attention::{scale_row, softmax_row};
+use crate::cpu::simd::versions;
+use crate::cpu::{Cpu, CpuKvCache};
+
+/// Tokens of a page, a register of AVX2 and the length that the engine's pages have.
+pub(super) const PAGE_LEN: usize = 8;
+
+/// Heads that go over the keys together.
+const HEADS_MAX: usize = 4;
+
+/// A page's keys: a register for each of D.
+type KeyRow = [f32; PAGE_LEN];
+
+/// `out = softmax(scale * q · keysᵀ) · values` of the sequence's only row, for the heads of one key head.
+pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuKvCache, shape: Shape) {
+    let (d, n_keys) = (shape.head_dim, task.sequence.n_context);
+    let first_key = shape.first_key(n_keys.saturating_sub(1));
+    let first_page = first_key / PAGE_LEN;
+    let runs = || cache.runs(task.sequence, task.kv_head, n_keys).skip(first_page);
+    let visible = first_key - first_page * PAGE_LEN..n_keys - first_page * PAGE_LEN;
+    let step = visible.end.next_multiple_of(PAGE_LEN);
+
+    let mut scores = cpu.scratch(shape.group_len * step);
+    let mut sums = cpu.scratch(HEADS_MAX * d);
+    let at = task.sequence.first_row * shape.q_width + task.kv_head * shape.group_len * d;
+    let heads = q[at..at + shape.group_len * d].chunks(HEADS_MAX * d);
+    for (q, out) in heads.zip(task.out.chunks_mut(HEADS_MAX)) {
+        let scores = &mut scores[..out.len() * step];
+        let mut pages = runs();
+        let mut column = 0;
+        while let Some(page) = pages.next() {
+            // a second page beside it hides the latency of the chains
+            let keys = [Some(page), pages.next()].map(|run| run.map(|run| run.keys.as_chunks().0));
+            score_pages(cpu.isa, q, d, keys, scores, column);
+            column += 2 * PAGE_LEN;
+        }
+        let mut factors = [[0f32; 2]; HEADS_MAX];
+        for (scores, factor) in scores.chunks_exact_mut(step).zip(&mut factors) {
+            softmax_row(cpu.isa, scores, visible.clone(), shape.scale, factor);
+        }
+        let sums = &mut sums[..out.len() * d];
+        sums.fill(0.0);
+        for (page, run) in runs().enumerate() {
+            let probabilities = &scores[page * PAGE_LEN..];
+            add_values(cpu.isa, probabilities, step, &run.values[..run.len * d], d, sums);
+        }
+        for ((out, sums), [sum, _]) in out.iter_mut().zip(sums.chunks_exact(d)).zip(&factors) {
+            scale_row(cpu.isa, out, sums, 1.0 / sum);
+        }
+    }
+}
+
+versions! {
+    /// `scores[head][column + key] = q[head] · keys` for up to 4 heads `[D]` and two pages, the second of which there may
+    /// not be.
+    fn score_pages(q: &[f32], d: usize, pages: [Option<&[KeyRow]>; 2], scores: &mut [f32], column: usize) {
+        match q.len() / d.max(1) {
+            1 => score_heads::<1>(q, d, pages, scores, column),
+            2 => score_heads::<2>(q, d, pages, scores, column),
+            3 => score_heads::<3>(q, d, pages, scores, column),
+            _ => score_heads::<HEADS_MAX>(q, d, pages, scores, column),
+        }
+    }
+}
+
+#[inline(always)]
+fn score_heads<const W: usize>(
+    q: &[f32],
+    d: usize,
+    pages: [Option<&[KeyRow]>; 2],
+    scores: &mut [f32],
+    column: usize,
+) {
+    let [Some(first), second] = pages else { return };
+    let mut heads: [&[f32]; W] = [&[]; W];
+    for (head, q) in heads.iter_mut().zip(q.chunks_exact(d)) {
+        *head = q;
+    }
+    let mut sums = [[[0f32; PAGE_LEN]; 2]; W];
+    let (first, other) = (&first[..d], &second.unwrap_or(first)[..d]);
+    for p in 0..d {
+        for i in 0..W {
+            let x = heads[i][p];
+            for j in 0..PAGE_LEN {
+                sums[i][0][j] = x.mul_add(first[p][j], sums[i][0][j]);
+                sums[i][1][j] = x.mul_add(other[p][j], sums[i][1][j]);
+            }
+        }
+    }
+    let step = scores.len() / W;
+    for (scores, sums) in scores.chunks_exact_mut(step.max(1)).zip(&sums) {
+        let pages = if second.is_some() { 2 } else { 1 };
+        scores[column..column + pages * PAGE_LEN].copy_from_slice(sums[..pages].as_flattened());
+    }
+}
+
+versions! {
+    /// `sums[head] += probabilities[head][key] * values[key]` for each key of a page, in order; `probabilities` of the
+    /// heads are `step` apart.
+    fn add_values(probabilities: &[f32], step: usize, values: &[f32], d: usize, sums: &mut [f32]) {
+        for (head, sums) in sums.chunks_exact_mut(d.max(1)).enumerate() {
+            let probabilities = &probabilities[head * step..];
+            for (part, sums) in sums.chunks_mut(PART_LEN).enumerate() {
+                let at = part * PART_LEN;
+                match sums.as_chunks_mut().0.first_mut() {
+                    Some(sums) if d.is_multiple_of(PART_LEN) => add_part(probabilities, values, d, at, sums),
+                    _ => {
+                        for (value, p) in values.chunks_exact(d).zip(probabilities) {
+                            for (sum, value) in sums.iter_mut().zip(&value[at..]) {
+                                *sum = p.mul_add(*value, *sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Columns of the output that are summed together.
+const PART_LEN: usize = 64;
+
+#[inline(always)]
+fn add_part(probabilities: &[f32], values: &[f32], d: usize, at: usize, sums: &mut [f32; PART_LEN]) {
+    let mut held = *sums;
+    for (value, p) in values.chunks_exact(d).zip(probabilities) {
+        let Some(value) = value[at..].first_chunk::<PART_LEN>() else {
+            return;
+        };
+        for j in 0..PART_LEN {
+            held[j] = p.mul_add(value[j], held[j]);
+        }
+    }
+    *sums = held;
+}

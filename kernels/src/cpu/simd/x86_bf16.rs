@@ -1,0 +1,137 @@
+//! The tile of a product of bf16 pairs, with AVX-512's instruction for them.
+//!
+//! Invariant: every pointer comes from a reference to at least as many values as are loaded or stored.
+#![expect(unsafe_code, reason = "loads of vector registers go through pointers")]
+
+use std::arch::x86_64::*;
+
+use super::bf16::PairRow;
+use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
+use super::x86::{by_rows, load_512, load_from_512, shortest, store_512};
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn load_pairs(words: &[u32; 16]) -> __m512bh {
+    // SAFETY: the reference is to 16 words.
+    let bits = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+    // SAFETY: any bits are pairs of bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn broadcast_pair(word: u32) -> __m512bh {
+    let bits = _mm512_set1_epi32(word.cast_signed());
+    // SAFETY: any bits are pairs of bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
+/// Rounds 32 floats, the first 16 into the lower half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn round(first: __m512, second: __m512) -> __m512i {
+    let rounded = _mm512_cvtne2ps_pbh(second, first);
+    // SAFETY: both types are any 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
+}
+
+/// See [`super::Bf16::pair_row`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn pair_row(values: &[f32], out: &mut [u32]) {
+    for (words, first) in out.chunks_mut(16).zip((0..values.len()).step_by(32)) {
+        let rounded = round(load_from_512(values, first), load_from_512(values, first + 16));
+        store_words(words, rounded);
+    }
+}
+
+/// See [`super::Bf16::pair_panel`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn pair_panel(panel: &[TileRow], out: &mut [PairRow]) {
+    // 16-bit elements 0, 16, 1, 17, ...: the rows' elements of a column beside each other
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: the array is 64 bytes.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    for (rows, out) in panel.chunks(2).zip(out) {
+        let low = rows[0].as_chunks::<16>().0;
+        let high = rows.get(1).map(|row| row.as_chunks::<16>().0);
+        for (part, words) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let high = high.map_or(_mm512_setzero_ps(), |high| load_512(&high[part]));
+            let rounded = round(load_512(&low[part]), high);
+            store_words(words, _mm512_permutexvar_epi16(order, rounded));
+        }
+    }
+}
+
+/// Overwrites up to 16 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_words(words: &mut [u32], register: __m512i) {
+    let mask = 0xffff_u16 >> (16 - words.len().min(16));
+    // SAFETY: only as many words are written as there are.
+    unsafe { _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, register) }
+}
+
+/// See [`super::Bf16::multiply`]; rows are 16 or 32 long.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn multiply(a: &[&[u32]], b: &[PairRow], rows: &mut [&mut [f32]], start: Start) {
+    let n = rows.len();
+    if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
+        by_rows!(pairs_avx512, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+    } else {
+        by_rows!(pairs_avx512, 2, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+    }
+}
+
+/// W rows of R registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pairs_avx512<const W: usize, const R: usize>(
+    a: &[&[u32]],
+    b: &[PairRow],
+    rows: &mut [&mut [f32]],
+    start: Start,
+) {
+    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
+        return;
+    };
+    let len = shortest(a, b.len());
+    let mut left: [&[u32]; W] = [&[]; W];
+    for i in 0..W {
+        left[i] = &a[i][..len];
+    }
+    let (a, b) = (left, &b[..len]);
+    let mut sums = [[_mm512_setzero_ps(); R]; W];
+    if start == Start::Current {
+        for i in 0..W {
+            let Some(parts) = rows[i].as_chunks().0.first_chunk::<R>() else {
+                return;
+            };
+            for part in 0..R {
+                sums[i][part] = load_512(&parts[part]);
+            }
+        }
+    }
+    for p in 0..len {
+        let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
+            return;
+        };
+        let mut y = [broadcast_pair(0); R];
+        for part in 0..R {
+            y[part] = load_pairs(&parts[part]);
+        }
+        for i in 0..W {
+            let x = broadcast_pair(a[i][p]);
+            for part in 0..R {
+                sums[i][part] = _mm512_dpbf16_ps(sums[i][part], x, y[part]);
+            }
+        }
+    }
+    for i in 0..W {
+        let Some(parts) = rows[i].as_chunks_mut().0.first_chunk_mut::<R>() else {
+            return;
+        };
+        for part in 0..R {
+            store_512(&mut parts[part], sums[i][part]);
+        }
+    }
+}
