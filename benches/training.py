@@ -24,6 +24,7 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("-o", dest="output", default="table", choices=["table", "json"])
+    parser.add_argument("--flags", default="", help="more flags for llamaduo bench train")
     sizes = {"--rounds": 3, "--threads": 2, "--batch": 4, "--seq": 256, "--rank": 8, "--steps": 3}
     for name, default in sizes.items():
         parser.add_argument(name, type=int, default=default)
@@ -37,13 +38,21 @@ def main():
     rounds = []
     for number in range(a.rounds):
         print(f"round {number + 1} of {a.rounds}", file=sys.stderr)
-        rounds.append({"llamaduo": ours(a), "PyTorch": theirs(a, checkpoint), "PyTorch, recomputing": theirs(a, checkpoint, "recompute")})
+        rounds.append(
+            {
+                "llamaduo": ours(a),
+                "PyTorch": theirs(a, checkpoint),
+                "PyTorch, recomputing": theirs(a, checkpoint, "recompute"),
+                "PyTorch, bf16": theirs(a, checkpoint, "bf16"),
+            }
+        )
     report(rounds, a.output)
 
 
 def ours(a):
     command = [a.llamaduo, "bench", "train", "--model", a.model, "--threads", a.threads, "--batch", a.batch]
     command += ["--seq", a.seq, "--rank", a.rank, "--steps", a.steps, "-o", "json"]
+    command += a.flags.split()
     done = read_json(command)
     return figures(done["runs"][0]["tokens_per_s"], done["peak_memory_mb"], done["load_seconds"])
 

@@ -1,7 +1,8 @@
 """LoRA training in PyTorch and PEFT, timed: one process, so that its memory can be measured.
 
-Usage: training_peer.py CHECKPOINT THREADS BATCH SEQ RANK STEPS [recompute]
-Prints one line of JSON. float32, all linears of the blocks, AdamW, loss on every token, as `llamaduo bench train`.
+Usage: training_peer.py CHECKPOINT THREADS BATCH SEQ RANK STEPS [recompute] [bf16]
+Prints one line of JSON. All linears of the blocks, dropout, AdamW and loss on every token as `llamaduo bench train`;
+float32, or with bf16 under autocast.
 """
 
 import json
@@ -15,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 checkpoint, (threads, batch, seq, rank, steps) = sys.argv[1], map(int, sys.argv[2:7])
-recompute = "recompute" in sys.argv[7:]
+recompute, bf16 = "recompute" in sys.argv[7:], "bf16" in sys.argv[7:]
 torch.set_num_threads(threads)
 begun = time.monotonic()
 model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -24,7 +25,8 @@ if recompute:
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
 targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM"))
+lora = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM")
+model = get_peft_model(model, lora)
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
 ids = torch.randint(0, model.config.vocab_size, (batch, seq), generator=torch.Generator().manual_seed(0))
@@ -32,7 +34,9 @@ times = []
 for _ in range(steps + 1):
     begun = time.monotonic()
     optimizer.zero_grad()
-    model(input_ids=ids, labels=ids).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     times.append(time.monotonic() - begun)
