@@ -389,7 +389,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
     /// Always the likeliest token.
-    #[arg(long, conflicts_with_all = ["temperature", "top_p", "top_k", "seed"])]
+    #[arg(long, conflicts_with_all = ["temperature", "top_p", "top_k", "min_p", "seed"])]
     pub(crate) greedy: bool,
     /// Longest answer, tokens.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
@@ -403,6 +403,18 @@ pub(crate) struct Generate {
     /// Keep this many tokens.
     #[arg(long)]
     pub(crate) top_k: Option<u32>,
+    /// Drop tokens less likely than this part of the likeliest one.
+    #[arg(long)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens that were asked or said already by this where positive, multiply them where negative.
+    #[arg(long, value_name = "FACTOR")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// End the answer before this text; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// With -o json, also tell how likely each token was, and the so many likeliest in its place.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=20))]
+    pub(crate) logprobs: Option<u32>,
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

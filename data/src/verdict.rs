@@ -25,6 +25,9 @@ pub struct Response {
     pub tokens: u64,
     /// Whether it ended by itself; false when the token bound cut it.
     pub complete: bool,
+    /// The natural logarithm of each of those tokens' probability, by the bare model; where a local model was asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<f32>>,
     /// The call that made it, for the service LLM's own answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<ServiceCall>,

@@ -4,6 +4,7 @@
 //! what else is in the batch.
 
 mod batcher;
+mod logprobs;
 mod pages;
 mod prefixes;
 mod response;
@@ -16,6 +17,7 @@ use std::ops::ControlFlow;
 use llamaduo_kernels::Backend;
 use serde::{Deserialize, Serialize};
 
+pub use logprobs::{LOGPROBS_MAX, Likelihood, TokenLogprob};
 pub use sampler::Sampling;
 
 use batcher::Batcher;
@@ -34,8 +36,13 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// A response ends before any of these; besides the model's own end-of-turn tokens.
+    /// A response ends before any of these; besides the model's own end-of-turn tokens. One that names a special token,
+    /// which no text shows, stands for that token.
     pub stop: Vec<String>,
+    /// A response ends before any of these tokens too.
+    pub stop_tokens: Vec<u32>,
+    /// Tell how likely each token was, and the so many likeliest in its place, at most [`LOGPROBS_MAX`].
+    pub logprobs: Option<usize>,
     /// Decides the random numbers, with the request's id and the response's number.
     pub seed: u64,
 }
@@ -47,7 +54,24 @@ impl Default for GenerateOptions {
             max_tokens: 1024,
             sampling: Sampling::default(),
             stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
             seed: 0,
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// Checks ranges; the error names the field.
+    pub fn validate(&self) -> Result<()> {
+        at_least_one("max_tokens", self.max_tokens)?;
+        match self.logprobs {
+            Some(n) if n > LOGPROBS_MAX => Err(Error::GenerateOptions {
+                field: "logprobs",
+                expected: "at most 20",
+                found: n.to_string(),
+            }),
+            _ => self.sampling.validate(),
         }
     }
 }
@@ -123,7 +147,7 @@ impl std::fmt::Display for Finish {
 }
 
 /// A finished response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// Id of its request.
     pub request: u64,
@@ -135,6 +159,8 @@ pub struct Completion {
     pub tokens: usize,
     /// Those tokens.
     pub ids: Vec<u32>,
+    /// Of each of those tokens, where that was asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish: Finish,
 }
@@ -178,11 +204,14 @@ pub fn generate<B: Backend>(
     let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
     let mut prompts = Vec::with_capacity(requests.len());
     for request in requests {
+        let mut options = request.options.clone();
+        let special = options.stop.iter().filter_map(|text| tokenizer.special_id(text));
+        options.stop_tokens.extend(special);
         prompts.push(PromptIds {
             id: request.id,
             ids: encode_chat(tokenizer, template, &request.messages, true)?,
             n: request.n,
-            options: request.options.clone(),
+            options,
         });
     }
     let mut stop_tokens = model.config().eos.clone();
@@ -247,19 +276,10 @@ pub(crate) fn generate_ids<B: Backend>(
 
 /// Refuses options without a meaning and calls that could not be held in memory.
 fn check(prompts: &[PromptIds], batch: &BatchOptions) -> Result<()> {
-    let at_least_one = |field, value: usize| match value {
-        0 => Err(Error::GenerateOptions {
-            field,
-            expected: "at least 1",
-            found: "0".to_owned(),
-        }),
-        _ => Ok(()),
-    };
     at_least_one("max_batch", batch.max_batch)?;
     for prompt in prompts {
-        at_least_one("max_tokens", prompt.options.max_tokens)?;
         at_least_one("tokens of the prompt", prompt.ids.len())?;
-        prompt.options.sampling.validate()?;
+        prompt.options.validate()?;
     }
     let n_responses = prompts
         .iter()
@@ -273,6 +293,17 @@ fn check(prompts: &[PromptIds], batch: &BatchOptions) -> Result<()> {
         });
     }
     Ok(())
+}
+
+fn at_least_one(field: &'static str, value: usize) -> Result<()> {
+    match value {
+        0 => Err(Error::GenerateOptions {
+            field,
+            expected: "at least 1",
+            found: "0".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 impl PromptIds {
@@ -293,6 +324,7 @@ impl Completion {
             text: String::new(),
             tokens: 0,
             ids: Vec::new(),
+            logprobs: None,
             finish,
         }
     }

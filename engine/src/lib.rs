@@ -30,7 +30,8 @@ pub use error::{Error, Result};
 pub use eval::{EvalLoss, check_ids, evaluate, evaluate_ids, evaluate_observed, logits, stream_logits};
 pub use files::ModelFiles;
 pub use generate::{
-    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
+    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Likelihood, Sampling,
+    TokenLogprob, generate,
 };
 pub use llamaduo_kernels::Compute;
 pub use local_model::{BaseQuant, LoadOptions, LocalModel};

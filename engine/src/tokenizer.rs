@@ -96,6 +96,12 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The special token with exactly this text.
+    pub fn special_id(&self, token: &str) -> Option<u32> {
+        let is_special = self.inner.get_added_vocabulary().is_special_token(token);
+        self.token_id(token).filter(|_| is_special)
+    }
+
     /// The text of a token as the vocabulary spells it.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

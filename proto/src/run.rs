@@ -221,6 +221,19 @@ pub struct InferSettings {
     pub prompts_per_task: u32,
     /// Sequences decoded together, at least 1.
     pub batch_max: u32,
+    /// Drop tokens less likely than this part of the likeliest one; `None` is off. This and what follows was added
+    /// later and is left out where it says nothing, so that a run recorded before is still the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    /// On logits of tokens that were asked or said already; `None` is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+    /// Texts before which a response ends, beside the model's own end of turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Whether responses tell how likely each of their tokens was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logprobs: bool,
 }
 
 /// Grading.

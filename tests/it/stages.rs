@@ -176,6 +176,69 @@ fn an_answer_is_the_same_whether_it_is_streamed_or_whole() {
 }
 
 #[test]
+fn an_answer_tells_its_likelihoods_and_ends_before_a_stop_text() {
+    let site = Site::new();
+    let generate = |more: &[&str]| {
+        let mut command = llamaduo();
+        command.args([
+            "generate",
+            "--model",
+            "model",
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "12",
+        ]);
+        process::run(command.args(more).current_dir(site.root()))
+    };
+    let whole = json(&generate(&["--greedy", "--logprobs", "2", "-o", "json"]));
+    let tokens = whole["logprobs"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, whole["tokens"].as_u64().unwrap());
+    for token in tokens {
+        // Greedy takes the likeliest.
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
+        assert_eq!(token["id"], token["top_logprobs"][0]["id"]);
+        let logprob = token["logprob"].as_f64().unwrap();
+        assert!(logprob < 0.0 && logprob >= token["top_logprobs"][1]["logprob"].as_f64().unwrap());
+    }
+    let spelled: String = tokens
+        .iter()
+        .map(|token| token["token"].as_str().unwrap())
+        .collect();
+    if !spelled.contains('\u{fffd}') {
+        assert_eq!(spelled, whole["text"].as_str().unwrap());
+    }
+    let text = whole["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(1).take(1).collect();
+    let stopped = json(&generate(&["--greedy", "--stop", &stop, "-o", "json"]));
+    assert_eq!(
+        stopped["text"].as_str().unwrap(),
+        text.split(&stop).next().unwrap()
+    );
+    assert_eq!(
+        (&stopped["finish"], stopped.get("logprobs")),
+        (&"stop".into(), None)
+    );
+    let penalized = generate(&["--greedy", "--repetition-penalty", "50", "-o", "json"]);
+    assert_ne!(json(&penalized)["text"], whole["text"]);
+    for (more, said) in [
+        (&["--logprobs", "1"][..], "-o json"),
+        (&["--min-p", "2"], "min_p"),
+        (&["--repetition-penalty", "0"], "repetition_penalty"),
+        (&["--temperature=-1"], "temperature"),
+    ] {
+        let output = generate(more);
+        assert_eq!(
+            (output.code(), output.stdout.as_str()),
+            (2, ""),
+            "{}",
+            output.stderr
+        );
+        assert!(output.stderr.contains(said), "{}", output.stderr);
+    }
+}
+
+#[test]
 fn test_prompts_are_not_trained_on() {
     let site = Site::new();
     let output = stage(

@@ -12,7 +12,7 @@ use llamaduo_data::import::ROW_FORM;
 use llamaduo_engine::train::Conversation;
 use llamaduo_engine::{
     Adapter, BatchOptions, Completion, EvalLoss, Finish, GenerateEvent, GenerateOptions, GenerateRequest,
-    LocalModel, Message, Role, Sampling, evaluate_observed, peft,
+    Likelihood, LocalModel, Message, Role, Sampling, TokenLogprob, Tokenizer, evaluate_observed, peft,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -129,11 +129,53 @@ struct Generated {
     tokens: usize,
     /// `stop`: the model ended its answer; `length`: `--max-tokens` cut it.
     finish: Finish,
+    /// Of each token; with `--logprobs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<ToldToken>>,
+}
+
+/// A token of the answer as programs are told it.
+#[derive(Serialize)]
+struct ToldToken {
+    #[serde(flatten)]
+    chosen: ToldLikelihood,
+    /// The likeliest in its place, as many as were asked for.
+    top_logprobs: Vec<ToldLikelihood>,
+}
+
+#[derive(Serialize)]
+struct ToldLikelihood {
+    /// Its text alone; half a character is U+FFFD.
+    token: String,
+    id: u32,
+    /// Natural logarithm of its probability by the bare model, whatever the sampling.
+    logprob: f32,
+}
+
+fn told_tokens(tokenizer: &Tokenizer, tokens: &[TokenLogprob]) -> llamaduo_engine::Result<Vec<ToldToken>> {
+    let told = |&Likelihood { id, logprob }: &Likelihood| {
+        let text = tokenizer.decode(&[id])?;
+        // A special token has no text but its name.
+        let name = || tokenizer.token_text(id).unwrap_or_default();
+        let token = if text.is_empty() { name() } else { text };
+        Ok(ToldLikelihood { token, id, logprob })
+    };
+    let tokens = tokens.iter().map(|token| {
+        Ok(ToldToken {
+            chosen: told(&token.chosen)?,
+            top_logprobs: token
+                .top
+                .iter()
+                .map(told)
+                .collect::<llamaduo_engine::Result<_>>()?,
+        })
+    });
+    tokens.collect()
 }
 
 /// `generate`: as text, the answer is printed as it grows.
 pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
-    let request = request(arguments)?;
+    let request = request(arguments, output.format())?;
     let (model, adapter) = open(&arguments.model, output)?;
     let mut printed = match output.format() {
         Format::Text => Some(Printed::new(output)),
@@ -156,7 +198,11 @@ pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
         what: "generation".to_owned(),
     })?;
     let Completion {
-        text, tokens, finish, ..
+        text,
+        tokens,
+        finish,
+        logprobs,
+        ..
     } = completion;
     if let Finish::Refused {
         prompt_tokens,
@@ -169,7 +215,16 @@ pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
     let is_cut = finish == Finish::Length;
     match printed {
         Some(printed) => printed.end()?,
-        None => output.result(&Generated { text, tokens, finish }, String::new)?,
+        None => {
+            let told = |tokens: Vec<TokenLogprob>| told_tokens(model.tokenizer()?, &tokens);
+            let generated = Generated {
+                text,
+                tokens,
+                finish,
+                logprobs: logprobs.map(told).transpose()?,
+            };
+            output.result(&generated, String::new)?;
+        }
     }
     if is_cut {
         output.line(&format!(
@@ -180,7 +235,7 @@ pub(super) fn generate(arguments: &Generate, output: &Output) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn request(arguments: &Generate) -> Result<GenerateRequest> {
+fn request(arguments: &Generate, format: Format) -> Result<GenerateRequest> {
     let messages = match (&arguments.prompt, &arguments.messages) {
         (Some(prompt), _) => vec![Message {
             role: Role::User,
@@ -193,26 +248,46 @@ fn request(arguments: &Generate) -> Result<GenerateRequest> {
             ));
         }
     };
+    Ok(GenerateRequest {
+        id: 0,
+        messages,
+        n: 1,
+        options: options(arguments, format)?,
+    })
+}
+
+fn options(arguments: &Generate, format: Format) -> Result<GenerateOptions> {
+    if arguments.logprobs.is_some() && format == Format::Text {
+        return Err(Error::Usage(
+            "--logprobs are only told to programs; give -o json too".to_owned(),
+        ));
+    }
     let sampling = match arguments.greedy {
         true => Sampling::GREEDY,
         false => Sampling {
             temperature: arguments.temperature,
             top_k: arguments.top_k.unwrap_or(0) as usize,
             top_p: arguments.top_p.unwrap_or(1.0),
+            min_p: arguments.min_p.unwrap_or(0.0),
             ..Sampling::default()
         },
     };
-    Ok(GenerateRequest {
-        id: 0,
-        messages,
-        n: 1,
-        options: GenerateOptions {
-            max_tokens: arguments.max_tokens as usize,
-            sampling,
-            stop: Vec::new(),
-            seed: arguments.seed,
+    let options = GenerateOptions {
+        max_tokens: arguments.max_tokens as usize,
+        sampling: Sampling {
+            repetition_penalty: arguments.repetition_penalty.unwrap_or(1.0),
+            ..sampling
         },
-    })
+        stop: arguments.stop.clone(),
+        stop_tokens: Vec::new(),
+        logprobs: arguments.logprobs.map(|n| n as usize),
+        seed: arguments.seed,
+    };
+    // Before a model is loaded for nothing.
+    options
+        .validate()
+        .map_err(|error| Error::Usage(error.to_string()))?;
+    Ok(options)
 }
 
 /// What to change so that prompt and answer fit into the context.

@@ -283,6 +283,12 @@ pub(crate) struct InferSection {
     pub(crate) temperature: f32,
     pub(crate) top_p: Option<f32>,
     pub(crate) top_k: Option<u32>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Texts before which a response ends.
+    pub(crate) stop: Vec<String>,
+    /// Whether responses tell how likely each of their tokens was.
+    pub(crate) logprobs: bool,
     /// Longest response.
     pub(crate) max_tokens: u32,
     pub(crate) prompts_per_task: u32,
@@ -299,6 +305,10 @@ impl Default for InferSection {
             temperature: 0.4,
             top_p: None,
             top_k: None,
+            min_p: None,
+            repetition_penalty: None,
+            stop: Vec::new(),
+            logprobs: false,
             max_tokens: 512,
             prompts_per_task: 8,
             batch: 32,

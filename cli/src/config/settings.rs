@@ -158,6 +158,23 @@ pub(crate) fn infer_settings(section: &InferSection) -> Result<InferSettings, Er
         0,
         "at least 1, or absent for off",
     )?;
+    if let Some(min_p) = s.min_p {
+        ensure(
+            min_p > 0.0 && min_p < 1.0,
+            "infer.min_p",
+            min_p,
+            "above 0, below 1, or absent for off",
+        )?;
+    }
+    if let Some(penalty) = s.repetition_penalty {
+        ensure(
+            positive(penalty),
+            "infer.repetition_penalty",
+            penalty,
+            "a number above 0, or absent for off",
+        )?;
+    }
+    check_stops(&s.stop)?;
     ensure(s.max_tokens >= 1, "infer.max_tokens", s.max_tokens, "at least 1")?;
     ensure(
         s.prompts_per_task >= 1,
@@ -174,7 +191,30 @@ pub(crate) fn infer_settings(section: &InferSection) -> Result<InferSettings, Er
         tokens_max: s.max_tokens,
         prompts_per_task: s.prompts_per_task,
         batch_max: s.batch,
+        min_p: s.min_p,
+        repetition_penalty: s.repetition_penalty,
+        stop: s.stop.clone(),
+        logprobs: s.logprobs,
     })
+}
+
+/// As many and as long as the protocol takes.
+fn check_stops(stop: &[String]) -> Result<(), Error> {
+    ensure(
+        stop.len() <= 16,
+        "infer.stop",
+        format!("{} texts", stop.len()),
+        "at most 16 texts",
+    )?;
+    for text in stop {
+        ensure(
+            (1..=1_000).contains(&text.len()),
+            "infer.stop",
+            format!("a text of {} bytes", text.len()),
+            "texts of 1 to 1,000 bytes",
+        )?;
+    }
+    Ok(())
 }
 
 /// `[synthesis.curation]`.

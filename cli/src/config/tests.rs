@@ -96,6 +96,7 @@ fn overrides_are_typed_by_their_key() {
             "local.base=./model",
             "train.packing=false",
             "infer.top_p=0.9",
+            "infer.stop=[\"###\", \"END\"]",
         ]),
     )
     .unwrap();
@@ -105,6 +106,7 @@ fn overrides_are_typed_by_their_key() {
     assert_eq!(config.local.base, "./model");
     assert!(!config.train.packing);
     assert_eq!(config.infer.top_p, Some(0.9));
+    assert_eq!(config.infer.stop, ["###", "END"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use llamaduo_kernels::{Backend, SequenceSpan, random};
 use super::pages::Pages;
 use super::prefixes::Prefixes;
 use super::response::Response;
-use super::{BatchOptions, Completion, GenerateEvent, PromptIds};
+use super::{BatchOptions, Completion, GenerateEvent, PromptIds, TokenLogprob};
 use crate::error::Result;
 use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Model};
 use crate::tokenizer::Tokenizer;
@@ -274,13 +274,16 @@ impl<'a, B: Backend> Batcher<'a, B> {
             let said = sequence.response.ids();
             let position = said.len() as u64;
             let seen = request.ids.iter().chain(said).copied();
-            let id = request
-                .options
+            let options = &request.options;
+            // Choosing penalizes in place.
+            let as_made = options.logprobs.map(|n_top| (logits.to_vec(), n_top));
+            let id = options
                 .sampling
                 .choose(logits, seen, uniform(sequence.key, position))?;
+            let logprob = as_made.map(|(logits, n_top)| TokenLogprob::of(&logits, id, n_top));
             let text = sequence
                 .response
-                .push(id, self.tokenizer, self.stop_tokens, &request.options)?;
+                .push(id, logprob, self.tokenizer, self.stop_tokens, options)?;
             if !text.is_empty() {
                 let event = GenerateEvent::Text {
                     request: request.id,
@@ -311,7 +314,10 @@ impl<'a, B: Backend> Batcher<'a, B> {
             if prompt.n_unfinished == 0 {
                 self.prefixes.forget(self.pages.release(&prompt.shared));
             }
-            let completion = sequence.response.complete(prompt.request.id, sequence.k);
+            let completion =
+                sequence
+                    .response
+                    .complete(prompt.request.id, sequence.k, &prompt.request.options);
             let flow = observe(GenerateEvent::Completed(&completion));
             completions.push((prompt.index, completion));
             flow?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: text that was sent is never taken back: what may turn out to begin a stop string waits.
 
-use super::{Completion, Finish, GenerateOptions};
+use super::{Completion, Finish, GenerateOptions, TokenLogprob};
 use crate::error::Result;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -10,6 +10,7 @@ use crate::tokenizer::{StreamDecoder, Tokenizer};
 #[derive(Debug)]
 pub(crate) struct Response {
     ids: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
     decoder: StreamDecoder,
     text: String,
     n_sent: usize,
@@ -20,6 +21,7 @@ impl Response {
     pub(crate) fn new() -> Self {
         Self {
             ids: Vec::new(),
+            logprobs: Vec::new(),
             decoder: StreamDecoder::default(),
             text: String::new(),
             n_sent: 0,
@@ -35,18 +37,20 @@ impl Response {
         self.finish.is_some()
     }
 
-    /// Takes the next token and gives the text that is now certain, which may be empty.
+    /// Takes the next token, with its likelihood where that was asked for, and gives the text that is now certain, which may be empty.
     pub(crate) fn push(
         &mut self,
         id: u32,
+        logprob: Option<TokenLogprob>,
         tokenizer: Option<&Tokenizer>,
         stop_tokens: &[u32],
         options: &GenerateOptions,
     ) -> Result<&str> {
-        if stop_tokens.contains(&id) {
+        if stop_tokens.contains(&id) || options.stop_tokens.contains(&id) {
             self.finish = Some(Finish::Stop);
         } else {
             self.ids.push(id);
+            self.logprobs.extend(logprob);
             if let Some(tokenizer) = tokenizer {
                 self.text += &self.decoder.push(tokenizer, id)?;
             }
@@ -69,7 +73,7 @@ impl Response {
         Ok(&self.text[from..certain])
     }
 
-    pub(crate) fn complete(self, request: u64, k: usize) -> Completion {
+    pub(crate) fn complete(self, request: u64, k: usize, options: &GenerateOptions) -> Completion {
         let finish = self.finish.unwrap_or(Finish::Length);
         Completion {
             request,
@@ -77,6 +81,7 @@ impl Response {
             text: self.text,
             tokens: self.ids.len(),
             ids: self.ids,
+            logprobs: options.logprobs.map(|_| self.logprobs),
             finish,
         }
     }

@@ -4,7 +4,9 @@
 
 use crate::error::{Error, Result};
 
-/// How tokens are chosen.
+/// How tokens are chosen: first the penalty, then the temperature, then the cut-offs in the order in which they stand
+/// here, each as transformers defines it (`RepetitionPenaltyLogitsProcessor`, `TopKLogitsWarper` and so on). llama.cpp
+/// cuts off before the temperature, and penalizes the last 64 tokens only unless it is told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -12,7 +14,7 @@ pub struct Sampling {
     pub temperature: f32,
     /// Keeps the so many likeliest tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the likeliest tokens that together reach this probability; 1 keeps all.
+    /// Keeps the likeliest tokens that together reach this probability, of those that are left; 1 keeps all.
     pub top_p: f32,
     /// Drops tokens less likely than this part of the likeliest one; 0 drops none.
     pub min_p: f32,

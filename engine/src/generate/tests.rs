@@ -9,6 +9,8 @@ const OPTIONS: GenerateOptions = GenerateOptions {
     max_tokens: 20,
     sampling: Sampling::GREEDY,
     stop: Vec::new(),
+    stop_tokens: Vec::new(),
+    logprobs: None,
     seed: 3,
 };
 
@@ -166,6 +168,52 @@ fn a_stop_token_ends_a_response_and_is_no_part_of_it() {
 }
 
 #[test]
+fn a_request_may_have_stop_tokens_of_its_own() {
+    let model = open("llama_tied", BaseQuant::None);
+    let mut request = PromptIds {
+        options: OPTIONS,
+        ..prompt(5, 40, 1, 0.0)
+    };
+    let free = run(&model, std::slice::from_ref(&request), BatchOptions::default()).remove(0);
+    let other = request.clone();
+    request.options.stop_tokens = vec![free.ids[5]];
+    let completions = run(&model, &[request, other], BatchOptions::default());
+    let first = free.ids.iter().position(|id| *id == free.ids[5]).unwrap();
+    assert_eq!(completions[0].finish, Finish::Stop);
+    assert_eq!(completions[0].ids, free.ids[..first]);
+    assert_eq!(completions[1], free);
+}
+
+#[test]
+fn logprobs_are_those_of_the_logits_whatever_the_sampling_and_the_batch() {
+    let model = open("llama_tied", BaseQuant::None);
+    let mut asked = prompt(5, 40, 2, 0.8);
+    asked.options.sampling.repetition_penalty = 1.3;
+    asked.options.sampling.top_k = 40;
+    let plain = run(&model, std::slice::from_ref(&asked), BatchOptions::default());
+    assert!(plain.iter().all(|completion| completion.logprobs.is_none()));
+    asked.options.logprobs = Some(3);
+    let completions = run(
+        &model,
+        &[prompt(1, 9, 1, 1.0), asked.clone()],
+        BatchOptions::default(),
+    );
+    for (completion, plain) in completions[1..].iter().zip(&plain) {
+        assert_eq!(completion.ids, plain.ids);
+        let logprobs = completion.logprobs.as_ref().unwrap();
+        assert_eq!(logprobs.len(), completion.ids.len());
+        let ids = [&asked.ids[..], &completion.ids].concat();
+        let logits = crate::logits(&model, None, &ids).unwrap();
+        let rows: Vec<&[f32]> = logits.chunks(model.config().vocab_size).collect();
+        for (n_said, (found, &id)) in logprobs.iter().zip(&completion.ids).enumerate() {
+            let row = rows[asked.ids.len() - 1 + n_said];
+            assert_eq!(*found, TokenLogprob::of(row, id, 3));
+            assert_eq!(found.chosen.id, id);
+        }
+    }
+}
+
+#[test]
 fn breaking_off_returns_what_is_complete() {
     let model = open("llama_tied", BaseQuant::None);
     let mut n_complete = 0;
@@ -196,7 +244,16 @@ fn options_without_a_meaning_are_refused() {
     };
     let empty = prompt(1, 0, 1, 0.0);
     let endless = prompt(1, 3, usize::MAX, 0.0);
-    for (prompt, max_batch) in [(none, 1), (empty, 1), (endless, 1), (prompt(1, 3, 1, 0.0), 0)] {
+    let mut endless_list = prompt(1, 3, 1, 0.0);
+    endless_list.options.logprobs = Some(LOGPROBS_MAX + 1);
+    let refused = [
+        (none, 1),
+        (empty, 1),
+        (endless, 1),
+        (endless_list, 1),
+        (prompt(1, 3, 1, 0.0), 0),
+    ];
+    for (prompt, max_batch) in refused {
         let batch = BatchOptions {
             max_batch,
             ..BatchOptions::default()
@@ -292,4 +349,35 @@ fn a_stop_string_ends_a_response_before_it_and_was_never_streamed() {
     assert_eq!(stopped.finish, Finish::Stop);
     assert_eq!(stopped.text, free.text[..free.text.find(&stop).unwrap()]);
     assert!(stopped.tokens < free.tokens);
+}
+
+#[test]
+fn a_stop_string_that_names_a_special_token_stops_at_the_token() {
+    let model = open_with_text();
+    let sampling = Sampling {
+        temperature: 1.0,
+        ..Sampling::GREEDY
+    };
+    // Some of these responses say <|im_start|>, which no text shows.
+    let run = |stop: &[&str]| {
+        let options = GenerateOptions {
+            sampling,
+            stop: stop.iter().map(|&text| text.to_owned()).collect(),
+            max_tokens: 200,
+            ..OPTIONS
+        };
+        let requests = [request("hello", 24, options)];
+        generate(&model, None, &requests, &BatchOptions::default(), &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+    };
+    let special = model.tokenizer().unwrap().special_id("<|im_start|>").unwrap();
+    let (free, stopped) = (run(&[]), run(&["<|im_start|>"]));
+    assert!(free.iter().any(|completion| completion.ids.contains(&special)));
+    for (free, stopped) in free.iter().zip(&stopped) {
+        let end = free.ids.iter().position(|&id| id == special);
+        assert_eq!(stopped.ids, free.ids[..end.unwrap_or(free.ids.len())]);
+        assert!(end.is_none() || stopped.finish == Finish::Stop);
+    }
 }

@@ -187,6 +187,39 @@ fn accumulation_equals_the_big_batch_and_packing_equals_one_row_at_a_time() {
 }
 
 #[test]
+fn steps_of_many_small_batches_learn_what_those_of_one_big_batch_learn() {
+    let model = open("llama_tied", BaseQuant::Nf4 { double: true });
+    let rows = random_rows(8);
+    let mut config = TrainConfig {
+        batch_rows: 4,
+        micro_batch_tokens: 256,
+        ..small_config()
+    };
+    config.lora.dropout = 0.0;
+    let big = finish(&model, &rows, &config, None);
+    let small = TrainConfig {
+        batch_rows: 1,
+        accumulation: 4,
+        ..config.clone()
+    };
+    let cut = TrainConfig {
+        micro_batch_tokens: 16,
+        ..config
+    };
+    for other in [small, cut] {
+        let other = finish(&model, &rows, &other, None);
+        assert_eq!(other.log.len(), big.log.len());
+        for (ours, theirs) in other.log.iter().zip(&big.log) {
+            assert_eq!(
+                (ours.tokens, ours.learning_rate),
+                (theirs.tokens, theirs.learning_rate)
+            );
+            assert!((ours.loss - theirs.loss).abs() < 1e-5, "{ours:?} {theirs:?}");
+        }
+    }
+}
+
+#[test]
 fn packed_documents_do_not_see_each_other() {
     let model = open("llama_tied", BaseQuant::None);
     let rows = random_rows(2);

@@ -22,6 +22,9 @@ const TOKENS_MAX: u32 = 10_000_000;
 const PROMPTS_PER_TASK: u32 = 8;
 /// Sequences decoded together when no number is named.
 const BATCH: u32 = 32;
+/// Most texts that end a response, and most bytes of each: what servers of such models take, and more.
+const STOPS_MAX: usize = 16;
+const STOP_BYTES_MAX: usize = 1_000;
 /// Calls in one synthesize task when no number is named.
 const CALLS_PER_TASK: u32 = 8;
 
@@ -103,7 +106,34 @@ impl TryFrom<wire::InferSettings> for InferSettings {
             tokens_max: up_to("tokens_max", wire.tokens_max, TOKENS_MAX)?,
             prompts_per_task: or_default(wire.prompts_per_task, PROMPTS_PER_TASK),
             batch_max: or_default(wire.batch_max, BATCH),
+            min_p: unless_zero(number("min_p", wire.min_p, "at least 0, below 1", |x| {
+                (0.0..1.0).contains(&x)
+            })?),
+            repetition_penalty: unless_zero(not_negative("repetition_penalty", wire.repetition_penalty)?),
+            stop: stops(wire.stop)?,
+            logprobs: wire.logprobs,
         })
+    }
+}
+
+fn stops(stop: Vec<String>) -> Result<Vec<String>> {
+    if stop.len() > STOPS_MAX {
+        let expected = format!("at most {STOPS_MAX} texts");
+        return Err(InvalidMessage::new("stop", &expected, stop.len()));
+    }
+    match stop
+        .iter()
+        .find(|text| !(1..=STOP_BYTES_MAX).contains(&text.len()))
+    {
+        Some(text) => {
+            let expected = format!("texts of 1 to {STOP_BYTES_MAX} bytes");
+            Err(InvalidMessage::new(
+                "stop",
+                &expected,
+                format!("{} bytes", text.len()),
+            ))
+        }
+        None => Ok(stop),
     }
 }
 
@@ -117,6 +147,10 @@ impl From<InferSettings> for wire::InferSettings {
             tokens_max: settings.tokens_max,
             prompts_per_task: settings.prompts_per_task,
             batch_max: settings.batch_max,
+            min_p: settings.min_p.unwrap_or_default(),
+            repetition_penalty: settings.repetition_penalty.unwrap_or_default(),
+            stop: settings.stop,
+            logprobs: settings.logprobs,
         }
     }
 }

@@ -152,6 +152,19 @@ fn a_broken_run_spec_is_refused_by_the_path_of_its_field() {
         ("infer.temperature", |m| {
             m.infer.as_mut().unwrap().temperature = -0.5
         }),
+        ("infer.min_p", |m| m.infer.as_mut().unwrap().min_p = 1.0),
+        ("infer.repetition_penalty", |m| {
+            m.infer.as_mut().unwrap().repetition_penalty = -1.0
+        }),
+        ("infer.stop", |m| {
+            m.infer.as_mut().unwrap().stop = vec!["a".to_owned(); 17]
+        }),
+        ("infer.stop", |m| {
+            m.infer.as_mut().unwrap().stop = vec![String::new()]
+        }),
+        ("infer.stop", |m| {
+            m.infer.as_mut().unwrap().stop = vec!["a".repeat(1_001)]
+        }),
         ("judge.gradings_per_response", |m| {
             m.judge.as_mut().unwrap().gradings_per_response = 1_001
         }),
@@ -208,6 +221,7 @@ fn absent_fields_get_the_documented_defaults() {
     message.gate.as_mut().unwrap().coverage_score = 0.0;
     let infer = message.infer.as_mut().unwrap();
     (infer.top_p, infer.top_k, infer.prompts_per_task, infer.batch_max) = (0.0, 0, 0, 0);
+    (infer.min_p, infer.repetition_penalty) = (0.0, 0.0);
 
     let spec = RunSpec::try_from(message).unwrap();
     assert_eq!(spec.judge_llm, spec.service_llm);
@@ -222,6 +236,15 @@ fn absent_fields_get_the_documented_defaults() {
     assert_eq!(spec.gate.coverage_score, 70.0);
     assert_eq!((spec.infer.top_p, spec.infer.top_k), (None, None));
     assert_eq!((spec.infer.prompts_per_task, spec.infer.batch_max), (8, 32));
+    assert_eq!((spec.infer.min_p, spec.infer.repetition_penalty), (None, None));
+}
+
+#[test]
+fn infer_settings_stored_before_they_had_all_fields_are_the_same_settings() {
+    let stored = r#"{"responses_per_prompt":2,"temperature":0.5,"top_p":null,"top_k":null,"tokens_max":16,"prompts_per_task":4,"batch_max":8}"#;
+    let settings: crate::run::InferSettings = serde_json::from_str(stored).unwrap();
+    assert_eq!((settings.stop.len(), settings.logprobs), (0, false));
+    assert_eq!(serde_json::to_string(&settings).unwrap(), stored);
 }
 
 #[test]

@@ -173,12 +173,15 @@ fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> V
         temperature: settings.temperature,
         top_k: settings.top_k.unwrap_or(0) as usize,
         top_p: settings.top_p.unwrap_or(1.0),
-        ..Sampling::GREEDY
+        min_p: settings.min_p.unwrap_or(0.0),
+        repetition_penalty: settings.repetition_penalty.unwrap_or(1.0),
     };
     let options = GenerateOptions {
         max_tokens: settings.tokens_max as usize,
         sampling,
-        stop: Vec::new(),
+        stop: settings.stop.clone(),
+        stop_tokens: Vec::new(),
+        logprobs: settings.logprobs.then_some(0),
         seed,
     };
     let request = |(prompt_index, sample): &(u32, Sample)| GenerateRequest {
@@ -215,6 +218,9 @@ fn response(completion: Completion, samples: &BTreeMap<u64, SampleId>) -> Result
         text: completion.text,
         tokens: completion.tokens as u64,
         complete: completion.finish == Finish::Stop,
+        logprobs: completion
+            .logprobs
+            .map(|tokens| tokens.iter().map(|token| token.chosen.logprob).collect()),
         call: None,
     })
 }
@@ -258,6 +264,7 @@ async fn by_service(
                 k,
                 tokens: answer.call.output_tokens,
                 complete: answer.finish == FinishReason::Stop,
+                logprobs: None,
                 text: answer.text,
                 call: Some(answer.call),
             })

@@ -78,6 +78,7 @@ impl Room {
             text: "x".to_owned(),
             tokens: 1,
             complete: true,
+            logprobs: None,
             call: None,
         };
         let responses = self.store(jsonl::write(&[response]).unwrap().into_bytes());

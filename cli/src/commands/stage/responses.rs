@@ -105,6 +105,7 @@ mod tests {
             text: "x".to_owned(),
             tokens: 1,
             complete: true,
+            logprobs: None,
             call: None,
         }
     }

@@ -63,6 +63,7 @@ async fn judged_with(site: &Path, name: &str, config: ConfigArguments, answer: &
         text: answer.to_owned(),
         tokens: 1,
         complete: true,
+        logprobs: None,
         call: None,
     };
     let folder = site.join(name);

@@ -154,6 +154,7 @@ fn infer(artifacts: &Directory, task: &InferTask) -> TaskResult {
                 text,
                 tokens: 4,
                 complete: true,
+                logprobs: None,
                 call,
             });
         }

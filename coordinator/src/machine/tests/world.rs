@@ -74,6 +74,10 @@ pub(crate) fn spec() -> RunSpec {
             tokens_max: 16,
             prompts_per_task: 4,
             batch_max: 8,
+            min_p: None,
+            repetition_penalty: None,
+            stop: Vec::new(),
+            logprobs: false,
         },
         judge: JudgeSettings {
             gradings_per_response: 2,

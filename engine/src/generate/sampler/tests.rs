@@ -1,5 +1,7 @@
 //! Ties, cut-offs and frequencies of the sampler.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn choose(sampling: Sampling, logits: &[f32], uniform: f64) -> u32 {
@@ -96,5 +98,121 @@ fn settings_without_a_meaning_are_refused() {
         },
     ] {
         assert!(sampling.validate().is_err(), "{sampling:?}");
+    }
+}
+
+/// What the settings say, done plainly over the whole vocabulary, as transformers does: the probability of each token.
+/// `None` where a token lies so near to a cut-off that rounding decides.
+fn plain_probabilities(sampling: Sampling, logits: &[f32], seen: &[u32]) -> Option<Vec<f64>> {
+    let mut scores: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
+    let mut penalized: Vec<u32> = seen.to_vec();
+    penalized.sort_unstable();
+    penalized.dedup();
+    for id in penalized {
+        let score = &mut scores[id as usize];
+        let penalty = f64::from(sampling.repetition_penalty);
+        *score = if *score < 0.0 {
+            *score * penalty
+        } else {
+            *score / penalty
+        };
+    }
+    for score in &mut scores {
+        *score /= f64::from(sampling.temperature);
+    }
+    let is_near = |a: f64, b: f64| (a - b).abs() < 1e-5;
+    let mut ranked: Vec<usize> = (0..scores.len()).collect();
+    ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let neighbours = ranked.windows(2).map(|pair| (scores[pair[0]], scores[pair[1]]));
+    let mut is_decided = neighbours.into_iter().all(|(a, b)| a == b || !is_near(a, b));
+    let softmax = |kept: &[usize]| {
+        let total: f64 = kept.iter().map(|&id| scores[id].exp()).sum();
+        let mut probabilities = vec![0.0; scores.len()];
+        for &id in kept {
+            probabilities[id] = scores[id].exp() / total;
+        }
+        probabilities
+    };
+    if sampling.top_k > 0 {
+        ranked.truncate(sampling.top_k);
+    }
+    let (probabilities, top_p) = (softmax(&ranked), f64::from(sampling.top_p));
+    let mut before = 0.0;
+    ranked.retain(|&id| {
+        let is_kept = before < top_p;
+        is_decided &= top_p == 1.0 || !is_near(before, top_p);
+        before += probabilities[id];
+        is_kept || top_p == 1.0
+    });
+    let (probabilities, min_p) = (softmax(&ranked), f64::from(sampling.min_p));
+    let largest = probabilities[ranked[0]];
+    ranked.retain(|&id| {
+        let share = probabilities[id] / largest;
+        is_decided &= min_p == 0.0 || !is_near(share, min_p);
+        share >= min_p
+    });
+    is_decided.then(|| softmax(&ranked))
+}
+
+/// Settings of which any may be off, and a vocabulary with some equal logits.
+fn cases() -> impl Strategy<Value = (Sampling, Vec<f32>, Vec<u32>)> {
+    let sampling = (
+        0.2f32..2.0,
+        prop_oneof![Just(0usize), 1usize..40],
+        prop_oneof![Just(1.0f32), 0.05f32..1.0],
+        prop_oneof![Just(0.0f32), 0.0f32..0.6],
+        prop_oneof![Just(1.0f32), 0.5f32..2.0],
+    )
+        .prop_map(
+            |(temperature, top_k, top_p, min_p, repetition_penalty)| Sampling {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+            },
+        );
+    let logits = prop::collection::vec(
+        prop_oneof![3 => -4.0f32..4.0, 1 => (-3i8..4).prop_map(f32::from)],
+        2..40,
+    );
+    (sampling, logits).prop_flat_map(|(sampling, logits)| {
+        let seen = prop::collection::vec(0..logits.len() as u32, 0..12);
+        (Just(sampling), Just(logits), seen)
+    })
+}
+
+proptest! {
+    #[test]
+    fn tokens_come_as_often_as_a_plain_implementation_says((sampling, logits, seen) in cases()) {
+        let expected = plain_probabilities(sampling, &logits, &seen);
+        prop_assume!(expected.is_some());
+        let expected = expected.unwrap();
+        let n = 4000;
+        let mut counts = vec![0usize; logits.len()];
+        for i in 0..n {
+            let uniform = (f64::from(i) + 0.5) / f64::from(n);
+            let mut logits = logits.clone();
+            let id = sampling.choose(&mut logits, seen.iter().copied(), uniform).unwrap();
+            counts[id as usize] += 1;
+        }
+        // Each token's share of the unit interval is met by so many evenly spaced numbers, give or take one.
+        let off: Vec<_> = counts
+            .iter()
+            .zip(&expected)
+            .filter(|&(&count, &p)| (count as f64 - p * f64::from(n)).abs() > 1.01)
+            .collect();
+        prop_assert!(off.is_empty(), "{:?}", off);
+    }
+
+    #[test]
+    fn greedy_takes_what_the_plain_implementation_holds_likeliest((sampling, logits, seen) in cases()) {
+        let expected = plain_probabilities(Sampling { temperature: 1.0, ..sampling }, &logits, &seen);
+        prop_assume!(expected.is_some());
+        let expected = expected.unwrap();
+        let greedy = Sampling { temperature: 0.0, ..sampling };
+        let id = greedy.choose(&mut logits.clone(), seen.iter().copied(), 0.5).unwrap();
+        let largest = expected.iter().copied().fold(0.0, f64::max);
+        prop_assert!(expected[id as usize] >= largest * (1.0 - 1e-6));
     }
 }

@@ -140,6 +140,10 @@ impl Draw {
             tokens_max: self.count(512),
             prompts_per_task: self.count(32),
             batch_max: self.count(64),
+            min_p: self.maybe(|d| d.share() as f32),
+            repetition_penalty: self.maybe(|d| 1.0 + d.share() as f32),
+            stop: self.some(Self::text),
+            logprobs: self.flag(),
         }
     }
 

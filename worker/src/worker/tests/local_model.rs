@@ -82,6 +82,10 @@ impl Local {
             tokens_max: 8,
             prompts_per_task: n_prompts,
             batch_max: 4,
+            min_p: Some(0.001),
+            repetition_penalty: Some(1.1),
+            stop: vec!["<|im_start|>".to_owned()],
+            logprobs: true,
         };
         TaskSpec::Infer(InferTask {
             cycle: Cycle(1),
@@ -247,6 +251,11 @@ async fn responses_do_not_depend_on_how_prompts_are_cut_into_tasks() {
         assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]);
         let of = |instruction, response| Some(sample(instruction, response).id());
         let (a, b, c) = (of("a", "1"), of("b", "2"), of("c", "3"));
+        for response in &all[0] {
+            let logprobs = response.logprobs.as_ref().unwrap();
+            assert_eq!(logprobs.len() as u64, response.tokens);
+            assert!(logprobs.iter().all(|&logprob| logprob < 0.0));
+        }
         let samples: Vec<_> = all[0].iter().map(|response| response.sample).collect();
         assert_eq!(samples, [a, a, b, b, c, c]);
     }
