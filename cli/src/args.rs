@@ -373,7 +373,7 @@ pub(crate) struct Eval {
     pub(crate) ids: Option<PathBuf>,
     /// Also write the logits after each token, [rows, tokens, vocabulary] of 32-bit floats. Rows shorter than the longest
     /// are filled up with NaN.
-    #[arg(long, value_name = "SAFETENSORS", requires = "ids")]
+    #[arg(long, value_name = "SAFETENSORS", requires = "ids", conflicts_with = "data")]
     pub(crate) logits: Option<PathBuf>,
 }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod cluster;
 mod crash;
 mod cycle;
+mod fuzz;
 mod smollm2;
 mod stages;
 mod token_rows;
