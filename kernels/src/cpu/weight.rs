@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
-use super::q8_0::Q8_0Rows;
+use super::q8_0::{self, Q8_0Rows};
 use super::simd::{Isa, Start, TileRow, nf4_run, versions};
 use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
@@ -126,7 +126,7 @@ impl CpuWeight {
                     bytes,
                     row_bytes: *row_bytes,
                 };
-                rows.pack_rows(isa, column_first, n_columns, panel);
+                q8_0::pack_rows(isa, rows, column_first, n_columns, panel);
             }
             Values::Blocks {
                 format,
@@ -152,19 +152,6 @@ impl CpuWeight {
     ) -> bool {
         match &self.values {
             Values::Nf4(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
-            Values::Blocks {
-                format: Format::Q8_0,
-                bytes,
-                offset,
-                row_bytes,
-            } => {
-                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
-                let weight = Q8_0Rows {
-                    bytes,
-                    row_bytes: *row_bytes,
-                };
-                weight.multiply_few(isa, a, rows, start)
-            }
             Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
         }
     }
@@ -194,7 +181,7 @@ impl CpuWeight {
                     bytes,
                     row_bytes: *row_bytes,
                 };
-                rows.pack_columns(isa, n_rows, column_first, panel);
+                q8_0::pack_columns(isa, rows, n_rows, column_first, panel);
             }
             _ => {
                 for (j, row) in rows.chunks_exact_mut(len).take(n_rows).enumerate() {
