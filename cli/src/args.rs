@@ -2,6 +2,8 @@
 //!
 //! Invariant: only shapes and defaults live here; what a command does lives in `commands`.
 
+mod export;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::sections::Quant;
 use llamaduo_engine::Compute;
+
+pub(crate) use export::{Export, ExportTarget, ExportType};
 
 /// Moves one LLM workload from a paid service LLM to a small local model.
 #[derive(Debug, Parser)]
@@ -92,6 +96,8 @@ pub(crate) enum Command {
     /// Measure how fast this machine generates or trains with a model.
     #[command(subcommand)]
     Bench(Bench),
+    /// Write what was trained for other programs: PEFT, llama.cpp, transformers, Ollama.
+    Export(Export),
     /// Print a run's report from its directory, or fetch it from a coordinator.
     Report(Report),
     /// Start the stand-in for a service LLM alone.

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod export;
 mod init;
 mod local_model;
 mod reach;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<Exit> {
         Command::Eval(arguments) => local_model::eval(&arguments, output),
         Command::Generate(arguments) => local_model::generate(&arguments, output),
         Command::Bench(arguments) => bench::bench(&arguments, output),
+        Command::Export(arguments) => export::export(&arguments, output),
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             let result = runtime.block_on(run_async(command, output));
@@ -58,6 +60,10 @@ async fn run_async(command: Command, output: &Output) -> Result<Exit> {
         Command::Synth(arguments) => stage::synth(&arguments, output).await,
         Command::Report(arguments) => report::report(&arguments, output).await,
         // Synchronous commands are done before a runtime exists.
-        Command::Init(_) | Command::Eval(_) | Command::Generate(_) | Command::Bench(_) => Ok(Exit::Ok),
+        Command::Init(_)
+        | Command::Eval(_)
+        | Command::Generate(_)
+        | Command::Bench(_)
+        | Command::Export(_) => Ok(Exit::Ok),
     }
 }

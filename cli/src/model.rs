@@ -49,6 +49,15 @@ pub(crate) async fn find(reference: &str, stopped: &CancellationToken, output: &
     Ok(path?)
 }
 
+/// The engine's word for how a base is held.
+pub(crate) fn base_quant(quant: Quant) -> BaseQuant {
+    match quant {
+        Quant::Nf4 => BaseQuant::Nf4 { double: true },
+        Quant::Nf4Single => BaseQuant::Nf4 { double: false },
+        Quant::None => BaseQuant::None,
+    }
+}
+
 /// Loads a model for use in this process.
 pub(crate) fn open(
     path: &Path,
@@ -56,11 +65,7 @@ pub(crate) fn open(
     threads: Option<usize>,
     compute: Compute,
 ) -> Result<LocalModel> {
-    let quant = match quant {
-        Quant::Nf4 => BaseQuant::Nf4 { double: true },
-        Quant::Nf4Single => BaseQuant::Nf4 { double: false },
-        Quant::None => BaseQuant::None,
-    };
+    let quant = base_quant(quant);
     Ok(LocalModel::open(
         ModelFiles::open(path)?,
         &LoadOptions {

@@ -66,6 +66,7 @@ pub struct Message {
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: Arc<str>,
     origin: String,
     /// `bos_token` and the like, with their texts.
     special: Vec<(&'static str, String)>,
@@ -89,6 +90,7 @@ impl ChatTemplate {
             })?;
         Ok(Self {
             environment,
+            source: source.into(),
             origin: origin.to_owned(),
             special: Vec::new(),
         })
@@ -126,6 +128,16 @@ impl ChatTemplate {
         source
             .map(|source| Self::compile(source, &format!("in {}", file.path().display())))
             .transpose()
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Where it came from.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// Lets the template write the special tokens of `tokenizer`.

@@ -286,6 +286,14 @@ pub enum Error {
         /// What it uses.
         what: String,
     },
+    /// A model or an adapter cannot be said in another format.
+    #[error("cannot export {what}: {reason}")]
+    Export {
+        /// What was to be written.
+        what: String,
+        /// Why it cannot be, and what can.
+        reason: String,
+    },
     /// A generation setting has a value without a meaning.
     #[error("`{field}` must be {expected}, found {found}")]
     GenerateOptions {

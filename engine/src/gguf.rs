@@ -7,8 +7,10 @@ mod parse;
 #[cfg(test)]
 pub(crate) mod tests;
 mod types;
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ pub struct GgufFile {
     path: PathBuf,
     bytes: SharedBytes,
     metadata: BTreeMap<String, Value>,
+    metadata_ranges: BTreeMap<String, Range<usize>>,
     tensors: BTreeMap<String, Tensor>,
     data_start: usize,
 }
@@ -63,6 +66,7 @@ impl GgufFile {
         })?;
         let parse::Contents {
             metadata,
+            metadata_ranges,
             tensors,
             data_start,
         } = contents;
@@ -70,6 +74,7 @@ impl GgufFile {
             path: path.to_owned(),
             bytes,
             metadata,
+            metadata_ranges,
             tensors,
             data_start,
         })
@@ -116,6 +121,14 @@ impl GgufFile {
     /// Drops metadata that is of no more use; a vocabulary takes megabytes.
     pub(crate) fn forget(&mut self, prefix: &str) {
         self.metadata.retain(|key, _| !key.starts_with(prefix));
+    }
+
+    /// Every metadata entry of the file as it is written: the number of its type, then the value. Also of those that
+    /// were forgotten.
+    pub(crate) fn written_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let all: &[u8] = (*self.bytes).as_ref();
+        let entries = self.metadata_ranges.iter();
+        entries.map(move |(key, range)| (key.as_str(), all.get(range.clone()).unwrap_or_default()))
     }
 
     /// A metadata value by its exact key.

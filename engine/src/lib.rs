@@ -7,6 +7,7 @@ pub mod chat_template;
 pub mod config;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod gguf;

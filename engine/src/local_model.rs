@@ -107,7 +107,8 @@ impl<B: Backend> LocalModel<B> {
     }
 }
 
-fn prepare(weight: HostWeight, quant: BaseQuant) -> Result<HostWeight> {
+/// A linear of the blocks as `quant` holds it.
+pub(crate) fn prepare(weight: HostWeight, quant: BaseQuant) -> Result<HostWeight> {
     let BaseQuant::Nf4 { double } = quant else {
         return Ok(weight);
     };

@@ -37,24 +37,39 @@ pub(crate) fn open(family: &str, quant: BaseQuant) -> LocalModel {
     .unwrap()
 }
 
-/// A golden model with one token for each byte, and ChatML.
-pub(crate) fn open_with_text() -> LocalModel {
+/// ChatML, as its templates have it.
+const CHAT_ML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}\
+     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// A copy of a golden model with one token for each byte, and ChatML.
+pub(crate) fn directory_with_text(family: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden("llama_tied").join(file), directory.path().join(file)).unwrap();
+    for entry in std::fs::read_dir(golden(family)).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "config.json" || name.starts_with("model") {
+            std::fs::copy(&path, directory.path().join(name)).unwrap();
+        }
     }
     let write = |name: &str, json: serde_json::Value| {
         std::fs::write(directory.path().join(name), json.to_string()).unwrap();
     };
-    write("tokenizer.json", byte_tokenizer());
+    write(
+        "tokenizer.json",
+        byte_tokenizer(golden_model(family).config.vocab_size),
+    );
     write(
         "tokenizer_config.json",
         json!({
-            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>",
-            "chat_template": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' \
-                + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHAT_ML,
         }),
     );
+    directory
+}
+
+/// A golden model with one token for each byte, and ChatML.
+pub(crate) fn open_with_text() -> LocalModel {
+    let directory = directory_with_text("llama_tied");
     let files = ModelFiles::open(directory.path()).unwrap();
     LocalModel::open(
         files,
@@ -66,19 +81,25 @@ pub(crate) fn open_with_text() -> LocalModel {
     .unwrap()
 }
 
-/// 256 bytes, spelled as GPT-2 spells them, and two special tokens.
-fn byte_tokenizer() -> serde_json::Value {
+/// Bytes, spelled as GPT-2 spells them, and two special tokens: all 256 bytes where the embedding has as many rows, else
+/// those of plain text.
+fn byte_tokenizer(n_rows: usize) -> serde_json::Value {
     let is_printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let moved: Vec<u32> = (0..256).filter(|&byte| !is_printable(byte)).collect();
     let spelled = |byte: u32| match moved.iter().position(|&other| other == byte) {
         Some(index) => char::from_u32(256 + index as u32).unwrap(),
         None => char::from_u32(byte).unwrap(),
     };
-    let mut vocab: serde_json::Map<String, _> = (0..256)
-        .map(|byte| (spelled(byte).to_string(), json!(byte)))
+    let bytes: Vec<u32> = match n_rows >= 258 {
+        true => (0..256).collect(),
+        false => [u32::from(b'\n')].into_iter().chain(32..125).collect(),
+    };
+    let ids = bytes.iter().zip(0..);
+    let mut vocab: serde_json::Map<String, _> = ids
+        .map(|(&byte, id)| (spelled(byte).to_string(), json!(id)))
         .collect();
     let mut added = Vec::new();
-    for (id, content) in [(256, "<|im_start|>"), (257, "<|im_end|>")] {
+    for (id, content) in (bytes.len()..).zip(["<|im_start|>", "<|im_end|>"]) {
         vocab.insert(content.to_owned(), json!(id));
         added.push(json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -86,7 +107,7 @@ fn byte_tokenizer() -> serde_json::Value {
         }));
     }
     let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no token is ever added that the text does not spell; who wants a BOS writes it (templates do).
 
-mod gguf;
+pub(crate) mod gguf;
 mod hugging_face;
 mod stream;
 #[cfg(test)]
@@ -105,6 +105,28 @@ impl Tokenizer {
     /// The text of a token as the vocabulary spells it.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The token that stands for what no other spells.
+    pub(crate) fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// The texts of all special tokens.
+    pub(crate) fn special_tokens(&self) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder().into_values();
+        let mut texts: Vec<String> = added
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        texts.sort_unstable();
+        texts
+    }
+
+    /// The whole definition, as `tokenizer.json` spells it.
+    pub(crate) fn definition(&self) -> Result<String> {
+        guarded(|| self.inner.to_string(false))
+            .map_err(|source| build_error(Path::new("tokenizer.json"), &source))
     }
 
     /// Whether a token adds anything to a decoded text: special and unknown ones do not.

@@ -71,6 +71,14 @@ impl Weights {
         }
     }
 
+    /// The GGUF file that the tensors come from; `None` for a checkpoint of safetensors.
+    pub(crate) fn gguf(&self) -> Option<&GgufFile> {
+        match &self.source {
+            Source::Gguf(file) => Some(file),
+            Source::Safetensors(..) => None,
+        }
+    }
+
     /// A matrix `[N, K]` in the file's own format, bitsandbytes' NF4 among them. The head of a model with a tied head is its embedding.
     ///
     /// Fails when the tensor is missing, is no matrix of the shape the model demands, or is stored in a format that
@@ -211,6 +219,25 @@ fn deinterleave_heads<T: Copy>(rows: &[T], row_len: usize, n_heads: usize, head_
         for half in 0..2 {
             for pair in 0..head_dim / 2 {
                 let row = head * head_dim + 2 * pair + half;
+                ordered.extend_from_slice(&rows[row * row_len..(row + 1) * row_len]);
+            }
+        }
+    }
+    ordered
+}
+
+/// llama.cpp's order of a head's rows, the inverse of [`deinterleave_heads`].
+pub(crate) fn interleave_heads<T: Copy>(
+    rows: &[T],
+    row_len: usize,
+    n_heads: usize,
+    head_dim: usize,
+) -> Vec<T> {
+    let mut ordered = Vec::with_capacity(rows.len());
+    for head in 0..n_heads {
+        for pair in 0..head_dim / 2 {
+            for half in 0..2 {
+                let row = head * head_dim + half * (head_dim / 2) + pair;
                 ordered.extend_from_slice(&rows[row * row_len..(row + 1) * row_len]);
             }
         }

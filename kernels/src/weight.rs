@@ -125,6 +125,20 @@ impl std::fmt::Debug for BlockMatrix {
 }
 
 impl BlockMatrix {
+    /// How its elements are stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The values of the rows in `rows`, row-major; rows beyond the matrix are left out.
+    pub fn rows_to_f32(&self, rows: std::ops::Range<usize>) -> Vec<f32> {
+        let end = rows.end.min(self.n);
+        let start = rows.start.min(end);
+        let mut values = vec![0.0; (end - start) * self.k];
+        self.decode_rows(start, &mut values);
+        values
+    }
+
     /// The bytes of the matrix.
     pub fn data(&self) -> &[u8] {
         &(*self.bytes).as_ref()[self.range()]
@@ -194,11 +208,7 @@ impl HostWeight {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Self::Nf4(matrix) => matrix.dequantize(),
-            Self::Blocks(matrix) => {
-                let mut values = vec![0.0; matrix.n * matrix.k];
-                matrix.decode_rows(0, &mut values);
-                values
-            }
+            Self::Blocks(matrix) => matrix.rows_to_f32(0..matrix.n),
         }
     }
 

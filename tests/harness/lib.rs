@@ -4,6 +4,7 @@
 //! Invariant: nothing here stands in for product code; a test drives what a user would run.
 
 pub mod fuzz;
+pub mod llama_cpp;
 pub mod model;
 pub mod process;
 pub mod run_files;

@@ -6,6 +6,9 @@ Checks, each printed with both figures:
   1. mean next-token loss of chat-templated rows, bare base
   2. an adapter trained by llamaduo, loaded by PEFT: loss and greedy text
   3. an adapter trained by PEFT, loaded by llamaduo: loss and greedy text
+  4. `export --to peft`, loaded by PEFT: loss and greedy text
+  5. `export --to safetensors` of base and adapter merged over NF4, loaded by transformers: loss and greedy text beside
+     those of NF4 and adapter in llamaduo; from the GGUF file, and from a checkpoint of transformers
 """
 import json
 import os
@@ -57,8 +60,9 @@ def check(what, ours, theirs, same):
         failures.append(what)
 
 
-def reference_loss(model):
+def reference_loss(model, tokenizer=None):
     """Mean over all predicted tokens of all rows, as `llamaduo eval` defines it."""
+    tokenizer = tokenizer or own_tokenizer
     total, count = 0.0, 0
     with torch.no_grad():
         for prompt, answer in ROWS:
@@ -69,7 +73,8 @@ def reference_loss(model):
     return total / count, count
 
 
-def reference_text(model):
+def reference_text(model, tokenizer=None):
+    tokenizer = tokenizer or own_tokenizer
     text = tokenizer.apply_chat_template(messages(PROMPT), tokenize=False, add_generation_prompt=True)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
     with torch.no_grad():
@@ -99,7 +104,7 @@ if not (hf / "tokenizer.json").exists():
     subprocess.run([sys.executable, golden / "smollm2_gguf_to_hf.py", gguf, hf], check=True)
     subprocess.run([sys.executable, golden / "smollm2_tokenizer.py", gguf, hf], check=True)
 torch.set_num_threads(2)
-tokenizer = transformers.AutoTokenizer.from_pretrained(hf)
+tokenizer = own_tokenizer = transformers.AutoTokenizer.from_pretrained(hf)
 load = lambda: transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
 
 compare("bare base", load(), None)
@@ -138,6 +143,26 @@ for step in range(40):
 theirs = work / "theirs"
 model.eval().save_pretrained(theirs)
 compare("adapter trained by PEFT", model, theirs)
+
+exported = work / "exported-peft"
+llamaduo("export", "--model", gguf, "--adapter", theirs, "--to", "peft", "--out", exported, "--overwrite")
+compare("adapter exported to PEFT", PeftModel.from_pretrained(load(), exported).eval(), theirs)
+
+for base in (gguf, hf):
+    what = f"merged over NF4 from {'a checkpoint' if base == hf else 'GGUF'}"
+    merged = work / "exported-hf"
+    said = llamaduo("export", "--model", base, "--adapter", theirs, "--to", "safetensors", "--type", "f32", "--out", merged,
+                    "--overwrite")
+    print(f"      {what}: {said['difference']}")
+    nf4 = llamaduo("eval", "--model", base, "--data", rows, "--adapter", theirs)
+    model = transformers.AutoModelForCausalLM.from_pretrained(merged).eval()
+    own = transformers.AutoTokenizer.from_pretrained(merged)
+    loss, count = reference_loss(model, own)
+    check(f"{what}, tokens", nf4["tokens"], count, nf4["tokens"] == count)
+    check(f"{what}, loss", nf4["loss"], loss, abs(nf4["loss"] - loss) < LOSS_TOLERANCE)
+    ours = llamaduo("generate", "--model", base, "--prompt", PROMPT, "--greedy", "--max-tokens", N_TOKENS, "--adapter", theirs)
+    text = reference_text(model, own)
+    check(f"{what}, greedy text", ours["text"], text, ours["text"].strip() == text.strip())
 
 print(f"{len(failures)} failed" if failures else "all checks passed")
 sys.exit(1 if failures else 0)

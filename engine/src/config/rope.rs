@@ -37,6 +37,24 @@ pub enum RopeScaling {
 }
 
 impl Rope {
+    /// What each plain frequency is divided by, `[head_dim / 2]`, as llama.cpp's converter works it out; `None` where
+    /// the scaling is not of that kind.
+    pub(crate) fn divisors(&self, head_dim: usize) -> Option<Vec<f32>> {
+        match &self.scaling {
+            RopeScaling::Unscaled | RopeScaling::Linear { .. } => None,
+            RopeScaling::Divisors(divisors) => Some(divisors.clone()),
+            RopeScaling::Llama3 { .. } => {
+                let plain = Self {
+                    theta: self.theta,
+                    scaling: RopeScaling::Unscaled,
+                };
+                let scaled = self.frequencies(head_dim);
+                let pairs = plain.frequencies(head_dim).into_iter().zip(scaled);
+                Some(pairs.map(|(plain, scaled)| plain / scaled).collect())
+            }
+        }
+    }
+
     /// `[head_dim / 2]` radians per position: `theta^(-2i/D)`, scaled.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         // PyTorch rounds the exponent to f32, takes the power, rounds, then inverts.

@@ -3,6 +3,7 @@
 //! Invariant: any bytes give contents or a reason, never a panic, and memory in proportion to a fixed bound.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::{Tensor, types};
 
@@ -78,6 +79,8 @@ impl Value {
 /// What a file says.
 pub(super) struct Contents {
     pub metadata: BTreeMap<String, Value>,
+    /// Where each metadata value lies with the number of its type before it.
+    pub metadata_ranges: BTreeMap<String, Range<usize>>,
     pub tensors: BTreeMap<String, Tensor>,
     pub data_start: usize,
 }
@@ -112,10 +115,13 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<Contents> {
     }
 
     let mut metadata = BTreeMap::new();
+    let mut metadata_ranges = BTreeMap::new();
     for _ in 0..n_metadata {
         let key = reader.string("a metadata key")?;
+        let start = reader.position;
         let type_id = reader.u32("a metadata type")?;
         let value = reader.value(type_id, &key, 0)?;
+        metadata_ranges.insert(key.clone(), start..reader.position);
         if metadata.insert(key.clone(), value).is_some() {
             return Err(format!("metadata key `{key}` occurs twice"));
         }
@@ -138,6 +144,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<Contents> {
     place(&mut tensors, data_start, alignment, bytes.len())?;
     Ok(Contents {
         metadata,
+        metadata_ranges,
         tensors,
         data_start: data_start.min(bytes.len()),
     })

@@ -58,6 +58,26 @@ pub(super) fn name(type_id: u32) -> &'static str {
         .map_or("an unknown type", |entry| entry.1)
 }
 
+/// The number of a format.
+pub(super) fn id(format: Format) -> u32 {
+    match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
+        Format::Q5_0 => 6,
+        Format::Q5_1 => 7,
+        Format::Q8_0 => 8,
+        Format::Q2K => 10,
+        Format::Q3K => 11,
+        Format::Q4K => 12,
+        Format::Q5K => 13,
+        Format::Q6K => 14,
+        Format::Iq4Nl => 20,
+        Format::Bf16 => 30,
+    }
+}
+
 /// What the kernels call it, if they can read it.
 pub(super) fn format(type_id: u32) -> Option<Format> {
     Some(match type_id {

@@ -12,14 +12,41 @@ use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 
 /// Kinds of a token, `llama_token_type` of llama.cpp.
-const NORMAL: u64 = 1;
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
+pub(crate) const NORMAL: u64 = 1;
+pub(crate) const UNKNOWN: u64 = 2;
+pub(crate) const CONTROL: u64 = 3;
+pub(crate) const USER_DEFINED: u64 = 4;
 
 /// Most bytes of a piece of SentencePiece; trainers make pieces of at most some 50. Every place to divide one is
 /// looked at, so a piece of megabytes would take hours.
 const PIECE_BYTES_MAX: usize = 256;
+
+/// Names of the known ways to split text, one for each.
+pub(crate) const KNOWN_SPLITS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+
+/// What a pre-tokenizer's name stands for: `(normalizer, pre-tokenizer, whether a whole word in the vocabulary needs no
+/// merges)`.
+pub(crate) fn known_splits(name: &str) -> Option<(Json, Json, bool)> {
+    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
+    let digits = |group: &str| {
+        let pattern = format!("{}{group}{}", SPLIT_AROUND_DIGITS.0, SPLIT_AROUND_DIGITS.1);
+        let split = json!({
+            "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false,
+        });
+        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
+    };
+    Some(match name {
+        "gpt-2" | "phi-2" | "olmo" => (Json::Null, byte_level(true), false),
+        "smollm" | "starcoder" | "refact" => {
+            let single = json!({ "type": "Digits", "individual_digits": true });
+            let both = json!({ "type": "Sequence", "pretokenizers": [single, byte_level(true)] });
+            (Json::Null, both, false)
+        }
+        "llama-bpe" | "llama3" | "llama-v3" => (Json::Null, digits(r"\p{N}{1,3}"), true),
+        "qwen2" | "deepseek-r1-qwen" => (json!({ "type": "NFC" }), digits(r"\p{N}"), false),
+        _ => return None,
+    })
+}
 
 /// How Llama 3 splits text; the groups of digits differ between models.
 const SPLIT_AROUND_DIGITS: (&str, &str) = (
@@ -151,32 +178,12 @@ impl<'f> Vocabulary<'f> {
                  model, or put its tokenizer.json beside the file, in a directory of their own",
             )
         })?;
-        let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
-        let digits = |group: &str| {
-            let pattern = format!("{}{group}{}", SPLIT_AROUND_DIGITS.0, SPLIT_AROUND_DIGITS.1);
-            let split = json!({
-                "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false,
-            });
-            json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
-        };
-        Ok(match name {
-            "gpt-2" | "phi-2" | "olmo" => (Json::Null, byte_level(true), false),
-            "smollm" | "starcoder" | "refact" => {
-                let single = json!({ "type": "Digits", "individual_digits": true });
-                (
-                    Json::Null,
-                    json!({ "type": "Sequence", "pretokenizers": [single, byte_level(true)] }),
-                    false,
-                )
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => (Json::Null, digits(r"\p{N}{1,3}"), true),
-            "qwen2" | "deepseek-r1-qwen" => (json!({ "type": "NFC" }), digits(r"\p{N}"), false),
-            other => {
-                return Err(self.error(&format!(
-                    "its pre-tokenizer is `{other}`; known are gpt-2, smollm, llama-bpe and qwen2; \
-                     put the model's tokenizer.json beside the file, in a directory of their own"
-                )));
-            }
+        known_splits(name).ok_or_else(|| {
+            self.error(&format!(
+                "its pre-tokenizer is `{name}`; known are {}; put the model's tokenizer.json beside the file, in a \
+                 directory of their own",
+                KNOWN_SPLITS.join(", ")
+            ))
         })
     }
 

@@ -82,6 +82,49 @@ impl Place {
 }
 
 impl TensorName {
+    /// Every tensor of a model of this description, in the order of its computation.
+    pub fn all(config: &ModelConfig) -> Vec<Self> {
+        let biases = [
+            LayerTensor::QueryBias,
+            LayerTensor::KeyBias,
+            LayerTensor::ValueBias,
+        ];
+        let layer_tensors: Vec<LayerTensor> = [
+            LayerTensor::AttentionNorm,
+            LayerTensor::Query,
+            LayerTensor::Key,
+            LayerTensor::Value,
+            LayerTensor::Output,
+        ]
+        .into_iter()
+        .chain(biases.into_iter().filter(|_| config.attention_bias))
+        .chain(
+            [LayerTensor::QueryNorm, LayerTensor::KeyNorm]
+                .into_iter()
+                .filter(|_| config.qk_norm),
+        )
+        .chain(match config.post_norms {
+            true => vec![
+                LayerTensor::AttentionPostNorm,
+                LayerTensor::FeedForwardPreNorm,
+                LayerTensor::FeedForwardPostNorm,
+            ],
+            false => vec![LayerTensor::FeedForwardNorm],
+        })
+        .chain([LayerTensor::Gate, LayerTensor::Up, LayerTensor::Down])
+        .collect();
+        let layers = (0..config.n_layers).flat_map(|layer| {
+            layer_tensors
+                .iter()
+                .map(move |&tensor| Self::Layer(layer, tensor))
+        });
+        std::iter::once(Self::Embedding)
+            .chain(layers)
+            .chain([Self::FinalNorm])
+            .chain((!config.tied_head).then_some(Self::Head))
+            .collect()
+    }
+
     /// As checkpoints of transformers spell it.
     pub fn hugging_face(self) -> String {
         match self {
