@@ -10,12 +10,20 @@ use std::path::{Path, PathBuf};
 const EDGES: &[(&str, &[&str])] = &[
     ("artifacts", &[]),
     ("kernels", &[]),
+    ("kernels/ptx", &[]),
+    ("kernels/stand_in_driver", &["ptx"]),
     ("prompts", &[]),
     ("data", &[]),
     ("proto", &["artifacts"]),
     ("engine", &["kernels"]),
     ("worker", &["proto", "engine", "data", "artifacts", "prompts"]),
     ("coordinator", &["proto", "data", "artifacts"]),
+];
+
+/// Crates that no program is made of, and who may test with them.
+const TEST_ONLY: &[(&str, &[&str])] = &[
+    ("ptx", &["kernels"]),
+    ("stand-in-driver", &["kernels", "tests"]),
 ];
 
 /// A file that grows past this holds more than one idea.
@@ -35,6 +43,12 @@ fn dependencies(room: &str, section: &str) -> BTreeSet<String> {
         return BTreeSet::new();
     };
     table.keys().cloned().collect()
+}
+
+fn may_test_with(room: &str, crate_name: &str) -> bool {
+    TEST_ONLY
+        .iter()
+        .any(|(name, rooms)| crate_name == format!("llamaduo-{name}") && rooms.contains(&room))
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -65,11 +79,25 @@ fn rooms_use_only_the_rooms_they_may() {
             let used: BTreeSet<String> = dependencies(room, section)
                 .into_iter()
                 .filter(|name| name.starts_with("llamaduo-"))
+                .filter(|name| section != "dev-dependencies" || !may_test_with(room, name))
                 .collect();
             let extra: Vec<_> = used.difference(&allowed).collect();
             assert!(
                 extra.is_empty(),
                 "{room} must not depend on {extra:?} ({section})"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_program_holds_no_stand_in() {
+    for room in ["cli", "worker", "engine", "kernels"] {
+        let used = dependencies(room, "dependencies");
+        for (name, _) in TEST_ONLY {
+            assert!(
+                !used.contains(&format!("llamaduo-{name}")),
+                "{name} is for tests, yet {room} is built on it"
             );
         }
     }
