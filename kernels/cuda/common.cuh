@@ -104,12 +104,11 @@ DEVICE float warp_max(float value) {
     return value;
 }
 
-// Sum over the block, the same in every thread. `partial` has room for 32 and may be used again afterwards: the
-// barrier at the head keeps a fast warp from overwriting what a slow one still reads.
+// Sum over the block, the same in every thread. `partial` has room for 32 and is used once in a kernel: a second use
+// would need a barrier first, so that a fast warp does not overwrite what a slow one still reads.
 template <typename T> DEVICE T block_sum(T value, T *partial) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     value = warp_sum(value);
-    __syncthreads();
     if (lane == 0)
         partial[warp] = value;
     __syncthreads();
@@ -119,7 +118,6 @@ template <typename T> DEVICE T block_sum(T value, T *partial) {
 DEVICE float block_max(float value, float *partial) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     value = warp_max(value);
-    __syncthreads();
     if (lane == 0)
         partial[warp] = value;
     __syncthreads();

@@ -10,7 +10,7 @@
 
 KERNEL(512) cross_entropy(float *losses, bf16 *dlogits, const float *logits, const u32 *labels, float loss_scale,
                           int n_vocab) {
-    __shared__ float partial[32];
+    __shared__ float largest_of_warps[32], sums_of_warps[32];
     logits += (u64)blockIdx.x * n_vocab;
     if (dlogits)
         dlogits += (u64)blockIdx.x * n_vocab;
@@ -26,11 +26,11 @@ KERNEL(512) cross_entropy(float *losses, bf16 *dlogits, const float *logits, con
     float largest = MINUS_INFINITY;
     for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
         largest = fmaxf(largest, logits[i]);
-    largest = block_max(largest, partial);
+    largest = block_max(largest, largest_of_warps);
     float sum = 0.0f;
     for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
         sum += exp_fast(logits[i] - largest);
-    sum = block_sum(sum, partial);
+    sum = block_sum(sum, sums_of_warps);
     if (threadIdx.x == 0)
         losses[blockIdx.x] = log2_fast(sum) * LN_2 - (logits[label] - largest);
     if (!dlogits)

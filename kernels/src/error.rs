@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use crate::cuda::DeviceError;
 use crate::weight::Format;
 
 /// `Result` with this crate's [`Error`].
@@ -107,6 +108,15 @@ pub enum Error {
         op: &'static str,
         /// What was to be sized.
         what: &'static str,
+    },
+    /// The CUDA device did not do what it was asked.
+    #[error("{op} on the CUDA device")]
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// Why not.
+        #[source]
+        source: DeviceError,
     },
     /// A file could not be mapped into memory.
     #[error("cannot map {path:?} into memory; check that it is a readable file")]

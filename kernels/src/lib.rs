@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod dims;
 mod error;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use backend::{
     NO_LABEL, RmsNormSpec,
 };
 pub use cpu::{Compute, Cpu, CpuKvCache, CpuWeight, Isa};
+pub use cuda::{Cuda, DeviceError};
 pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;

@@ -1,0 +1,87 @@
+//! The CUDA backend: hand-written kernels through the driver, which is loaded when it is first asked for.
+//!
+//! Invariant: without a driver, a card or a kernel this is an error with a sentence, never a panic; the program needs
+//! nothing of CUDA to be built or to start.
+//!
+//! Not whole yet: the operations below are there, each compared with the CPU's; the trait
+//! [`Backend`](crate::Backend) is not implemented until all are. `docs/kernels.md` lists what is missing.
+//!
+//! Activations are bf16, everything else f32, sums f32 (f64 for [`Cuda::sum_squares`]). Work is enqueued on one stream
+//! and waited for only by `read_*` and `sum_squares`.
+
+mod adamw;
+mod buffers;
+mod check;
+mod cross_entropy;
+mod device;
+mod elementwise;
+mod embed;
+mod gated;
+mod launch;
+mod ptx;
+mod rms_norm;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
+use half::bf16;
+
+pub use device::{DeviceError, DeviceInfo, devices};
+pub use ptx::{Kernel, Source};
+
+/// Activations on the device.
+pub type CudaAct = CudaSlice<bf16>;
+/// 32-bit floats on the device.
+pub type CudaF32 = CudaSlice<f32>;
+/// 32-bit unsigned integers on the device.
+pub type CudaU32 = CudaSlice<u32>;
+
+/// A device with its kernels loaded.
+#[derive(Debug)]
+pub struct Cuda {
+    stream: Arc<CudaStream>,
+    /// By [`Kernel`]'s number.
+    functions: Vec<CudaFunction>,
+    info: DeviceInfo,
+    load_time: Duration,
+}
+
+impl Cuda {
+    /// Opens device `ordinal` and lets the driver compile the kernels for it. Fails with a sentence where there is no
+    /// driver, no such device, or one that is too old.
+    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        let info = device::find(ordinal)?;
+        let begin = Instant::now();
+        let context =
+            CudaContext::new(ordinal).map_err(|error| DeviceError::driver("opening the device", error))?;
+        device::without_event_tracking(&context);
+        let stream = context
+            .new_stream()
+            .map_err(|error| DeviceError::driver("making a stream", error))?;
+        let functions = ptx::load(&context)?;
+        Ok(Self {
+            stream,
+            functions,
+            info,
+            load_time: begin.elapsed(),
+        })
+    }
+
+    /// What this runs on.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// How long opening the device took, the driver's compilation of the kernels included; the driver caches that.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    fn function(&self, kernel: Kernel) -> &CudaFunction {
+        &self.functions[kernel as usize]
+    }
+}

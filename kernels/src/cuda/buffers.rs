@@ -1,0 +1,168 @@
+//! Memory on the device.
+//!
+//! Invariant: a buffer holds zeros or what was written to it, never what was there before.
+
+use cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits, sys};
+use half::bf16;
+
+use super::{Cuda, CudaAct, CudaF32, CudaU32, DeviceError};
+use crate::error::{Error, Result};
+
+fn failed(op: &'static str, error: DriverError) -> Error {
+    let source = DeviceError::driver("moving data", error);
+    Error::Device { op, source }
+}
+
+fn unallocated(bytes: usize, error: DriverError) -> Error {
+    let source = match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes },
+        _ => DeviceError::driver("allocating", error),
+    };
+    Error::Device { op: "alloc", source }
+}
+
+/// `buffer[offset..offset + len]` must be there.
+fn window(
+    op: &'static str,
+    what: &'static str,
+    held: usize,
+    offset: usize,
+    len: usize,
+) -> Result<std::ops::Range<usize>> {
+    let end = offset.checked_add(len).ok_or(Error::Overflow { op, what })?;
+    if end > held {
+        return Err(Error::TooShort {
+            op,
+            what,
+            expected: end,
+            got: held,
+        });
+    }
+    Ok(offset..end)
+}
+
+impl Cuda {
+    /// `len` zeros. Fails when the device has no room.
+    fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
+        // The driver refuses an allocation of nothing.
+        let room = len.max(1);
+        let bytes = room.checked_mul(size_of::<T>());
+        let bytes = bytes.filter(|&bytes| bytes <= isize::MAX as usize);
+        let bytes = bytes.ok_or(Error::Overflow {
+            op: "alloc",
+            what: "buffer",
+        })?;
+        self.stream
+            .alloc_zeros(room)
+            .map_err(|error| unallocated(bytes, error))
+    }
+
+    fn upload<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        op: &'static str,
+        values: &[T],
+    ) -> Result<CudaSlice<T>> {
+        if values.is_empty() {
+            return self.zeros(0);
+        }
+        self.stream.clone_htod(values).map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
+            _ => failed(op, error),
+        })
+    }
+
+    /// `len` zeros.
+    pub fn alloc_act(&self, len: usize) -> Result<CudaAct> {
+        self.zeros(len)
+    }
+
+    /// `len` zeros.
+    pub fn alloc_f32(&self, len: usize) -> Result<CudaF32> {
+        self.zeros(len)
+    }
+
+    /// A copy of `values`.
+    pub fn upload_f32(&self, values: &[f32]) -> Result<CudaF32> {
+        self.upload("upload_f32", values)
+    }
+
+    /// A copy of `values`.
+    pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
+        self.upload("upload_u32", values)
+    }
+
+    /// A copy of `values`, each rounded to the nearest bf16.
+    pub fn upload_act(&self, values: &[f32]) -> Result<CudaAct> {
+        let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+        self.upload("upload_act", &rounded)
+    }
+
+    /// Overwrites `target[offset..offset + values.len()]`.
+    pub fn write_f32(&self, target: &mut CudaF32, offset: usize, values: &[f32]) -> Result<()> {
+        let range = window("write_f32", "target", target.len(), offset, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut part = target.slice_mut(range);
+        self.stream
+            .memcpy_htod(values, &mut part)
+            .map_err(|error| failed("write_f32", error))
+    }
+
+    /// `target[..] = 0`.
+    pub fn zero_f32(&self, target: &mut CudaF32) -> Result<()> {
+        self.stream
+            .memset_zeros(target)
+            .map_err(|error| failed("zero_f32", error))
+    }
+
+    /// `target[..len] = source[..len]`.
+    pub fn copy_act(&self, target: &mut CudaAct, source: &CudaAct, len: usize) -> Result<()> {
+        let from = window("copy_act", "source", source.len(), 0, len)?;
+        let to = window("copy_act", "target", target.len(), 0, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let mut part = target.slice_mut(to);
+        self.stream
+            .memcpy_dtod(&source.slice(from), &mut part)
+            .map_err(|error| failed("copy_act", error))
+    }
+
+    /// Waits, then copies `source[offset..offset + out.len()]`.
+    pub fn read_f32(&self, source: &CudaF32, offset: usize, out: &mut [f32]) -> Result<()> {
+        let range = window("read_f32", "source", source.len(), offset, out.len())?;
+        self.read("read_f32", source, range, out)
+    }
+
+    /// Waits, then converts `source[offset..offset + out.len()]`.
+    pub fn read_act(&self, source: &CudaAct, offset: usize, out: &mut [f32]) -> Result<()> {
+        let range = window("read_act", "source", source.len(), offset, out.len())?;
+        let mut values = vec![bf16::ZERO; out.len()];
+        self.read("read_act", source, range, &mut values)?;
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = value.to_f32();
+        }
+        Ok(())
+    }
+
+    pub(super) fn read<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        source: &CudaSlice<T>,
+        range: std::ops::Range<usize>,
+        out: &mut [T],
+    ) -> Result<()> {
+        if !out.is_empty() {
+            self.stream
+                .memcpy_dtoh(&source.slice(range), out)
+                .map_err(|error| failed(op, error))?;
+        }
+        self.stream.synchronize().map_err(|error| failed(op, error))
+    }
+
+    /// A buffer of f64 for partial sums.
+    pub(super) fn alloc_f64(&self, len: usize) -> Result<CudaSlice<f64>> {
+        self.zeros(len)
+    }
+}

@@ -1,0 +1,97 @@
+//! The kernels' PTX, in the program.
+//!
+//! Invariant: it is what `kernels/cuda/compile.py` makes of the sources beside it; a test compares.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaFunction};
+use cudarc::nvrtc::Ptx;
+
+use super::DeviceError;
+
+macro_rules! kernels {
+    ($($source:ident $file:literal: $($kernel:ident $name:literal),*;)*) => {
+        /// A `.cu` file.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Source {
+            $(#[doc = concat!("`", $file, ".cu`.")] $source,)*
+        }
+
+        impl Source {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$source),*];
+
+            /// Its name without the ending.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$source => $file,)*
+                }
+            }
+
+            /// Its PTX for the oldest card.
+            pub fn ptx(self) -> &'static str {
+                match self {
+                    $(Self::$source => include_str!(concat!("../../cuda/ptx/", $file, ".ptx")),)*
+                }
+            }
+        }
+
+        /// An entry function.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kernel {
+            $($(#[doc = concat!("`", $name, "`.")] $kernel,)*)*
+        }
+
+        impl Kernel {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Self] = &[$($(Self::$kernel,)*)*];
+
+            /// Its name in the PTX.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$kernel => $name,)*)*
+                }
+            }
+
+            /// Where it is.
+            pub fn source(self) -> Source {
+                match self {
+                    $($(Self::$kernel => Source::$source,)*)*
+                }
+            }
+        }
+    };
+}
+
+kernels! {
+    Adamw "adamw": Adamw "adamw", SumSquares "sum_squares";
+    CrossEntropy "cross_entropy": CrossEntropy "cross_entropy";
+    Elementwise "elementwise": Add "add", AddBias "add_bias";
+    Embed "embed": Embed "embed", EmbedNarrow "embed_narrow";
+    Gated "gated":
+        GatedSilu "gated_silu", GatedGeluTanh "gated_gelu_tanh",
+        GatedSiluBackward "gated_silu_backward", GatedGeluTanhBackward "gated_gelu_tanh_backward";
+    RmsNorm "rms_norm":
+        RmsNorm "rms_norm", RmsNormNarrow "rms_norm_narrow",
+        RmsNormBackward "rms_norm_backward", RmsNormBackwardNarrow "rms_norm_backward_narrow";
+    Rope "rope": Rope "rope";
+}
+
+/// Loads all modules; a function for each kernel, by its number.
+pub(super) fn load(context: &Arc<CudaContext>) -> Result<Vec<CudaFunction>, DeviceError> {
+    let mut modules = Vec::with_capacity(Source::ALL.len());
+    for source in Source::ALL {
+        let module = context
+            .load_module(Ptx::from_src(source.ptx()))
+            .map_err(|error| DeviceError::driver("compiling the kernels for the device", error))?;
+        modules.push(module);
+    }
+    Kernel::ALL
+        .iter()
+        .map(|kernel| {
+            modules[kernel.source() as usize]
+                .load_function(kernel.name())
+                .map_err(|error| DeviceError::driver("finding a kernel", error))
+        })
+        .collect()
+}

@@ -1,0 +1,99 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Cuda, DeviceError, Kernel, Source};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
+}
+
+/// The value of `NAME = ...` in the script, one string or a list of them.
+fn setting(script: &str, name: &str) -> Vec<String> {
+    let line = script
+        .lines()
+        .find(|line| line.starts_with(&format!("{name} = ")))
+        .unwrap();
+    line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn committed_ptx_was_made_from_these_sources() {
+    let script = fs::read_to_string(folder().join("compile.py")).unwrap();
+    let mut made_by = setting(&script, "BASELINE");
+    made_by.extend(setting(&script, "FLAGS"));
+    made_by.extend(setting(&script, "PACKAGES"));
+    let common = fs::read(folder().join("common.cuh")).unwrap();
+    for source in Source::ALL {
+        let text = fs::read(folder().join(format!("{}.cu", source.name()))).unwrap();
+        let parts = [common.as_slice(), &text, made_by.join(" ").as_bytes()].join(&0);
+        let digest: String = Sha256::digest(parts)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let expected = format!("// made from {digest}");
+        let first = source.ptx().lines().next().unwrap();
+        assert_eq!(
+            first,
+            expected,
+            "{}.ptx is stale: run kernels/cuda/compile.py",
+            source.name()
+        );
+    }
+}
+
+#[test]
+fn every_source_and_kernel_is_listed() {
+    let sources: BTreeSet<String> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let listed: BTreeSet<String> = Source::ALL
+        .iter()
+        .map(|source| source.name().to_owned())
+        .collect();
+    assert_eq!(listed, sources);
+    for source in Source::ALL {
+        let entries: BTreeSet<&str> = source
+            .ptx()
+            .lines()
+            .filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('('))
+            .collect();
+        let listed: BTreeSet<&str> = Kernel::ALL
+            .iter()
+            .filter(|kernel| kernel.source() == *source)
+            .map(|kernel| kernel.name())
+            .collect();
+        assert_eq!(listed, entries, "{}", source.name());
+    }
+}
+
+#[test]
+fn the_ptx_is_of_the_version_and_target_that_are_promised() {
+    for source in Source::ALL {
+        assert!(
+            source.ptx().contains("\n.version 8.4\n.target sm_80\n"),
+            "{}",
+            source.name()
+        );
+    }
+}
+
+#[test]
+fn a_machine_without_a_driver_gets_a_sentence() {
+    match Cuda::new(0) {
+        Err(error @ DeviceError::NoDriver) => {
+            let said = error.to_string();
+            assert!(
+                said.contains("no NVIDIA driver") && said.contains("use the CPU"),
+                "{said}"
+            );
+            assert!(!error.is_retryable());
+        }
+        other => println!("skipped: this machine has a driver ({other:?})"),
+    }
+}

@@ -1,0 +1,20 @@
+//! The table of all operations.
+//!
+//! Invariant: each has the odd sizes 1, 31, 33 and 257, and the head dimensions and settings that models have.
+
+mod norms;
+mod pointwise;
+mod training;
+
+use crate::case::Case;
+
+/// Lengths at which vectors, warps and blocks end in the middle.
+pub(crate) const LENGTHS: [usize; 6] = [1, 31, 33, 257, 2048, 2053];
+
+pub(crate) fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    norms::add_to(&mut cases);
+    pointwise::add_to(&mut cases);
+    training::add_to(&mut cases);
+    cases
+}

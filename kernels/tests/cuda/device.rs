@@ -1,0 +1,124 @@
+//! The device itself: what is known of it, what it refuses, memory, graphs.
+//!
+//! Invariant: every refusal is an error that names the operation.
+
+use llamaduo_kernels::cuda::devices;
+use llamaduo_kernels::{Cuda, DeviceError, Error, RmsNormSpec};
+
+use crate::driver;
+
+#[test]
+fn the_device_is_described() {
+    let cuda = driver::open().unwrap();
+    let info = cuda.info();
+    assert_eq!(devices().unwrap()[0], *info);
+    assert!(info.refusal().is_none());
+    if !driver::is_real() {
+        assert_eq!(info.name, "stand-in (PTX interpreter)");
+        assert_eq!((info.capability, info.cuda_version), ((8, 9), 12040));
+        assert_eq!(info.memory_bytes, 1 << 30);
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_by_number() {
+    driver::open().unwrap();
+    let n_devices = devices().unwrap().len();
+    let error = Cuda::new(n_devices).unwrap_err();
+    assert!(matches!(error, DeviceError::NoDevice { .. }), "{error}");
+    assert!(!error.is_retryable());
+}
+
+#[test]
+fn what_is_too_old_is_refused_with_what_is_needed() {
+    let info = driver::open().unwrap().info().clone();
+    let old_card = llamaduo_kernels::cuda::DeviceInfo {
+        capability: (7, 5),
+        ..info.clone()
+    };
+    let said = old_card.refusal().unwrap().to_string();
+    assert!(
+        said.contains("compute capability 7.5") && said.contains("8.0"),
+        "{said}"
+    );
+    let old_driver = llamaduo_kernels::cuda::DeviceInfo {
+        cuda_version: 12020,
+        ..info
+    };
+    let said = old_driver.refusal().unwrap().to_string();
+    assert!(said.contains("CUDA 12.2") && said.contains("550"), "{said}");
+}
+
+#[test]
+fn buffers_are_copied_and_cleared() {
+    let cuda = driver::open().unwrap();
+    let mut values = cuda.upload_f32(&[1.0, 2.0, 3.0]).unwrap();
+    cuda.write_f32(&mut values, 1, &[5.0]).unwrap();
+    let mut out = [0.0; 3];
+    cuda.read_f32(&values, 0, &mut out).unwrap();
+    assert_eq!(out, [1.0, 5.0, 3.0]);
+    cuda.zero_f32(&mut values).unwrap();
+    cuda.read_f32(&values, 0, &mut out).unwrap();
+    assert_eq!(out, [0.0; 3]);
+    let source = cuda.upload_act(&[1.0, -2.0]).unwrap();
+    let mut target = cuda.alloc_act(4).unwrap();
+    cuda.copy_act(&mut target, &source, 2).unwrap();
+    let mut out = [9.0; 4];
+    cuda.read_act(&target, 0, &mut out).unwrap();
+    assert_eq!(out, [1.0, -2.0, 0.0, 0.0]);
+    assert!(matches!(
+        cuda.read_f32(&values, 2, &mut [0.0; 2]),
+        Err(Error::TooShort { expected: 4, .. })
+    ));
+    assert!(cuda.upload_f32(&[]).is_ok());
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused_before_a_launch() {
+    let cuda = driver::open().unwrap();
+    let (mut out, mut rstd) = (cuda.alloc_act(8).unwrap(), cuda.alloc_f32(1).unwrap());
+    let (x, weight) = (cuda.alloc_act(8).unwrap(), cuda.alloc_f32(8).unwrap());
+    let spec = RmsNormSpec {
+        width: 8,
+        epsilon: 1e-5,
+        weight_offset: 0.0,
+    };
+    let refused = cuda.rms_norm(&mut out, &mut rstd, &x, &weight, spec, 2);
+    assert!(matches!(
+        refused,
+        Err(Error::TooShort {
+            op: "rms_norm",
+            what: "out",
+            expected: 16,
+            ..
+        })
+    ));
+    let table = cuda.alloc_act(16).unwrap();
+    let refused = cuda.embed(&mut out, &[2], &table, [2, 8], 1.0);
+    assert!(matches!(
+        refused,
+        Err(Error::OutOfRange {
+            op: "embed",
+            value: 2,
+            limit: 2,
+            ..
+        })
+    ));
+    // nothing to do is done
+    cuda.rms_norm(&mut out, &mut rstd, &x, &weight, spec, 0).unwrap();
+    cuda.add(&mut out, &x, 0).unwrap();
+}
+
+#[test]
+fn memory_that_is_not_there_is_said_to_be_missing() {
+    let cuda = driver::open().unwrap();
+    let error = cuda.alloc_f32(cuda.info().memory_bytes).unwrap_err();
+    let Error::Device { source, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(matches!(source, DeviceError::OutOfMemory { .. }), "{source}");
+    assert!(source.is_retryable());
+    assert!(matches!(cuda.alloc_f32(usize::MAX), Err(Error::Overflow { .. })));
+    // the device can be used afterwards
+    cuda.alloc_f32(1).unwrap();
+}

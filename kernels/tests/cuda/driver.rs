@@ -1,0 +1,49 @@
+//! Which driver the tests run on.
+//!
+//! Invariant: the stand-in is loaded before anything asks for `libcuda.so`; the loader then takes it for that.
+#![expect(unsafe_code, reason = "loading a library and calling it")]
+
+use std::ffi::{CString, c_char};
+use std::ptr;
+use std::sync::OnceLock;
+
+use libloading::{Library, Symbol};
+use llamaduo_kernels::{Cuda, DeviceError};
+
+/// Its file, beside this test's own.
+const FILE: &str = "libllamaduo_stand_in_driver.so";
+
+pub(crate) fn is_real() -> bool {
+    std::env::var_os("LLAMADUO_TEST_CUDA").is_some_and(|value| value == "real")
+}
+
+fn stand_in() -> &'static Library {
+    static STAND_IN: OnceLock<Library> = OnceLock::new();
+    STAND_IN.get_or_init(|| {
+        let path = std::env::current_exe().unwrap().with_file_name(FILE);
+        // SAFETY: the library begins nothing when it is loaded.
+        unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    })
+}
+
+/// The device, opened anew.
+pub(crate) fn open() -> Result<Cuda, DeviceError> {
+    if !is_real() {
+        stand_in();
+    }
+    Cuda::new(0)
+}
+
+/// The device with `replacement` in the place of the module `original`.
+pub(crate) fn open_with(original: &str, replacement: &str) -> Result<Cuda, DeviceError> {
+    // SAFETY: the signature is the one of the stand-in's source.
+    let replace: Symbol<'_, unsafe extern "C" fn(*const c_char, *const c_char)> =
+        unsafe { stand_in().get(b"stand_in_replace_module\0") }.unwrap();
+    let [from, to] = [original, replacement].map(|text| CString::new(text).unwrap());
+    // SAFETY: both texts end with a zero byte and are copied.
+    unsafe { replace(from.as_ptr(), to.as_ptr()) };
+    let cuda = Cuda::new(0);
+    // SAFETY: null ends the replacement.
+    unsafe { replace(ptr::null(), ptr::null()) };
+    cuda
+}
