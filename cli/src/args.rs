@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use llamaduo_kernels::Device;
 
 use crate::config::sections::Quant;
 use llamaduo_engine::Compute;
@@ -25,6 +26,9 @@ pub(crate) struct Arguments {
     /// Log more to stderr; twice for debugging. RUST_LOG says it finer.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// What local models run on: auto, cpu, or cuda:N; `llamaduo doctor` tells what there is.
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub(crate) device: Device,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -100,6 +104,8 @@ pub(crate) enum Command {
     Export(Export),
     /// Print a run's report from its directory, or fetch it from a coordinator.
     Report(Report),
+    /// Tell what this machine has to run local models on, and what runs where.
+    Doctor,
     /// Start the stand-in for a service LLM alone.
     StandInService(StandInService),
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod export;
 mod init;
 mod local_model;
@@ -18,7 +19,7 @@ mod submit;
 
 use std::time::Duration;
 
-use crate::args::Command;
+use crate::args::{Arguments, Command};
 use crate::error::Result;
 use crate::exit::Exit;
 use crate::output::Output;
@@ -26,9 +27,11 @@ use crate::output::Output;
 /// After a second Ctrl-C a compute thread may be deep in a training step; the process does not wait longer for it.
 const THREADS_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Runs `command`.
-pub(crate) fn run(command: Command, output: &Output) -> Result<Exit> {
-    match command {
+/// Runs the command. A device on which no model can run is refused before anything else.
+pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<Exit> {
+    arguments.device.check()?;
+    match arguments.command {
+        Command::Doctor => doctor::doctor(output),
         Command::Init(arguments) => init::init(&arguments, output),
         Command::Eval(arguments) => local_model::eval(&arguments, output),
         Command::Generate(arguments) => local_model::generate(&arguments, output),
@@ -60,7 +63,8 @@ async fn run_async(command: Command, output: &Output) -> Result<Exit> {
         Command::Synth(arguments) => stage::synth(&arguments, output).await,
         Command::Report(arguments) => report::report(&arguments, output).await,
         // Synchronous commands are done before a runtime exists.
-        Command::Init(_)
+        Command::Doctor
+        | Command::Init(_)
         | Command::Eval(_)
         | Command::Generate(_)
         | Command::Bench(_)

@@ -92,6 +92,9 @@ pub(crate) enum Error {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] llamaduo_engine::Error),
+    /// The device that was asked for.
+    #[error(transparent)]
+    Device(#[from] llamaduo_kernels::DeviceError),
     /// No such model, or it cannot be fetched.
     #[error(transparent)]
     Model(#[from] llamaduo_worker::models::Error),
@@ -130,6 +133,7 @@ impl Error {
             // Named on the command line or in the config, and not there: files of our own are made when they are missing.
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::Usage,
             Self::Engine(llamaduo_engine::Error::NoModel { .. }) => Exit::Usage,
+            Self::Device(error) if !error.is_retryable() => Exit::Usage,
             // A place that did not answer may have it: that is no mistake of the user's.
             Self::Model(error) if !error.is_retryable() => Exit::Usage,
             Self::Refused {
@@ -150,6 +154,7 @@ impl Error {
             | Self::Protocol(_)
             | Self::Artifact { .. }
             | Self::Engine(_)
+            | Self::Device(_)
             | Self::Model(_)
             | Self::Coordinator(_)
             | Self::Worker(_)

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     rustls::crypto::ring::default_provider()
         .install_default()
         .unwrap_or_default();
-    let exit = match commands::run(arguments.command, &output) {
+    let exit = match commands::run(arguments, &output) {
         Ok(exit) => exit,
         Err(error) => {
             output.error(&error);

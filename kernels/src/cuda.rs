@@ -10,14 +10,16 @@
 //! and waited for only by `read_*` and `sum_squares`.
 
 mod adamw;
+mod attention;
 mod buffers;
 mod check;
 mod cross_entropy;
-mod device;
+pub(crate) mod device;
 mod elementwise;
 mod embed;
 mod gated;
 mod launch;
+mod matmul_nf4;
 mod ptx;
 mod rms_norm;
 mod rope;
@@ -31,7 +33,19 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 pub use device::{DeviceError, DeviceInfo, devices};
+pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+
+/// Operations of [`Backend`](crate::Backend) that have no kernel yet; `docs/kernels.md` has the same list.
+pub const MISSING: &[&str] = &[
+    "linears",
+    "matmul_backward",
+    "logits",
+    "lora_backward",
+    "attention_backward",
+    "write_kv",
+    "attention_paged",
+];
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;

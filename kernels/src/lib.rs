@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod cuda;
+pub mod device;
 pub mod dims;
 mod error;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use backend::{
 };
 pub use cpu::{Compute, Cpu, CpuKvCache, CpuWeight, Isa};
 pub use cuda::{Cuda, DeviceError};
+pub use device::Device;
 pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;

@@ -8,6 +8,7 @@ mod bad_input;
 mod cluster;
 mod crash;
 mod cycle;
+mod device;
 mod export;
 mod fuzz;
 mod smollm2;

@@ -37,6 +37,9 @@ fn every_command_of_the_manual_parses() {
         "llamaduo generate --model m --prompt p --min-p 0.1 --repetition-penalty 1.1 --stop a --stop b --logprobs 0 -o json",
         "llamaduo eval --model m --ids rows.json --logits out.safetensors",
         "llamaduo report there",
+        "llamaduo doctor -o json",
+        "llamaduo worker --coordinator http://127.0.0.1:7400 --device cuda:1",
+        "llamaduo --device cpu generate --model m --prompt p",
         "llamaduo -o json stand-in-service --listen 127.0.0.1:0",
     ] {
         assert!(parse(words).is_ok(), "{words}: {}", parse(words).unwrap_err());
@@ -48,6 +51,7 @@ fn contradictions_are_refused() {
     for words in [
         "llamaduo",
         "llamaduo demo --seed -1",
+        "llamaduo demo --device gpu",
         "llamaduo generate --model m",
         "llamaduo generate --model m --prompt p --messages f",
         "llamaduo generate --model m --prompt p --greedy --temperature 1",

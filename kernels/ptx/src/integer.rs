@@ -132,6 +132,7 @@ fn bits(parts: &[&str], ty: Type) -> Option<Function> {
             })
         }
         (["lop3", _], Type::B32) => lookup as Function,
+        (["bfi", _], Type::B32) => insert as Function,
         _ => return None,
     })
 }
@@ -143,6 +144,17 @@ fn extract(value: u32, first: u32, length: u32) -> u32 {
         0 => 0,
         1..=31 => shifted & ((1 << length) - 1),
         _ => shifted,
+    }
+}
+
+/// The low bits of the first input, put into the second from a bit on; the fourth says how many.
+fn insert(inputs: [&crate::lanes::Lanes; 4], out: &mut crate::lanes::Lanes) {
+    for (lane, out) in out.iter_mut().enumerate() {
+        let [from, into, first, length] = inputs.map(|input| input[lane] as u32);
+        let (first, length) = (first & 0xff, length & 0xff);
+        let ones = if length > 31 { u32::MAX } else { (1 << length) - 1 };
+        let mask = ones.checked_shl(first).unwrap_or(0);
+        *out = u64::from(into & !mask | from.checked_shl(first).unwrap_or(0) & mask);
     }
 }
 

@@ -57,6 +57,19 @@ pub enum DeviceError {
         /// Major and minor.
         capability: (i32, i32),
     },
+    /// The device is fine, and the program is not ready for it.
+    #[error(
+        "CUDA device {ordinal} ({name}) is there, but no model runs on it yet: these operations have no CUDA kernel: \
+         {missing}; use --device cpu"
+    )]
+    NotYet {
+        /// Its number.
+        ordinal: usize,
+        /// Its name.
+        name: String,
+        /// The operations.
+        missing: String,
+    },
     /// The device's memory is full.
     #[error("the CUDA device has no room for {bytes} more bytes; take a smaller batch or shorter samples")]
     OutOfMemory {
@@ -138,7 +151,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>, DeviceError> {
 }
 
 /// Device `ordinal`, if the kernels run on it.
-pub(super) fn find(ordinal: usize) -> Result<DeviceInfo, DeviceError> {
+pub(crate) fn find(ordinal: usize) -> Result<DeviceInfo, DeviceError> {
     let devices = devices()?;
     let n_devices = devices.len();
     let device = devices

@@ -32,16 +32,34 @@ pub(super) fn covering(op: &'static str, len: usize, per_thread: usize) -> Resul
 /// A launch whose parameters are being gathered.
 pub(super) struct Launch<'a> {
     op: &'static str,
-    shape: (u32, u32),
+    grid: (u32, u32),
+    n_threads: u32,
     builder: cudarc::driver::LaunchArgs<'a>,
 }
 
 impl Cuda {
     /// `n_blocks` blocks of `n_threads` threads.
-    pub(super) fn launch(&self, op: &'static str, kernel: Kernel, shape: (u32, u32)) -> Launch<'_> {
+    pub(super) fn launch(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        (n_blocks, n_threads): (u32, u32),
+    ) -> Launch<'_> {
+        self.launch_grid(op, kernel, (n_blocks, 1), n_threads)
+    }
+
+    /// Blocks along two axes.
+    pub(super) fn launch_grid(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        grid: (u32, u32),
+        n_threads: u32,
+    ) -> Launch<'_> {
         Launch {
             op,
-            shape,
+            grid,
+            n_threads,
             builder: self.stream.launch_builder(self.function(kernel)),
         }
     }
@@ -63,13 +81,13 @@ impl<'a> Launch<'a> {
     ///
     /// The parameters are the kernel's in number, order and type, and its reads and writes stay within the buffers.
     pub(super) unsafe fn run(mut self) -> Result<()> {
-        let (n_blocks, n_threads) = self.shape;
-        if n_blocks == 0 {
+        let (x, y) = self.grid;
+        if x == 0 || y == 0 {
             return Ok(());
         }
         let config = LaunchConfig {
-            grid_dim: (n_blocks, 1, 1),
-            block_dim: (n_threads, 1, 1),
+            grid_dim: (x, y, 1),
+            block_dim: (self.n_threads, 1, 1),
             shared_mem_bytes: 0,
         };
         // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.
@@ -94,6 +112,20 @@ pub(super) struct AdamwFactors {
     pub(super) second_root: f32,
     pub(super) epsilon: f32,
 }
+
+/// What attention's kernels need beside their tensors.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttentionSizes {
+    pub(super) scale_log2: f32,
+    pub(super) n_heads: i32,
+    pub(super) n_kv_heads: i32,
+    /// 0: none.
+    pub(super) window: i32,
+}
+
+// SAFETY: a float and three integers in the order of the kernel's structure.
+unsafe impl DeviceRepr for AttentionSizes {}
 
 // SAFETY: eight floats in the order of the kernel's structure.
 unsafe impl DeviceRepr for AdamwFactors {}

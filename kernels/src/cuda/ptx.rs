@@ -65,12 +65,19 @@ macro_rules! kernels {
 
 kernels! {
     Adamw "adamw": Adamw "adamw", SumSquares "sum_squares";
+    Attention "attention":
+        AttentionHead64 "attention_64", AttentionHead96 "attention_96",
+        AttentionHead128 "attention_128", AttentionHead256 "attention_256";
     CrossEntropy "cross_entropy": CrossEntropy "cross_entropy";
     Elementwise "elementwise": Add "add", AddBias "add_bias";
     Embed "embed": Embed "embed", EmbedNarrow "embed_narrow";
     Gated "gated":
         GatedSilu "gated_silu", GatedGeluTanh "gated_gelu_tanh",
         GatedSiluBackward "gated_silu_backward", GatedGeluTanhBackward "gated_gelu_tanh_backward";
+    MatmulNf4 "matmul_nf4":
+        MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
+        MatmulNf4BackwardRows16 "matmul_nf4_backward_16", MatmulNf4BackwardRows32 "matmul_nf4_backward_32",
+        DequantizeNf4 "dequantize_nf4";
     RmsNorm "rms_norm":
         RmsNorm "rms_norm", RmsNormNarrow "rms_norm_narrow",
         RmsNormBackward "rms_norm_backward", RmsNormBackwardNarrow "rms_norm_backward_narrow";

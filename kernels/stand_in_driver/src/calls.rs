@@ -1,4 +1,4 @@
-//! Device, context, stream and event calls; and the one call that a driver does not have.
+//! Device, context, stream and event calls; and the two calls that a driver does not have.
 //!
 //! Invariant: as in the driver's header, `cuda.h`; since a stream's work is done when it is given, there is nothing to
 //! wait for.
@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use crate::call::{Code, INVALID_DEVICE, INVALID_VALUE, SUCCESS, fail, put, text};
 use crate::device::Device;
-use crate::driver::{driver, replace_module};
+use crate::driver::{driver, replace_module, take_launched};
 
 /// Any handle.
 pub(crate) type Handle = *mut c_void;
@@ -147,4 +147,21 @@ pub(crate) unsafe extern "C" fn stand_in_replace_module(original: *const c_char,
     // SAFETY: as above.
     let replacement = unsafe { text(replacement) };
     replace_module(original.ok().zip(replacement.ok()));
+}
+
+/// Not of the driver: the kernels that this thread has launched since the last call, a line each with the number of
+/// instructions it took, as far as `text` has room. Returns how many bytes there are.
+///
+/// # Safety
+///
+/// `text` has room for `len` bytes.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn stand_in_take_launched(text: *mut c_char, len: usize) -> usize {
+    let launched = take_launched();
+    if !text.is_null() {
+        let n_bytes = launched.len().min(len);
+        // SAFETY: the caller vouches for room for `len` bytes.
+        unsafe { std::ptr::copy_nonoverlapping(launched.as_ptr().cast(), text, n_bytes) };
+    }
+    launched.len()
 }

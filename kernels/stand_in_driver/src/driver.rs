@@ -16,6 +16,8 @@ use crate::work::Work;
 pub(crate) struct Driver {
     pub(crate) memory: Memory,
     modules: HashMap<u64, Arc<Module>>,
+    /// Modules by their text: a program that loads one again need not wait for it.
+    parsed: HashMap<String, Arc<Module>>,
     functions: HashMap<u64, Function>,
     pub(crate) graphs: HashMap<u64, Vec<Work>>,
     /// Streams that are being captured, and what was given to them.
@@ -38,6 +40,7 @@ pub(crate) fn driver() -> MutexGuard<'static, Driver> {
         Mutex::new(Driver {
             memory: Memory::new(Device::get().memory_bytes),
             modules: HashMap::new(),
+            parsed: HashMap::new(),
             functions: HashMap::new(),
             graphs: HashMap::new(),
             captured: HashMap::new(),
@@ -57,6 +60,20 @@ pub(crate) fn replace_module(pair: Option<(String, String)>) {
     REPLACED.with(|replaced| *replaced.borrow_mut() = pair);
 }
 
+thread_local! {
+    /// Kernels that this thread has launched, and how many instructions of warps each launch took.
+    static LAUNCHED: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+pub(crate) fn note_launch(kernel: &str, warp_instructions: u64) {
+    LAUNCHED.with(|launched| *launched.borrow_mut() += &format!("{kernel} {warp_instructions}\n"));
+}
+
+/// What [`note_launch`] was told since the last time.
+pub(crate) fn take_launched() -> String {
+    LAUNCHED.with(|launched| std::mem::take(&mut *launched.borrow_mut()))
+}
+
 impl Driver {
     pub(crate) fn handle(&mut self) -> u64 {
         self.last_handle += 16;
@@ -68,12 +85,26 @@ impl Driver {
             Some((original, replacement)) if original == source => Some(replacement.clone()),
             _ => None,
         });
-        let source = replacement.as_deref().unwrap_or(source);
-        let module =
-            Module::parse(source, &mut self.memory).map_err(|error| fail(INVALID_PTX, &error.to_string()))?;
+        let module = match (replacement, self.parsed.get(source)) {
+            // Text that is wrong on purpose comes once.
+            (Some(replacement), _) => self.parse(&replacement)?,
+            (None, Some(module)) => Arc::clone(module),
+            (None, None) => {
+                let module = self.parse(source)?;
+                self.parsed.insert(source.to_owned(), Arc::clone(&module));
+                module
+            }
+        };
         let handle = self.handle();
-        self.modules.insert(handle, Arc::new(module));
+        self.modules.insert(handle, module);
         Ok(handle)
+    }
+
+    fn parse(&mut self, source: &str) -> Result<Arc<Module>, Code> {
+        let module = Module::parse(source, &mut self.memory);
+        module
+            .map(Arc::new)
+            .map_err(|error| fail(INVALID_PTX, &error.to_string()))
     }
 
     pub(crate) fn unload(&mut self, module: u64) -> Result<(), Code> {

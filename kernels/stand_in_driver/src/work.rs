@@ -7,6 +7,7 @@ use std::sync::Arc;
 use llamaduo_ptx::{Launch, Memory, Module};
 
 use crate::call::{Code, INVALID_VALUE, LAUNCH_FAILED, fail};
+use crate::driver::note_launch;
 
 /// Instructions of one launch: some minutes.
 const STEPS_MAX: u64 = 1 << 33;
@@ -53,9 +54,11 @@ impl Work {
                     parameters: &parameters,
                     steps_max: STEPS_MAX,
                 };
-                let done = module.launch(memory, &launch);
-                done.map(|_| ())
-                    .map_err(|fault| fail(LAUNCH_FAILED, &fault.to_string()))
+                let stats = module
+                    .launch(memory, &launch)
+                    .map_err(|fault| fail(LAUNCH_FAILED, &fault.to_string()))?;
+                note_launch(kernel, stats.warp_instructions);
+                Ok(())
             }
             Self::Fill { to, value, len } => memory
                 .write(*to, &vec![*value; *len])

@@ -3,7 +3,6 @@
 //! Invariant: both backends get the same numbers: activations are rounded to bf16 before either sees them.
 
 use half::bf16;
-use llamaduo_kernels::cuda::Source;
 use llamaduo_kernels::{Cpu, Cuda, Error};
 
 /// How far a result may be from the CPU's: `absolute + relative * |expected|`.
@@ -45,19 +44,13 @@ pub(crate) type Outputs = Result<Vec<Output>, Error>;
 type Run = Box<dyn Fn(&Cpu, &Cuda) -> Outputs + Send + Sync>;
 
 pub(crate) struct Case {
-    pub(crate) source: Source,
     pub(crate) name: String,
     run: Run,
 }
 
 impl Case {
-    pub(crate) fn new(
-        source: Source,
-        name: String,
-        run: impl Fn(&Cpu, &Cuda) -> Outputs + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn new(name: String, run: impl Fn(&Cpu, &Cuda) -> Outputs + Send + Sync + 'static) -> Self {
         Self {
-            source,
             name,
             run: Box::new(run),
         }

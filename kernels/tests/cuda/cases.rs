@@ -2,8 +2,10 @@
 //!
 //! Invariant: each has the odd sizes 1, 31, 33 and 257, and the head dimensions and settings that models have.
 
+mod attention;
 mod norms;
 mod pointwise;
+mod products;
 mod training;
 
 use crate::case::Case;
@@ -13,8 +15,10 @@ pub(crate) const LENGTHS: [usize; 6] = [1, 31, 33, 257, 2048, 2053];
 
 pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
+    attention::add_to(&mut cases);
     norms::add_to(&mut cases);
     pointwise::add_to(&mut cases);
+    products::add_to(&mut cases);
     training::add_to(&mut cases);
     cases
 }

@@ -3,7 +3,7 @@
 //! Invariant: every refusal is an error that names the operation.
 
 use llamaduo_kernels::cuda::devices;
-use llamaduo_kernels::{Cuda, DeviceError, Error, RmsNormSpec};
+use llamaduo_kernels::{Cuda, Device, DeviceError, DoubleQuant, Error, Nf4Matrix, RmsNormSpec};
 
 use crate::driver;
 
@@ -121,4 +121,45 @@ fn memory_that_is_not_there_is_said_to_be_missing() {
     assert!(matches!(cuda.alloc_f32(usize::MAX), Err(Error::Overflow { .. })));
     // the device can be used afterwards
     cuda.alloc_f32(1).unwrap();
+}
+
+#[test]
+fn no_model_runs_on_a_device_that_lacks_operations() {
+    let name = driver::open().unwrap().info().name.clone();
+    let said = Device::Cuda(0).check().unwrap_err().to_string();
+    assert!(
+        said.contains(&name) && said.contains("attention") && said.contains("--device cpu"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_width_that_is_no_multiple_of_64_is_left_to_the_cpu() {
+    let cuda = driver::open().unwrap();
+    let matrix = Nf4Matrix::quantize(2, 96, &[1.0; 192], DoubleQuant::No).unwrap();
+    let said = cuda.load_nf4(&matrix).unwrap_err().to_string();
+    assert!(said.contains("multiple of 64") && said.contains("CPU"), "{said}");
+}
+
+#[test]
+fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
+    let cuda = driver::open().unwrap();
+    let (n, k) = (40, 320);
+    let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+    let weight = cuda
+        .load_nf4(&Nf4Matrix::quantize(n, k, &values, DoubleQuant::No).unwrap())
+        .unwrap();
+    let x: Vec<f32> = (0..33 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
+    let product = |m: usize| {
+        let mut y = cuda.alloc_act(m * n).unwrap();
+        cuda.matmul_nf4(&mut y, &cuda.upload_act(&x[..m * k]).unwrap(), &weight, m)
+            .unwrap();
+        let mut out = vec![0.0; m * n];
+        cuda.read_act(&y, 0, &mut out).unwrap();
+        out
+    };
+    let all = product(33);
+    for m in [1, 16, 17] {
+        assert_eq!(product(m), all[..m * n], "{m} rows");
+    }
 }

@@ -47,3 +47,18 @@ pub(crate) fn open_with(original: &str, replacement: &str) -> Result<Cuda, Devic
     unsafe { replace(ptr::null(), ptr::null()) };
     cuda
 }
+
+/// The kernels that this thread has launched since the last call, and the instructions each took.
+pub(crate) fn take_launched() -> Vec<(String, u64)> {
+    // SAFETY: the signature is the one of the stand-in's source.
+    let take: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =
+        unsafe { stand_in().get(b"stand_in_take_launched\0") }.unwrap();
+    let mut text = vec![0u8; 1 << 16];
+    // SAFETY: there is room for as many bytes as are said.
+    let n_bytes = unsafe { take(text.as_mut_ptr().cast(), text.len()) };
+    let text = String::from_utf8(text[..n_bytes].to_vec()).unwrap();
+    let launches = text.lines().filter_map(|line| line.split_once(' '));
+    launches
+        .map(|(kernel, n)| (kernel.to_owned(), n.parse().unwrap()))
+        .collect()
+}

@@ -3,6 +3,8 @@
 //! Invariant: the list is made from the PTX itself: each barrier and wait removed, each access to memory off by one
 //! element. A kernel that gets a new barrier is covered without a word.
 
+use std::collections::BTreeMap;
+
 use llamaduo_kernels::Cpu;
 use llamaduo_kernels::cuda::Source;
 
@@ -18,23 +20,69 @@ fn changed(ptx: &str, index: usize, line: &str) -> String {
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
+/// The rows that launch each kernel, those of the fewest instructions first.
+fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Vec<&'a Case>> {
+    let cuda = driver::open().unwrap();
+    let mut rows: BTreeMap<String, Vec<(u64, &Case)>> = BTreeMap::new();
+    for case in cases {
+        driver::take_launched();
+        case.check(cpu, &cuda)
+            .unwrap_or_else(|wrong| panic!("{} is wrong as it is: {wrong}", case.name));
+        for (kernel, n_instructions) in driver::take_launched() {
+            rows.entry(kernel).or_default().push((n_instructions, case));
+        }
+    }
+    let sorted = rows.into_iter().map(|(kernel, mut rows)| {
+        rows.sort_by_key(|(n_instructions, _)| *n_instructions);
+        (kernel, rows.into_iter().map(|(_, case)| case).collect())
+    });
+    sorted.collect()
+}
+
 /// How many lines `mutate` changes, and those where no row notices it.
 fn survivors(mutate: impl Fn(&str) -> Option<String>) -> (usize, Vec<String>) {
     let cpu = Cpu::new(Some(1)).unwrap();
     let cases = cases::all();
+    let rows = rows_by_kernel(&cpu, &cases);
     let (mut n_mutants, mut survivors) = (0, Vec::new());
     for source in Source::ALL {
-        let rows: Vec<&Case> = cases.iter().filter(|case| case.source == *source).collect();
+        let mut kernel = "";
         for (index, line) in source.ptx().lines().enumerate() {
+            if let Some(name) = line.strip_prefix(".visible .entry ") {
+                kernel = name.trim_end_matches('(');
+            }
             let Some(mutant) = mutate(line) else { continue };
             n_mutants += 1;
             let cuda = driver::open_with(source.ptx(), &changed(source.ptx(), index, &mutant)).unwrap();
+            let rows = rows.get(kernel).map_or(&[][..], Vec::as_slice);
             if rows.iter().all(|case| case.check(&cpu, &cuda).is_ok()) {
                 survivors.push(format!("{}.ptx:{}: {}", source.name(), index + 1, line.trim()));
             }
         }
     }
     (n_mutants, survivors)
+}
+
+/// Bytes of the element that an access to memory is about; `None` for another instruction.
+fn shift_of(mnemonic: &str) -> Option<usize> {
+    let parts: Vec<&str> = mnemonic.split('.').collect();
+    match parts[..] {
+        ["ldmatrix", ..] | ["cp", "async", "cg" | "ca", ..] => Some(16),
+        ["ld" | "st", "global" | "shared", ..] => {
+            let bits: usize = parts
+                .last()?
+                .trim_start_matches(char::is_alphabetic)
+                .parse()
+                .ok()?;
+            let n_elements = match () {
+                () if parts.contains(&"v4") => 4,
+                () if parts.contains(&"v2") => 2,
+                () => 1,
+            };
+            Some(n_elements * bits / 8)
+        }
+        _ => None,
+    }
 }
 
 /// A real driver runs only the kernels as they are.
@@ -67,26 +115,11 @@ fn every_index_off_by_one_is_noticed() {
     }
     let (n_mutants, survivors) = survivors(|line| {
         let (mnemonic, _) = line.trim_start().split_once([' ', '\t'])?;
-        let parts: Vec<&str> = mnemonic.split('.').collect();
-        if !matches!(parts[0], "ld" | "st") || !matches!(parts[1], "global" | "shared") {
-            return None;
-        }
-        let element_bits: usize = parts
-            .last()?
-            .trim_start_matches(|c: char| c.is_alphabetic())
-            .parse()
-            .ok()?;
-        let n_elements = if parts.contains(&"v4") {
-            4
-        } else if parts.contains(&"v2") {
-            2
-        } else {
-            1
-        };
+        let n_bytes = shift_of(mnemonic)?;
         let (before, address) = line.split_once('[')?;
         let (address, after) = address.split_once(']')?;
         let (base, offset) = address.split_once('+').unwrap_or((address, "0"));
-        let offset = offset.parse::<usize>().ok()? + n_elements * element_bits / 8;
+        let offset = offset.parse::<usize>().ok()? + n_bytes;
         Some(format!("{before}[{base}+{offset}]{after}"))
     });
     assert!(n_mutants >= 100, "only {n_mutants} accesses were found");

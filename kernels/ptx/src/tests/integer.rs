@@ -170,6 +170,12 @@ fn bits_are_picked_and_moved() {
         if a >> 31 & 1 == 1 { 0xffff_ffff } else { 0 }
     });
     check("bfe.u32 %r1, %ra, 4, 8;", "%r1", |a, _, _| a >> 4 & 0xff);
+    check("bfi.b32 %r1, %ra, %rb, 8, 12;", "%r1", |a, b, _| {
+        b & 0xffff_ffff & !0xfff00 | a << 8 & 0xfff00
+    });
+    check("bfi.b32 %r1, %ra, %rb, 16, 32;", "%r1", |a, b, _| {
+        b & 0xffff | a << 16 & 0xffff_0000
+    });
     check("popc.b32 %r1, %ra;", "%r1", |a, _, _| {
         u64::from((a as u32).count_ones())
     });

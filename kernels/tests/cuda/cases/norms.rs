@@ -2,7 +2,6 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::cuda::Source;
 use llamaduo_kernels::{Backend, HostWeight, RmsNormSpec};
 
 use crate::case::{BF16, Case, F32, Output, activations, numbers};
@@ -33,7 +32,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
 
 fn embed(cases: &mut Vec<Case>, width: usize) {
     let name = format!("embed: V 33, C {width}");
-    cases.push(Case::new(Source::Embed, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         let (n_rows, ids) = (33, [32u32, 0, 7, 7]);
         let (table, scale) = (activations(1, n_rows * width), 1.75);
         let weight = cpu.load_weight(HostWeight::from_f32(n_rows, width, &table)?)?;
@@ -55,7 +54,7 @@ fn embed(cases: &mut Vec<Case>, width: usize) {
 fn rms_norm(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
     let width = spec.width;
     let name = format!("rms_norm: M {m}, W {width}, offset {}", spec.weight_offset);
-    cases.push(Case::new(Source::RmsNorm, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         let (x, weight) = (activations(2, m * width), numbers(3, width));
         let (mut expected, mut expected_rstd) = (vec![0.0; m * width], vec![0.0; m]);
         cpu.rms_norm(&mut expected, &mut expected_rstd, &x, &weight, spec, m)?;
@@ -88,7 +87,7 @@ fn rms_norm_backward(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
         "rms_norm_backward: M {m}, W {width}, offset {}",
         spec.weight_offset
     );
-    cases.push(Case::new(Source::RmsNorm, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         let [dx, dy, x] = [4, 5, 6].map(|seed| activations(seed, m * width));
         let (rstd, weight) = (numbers(7, m), numbers(8, width));
         let mut expected = dx.clone();
@@ -111,7 +110,7 @@ fn rms_norm_backward(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
 fn rope(cases: &mut Vec<Case>, head_dim: usize, n_heads: usize, forward: bool) {
     let op = if forward { "rope" } else { "rope_backward" };
     let name = format!("{op}: H {n_heads}, D {head_dim}");
-    cases.push(Case::new(Source::Rope, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         // the last one is near the end of the longest contexts
         let positions = vec![0u32, 1, 7, 4095, 131_071];
         let m = positions.len();

@@ -2,7 +2,6 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::cuda::Source;
 use llamaduo_kernels::{Backend, GateActivation};
 
 use super::LENGTHS;
@@ -23,7 +22,6 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
 
 fn gated(cases: &mut Vec<Case>, activation: GateActivation, len: usize) {
     cases.push(Case::new(
-        Source::Gated,
         format!("gated: {activation:?}, {len}"),
         move |cpu, cuda| {
             // large enough that both ends of the sigmoid are met
@@ -53,7 +51,7 @@ fn gated(cases: &mut Vec<Case>, activation: GateActivation, len: usize) {
 
 fn gated_backward(cases: &mut Vec<Case>, activation: GateActivation, len: usize) {
     let name = format!("gated_backward: {activation:?}, {len}");
-    cases.push(Case::new(Source::Gated, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         let [dout, gate, up] = [12, 13, 14].map(|seed| activations(seed, len));
         let gate: Vec<f32> = gate.iter().map(|value| value * 4.0).collect();
         let (mut expected_gate, mut expected_up) = (vec![0.0; len], vec![0.0; len]);
@@ -94,45 +92,37 @@ fn gated_backward(cases: &mut Vec<Case>, activation: GateActivation, len: usize)
 }
 
 fn add(cases: &mut Vec<Case>, len: usize) {
-    cases.push(Case::new(
-        Source::Elementwise,
-        format!("add: {len}"),
-        move |cpu, cuda| {
-            let (y, x) = (activations(15, len), activations(16, len));
-            let mut expected = y.clone();
-            cpu.add(&mut expected, &x, len)?;
-            let mut out = cuda.upload_act(&y)?;
-            cuda.add(&mut out, &cuda.upload_act(&x)?, len)?;
-            let mut got = vec![0.0; len];
-            cuda.read_act(&out, 0, &mut got)?;
-            Ok(vec![Output {
-                what: "y",
-                expected,
-                got,
-                bound: BF16,
-            }])
-        },
-    ));
+    cases.push(Case::new(format!("add: {len}"), move |cpu, cuda| {
+        let (y, x) = (activations(15, len), activations(16, len));
+        let mut expected = y.clone();
+        cpu.add(&mut expected, &x, len)?;
+        let mut out = cuda.upload_act(&y)?;
+        cuda.add(&mut out, &cuda.upload_act(&x)?, len)?;
+        let mut got = vec![0.0; len];
+        cuda.read_act(&out, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "y",
+            expected,
+            got,
+            bound: BF16,
+        }])
+    }));
 }
 
 fn add_bias(cases: &mut Vec<Case>, m: usize, n: usize) {
-    cases.push(Case::new(
-        Source::Elementwise,
-        format!("add_bias: M {m}, N {n}"),
-        move |cpu, cuda| {
-            let (y, bias) = (activations(17, m * n), numbers(18, n));
-            let mut expected = y.clone();
-            cpu.add_bias(&mut expected, &bias, n, m)?;
-            let mut out = cuda.upload_act(&y)?;
-            cuda.add_bias(&mut out, &cuda.upload_f32(&bias)?, n, m)?;
-            let mut got = vec![0.0; m * n];
-            cuda.read_act(&out, 0, &mut got)?;
-            Ok(vec![Output {
-                what: "y",
-                expected,
-                got,
-                bound: BF16,
-            }])
-        },
-    ));
+    cases.push(Case::new(format!("add_bias: M {m}, N {n}"), move |cpu, cuda| {
+        let (y, bias) = (activations(17, m * n), numbers(18, n));
+        let mut expected = y.clone();
+        cpu.add_bias(&mut expected, &bias, n, m)?;
+        let mut out = cuda.upload_act(&y)?;
+        cuda.add_bias(&mut out, &cuda.upload_f32(&bias)?, n, m)?;
+        let mut got = vec![0.0; m * n];
+        cuda.read_act(&out, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "y",
+            expected,
+            got,
+            bound: BF16,
+        }])
+    }));
 }

@@ -2,7 +2,6 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::cuda::Source;
 use llamaduo_kernels::{AdamwSpec, Backend, HostWeight, NO_LABEL};
 
 use super::LENGTHS;
@@ -39,7 +38,7 @@ fn cross_entropy(cases: &mut Vec<Case>, n_vocab: usize, with_gradient: bool) {
         "cross_entropy: M 4, V {n_vocab}{}",
         if with_gradient { ", gradient" } else { "" }
     );
-    cases.push(Case::new(Source::CrossEntropy, name, move |cpu, cuda| {
+    cases.push(Case::new(name, move |cpu, cuda| {
         let m = 4;
         let labels = vec![n_vocab as u32 - 1, NO_LABEL, 0, n_vocab as u32 / 2];
         let logits: Vec<f32> = numbers(19, m * n_vocab).iter().map(|value| value * 6.0).collect();
@@ -77,7 +76,6 @@ fn cross_entropy(cases: &mut Vec<Case>, n_vocab: usize, with_gradient: bool) {
 
 fn adamw(cases: &mut Vec<Case>, step: u32, len: usize) {
     cases.push(Case::new(
-        Source::Adamw,
         format!("adamw: step {step}, {len}"),
         move |cpu, cuda| {
             let spec = AdamwSpec {
@@ -122,19 +120,15 @@ fn adamw(cases: &mut Vec<Case>, step: u32, len: usize) {
 }
 
 fn sum_squares(cases: &mut Vec<Case>, len: usize) {
-    cases.push(Case::new(
-        Source::Adamw,
-        format!("sum_squares: {len}"),
-        move |cpu, cuda| {
-            let values = numbers(24, len);
-            let expected = vec![cpu.sum_squares(&values, len)? as f32];
-            let got = vec![cuda.sum_squares(&cuda.upload_f32(&values)?, len)? as f32];
-            Ok(vec![Output {
-                what: "sum",
-                expected,
-                got,
-                bound: F64_AS_F32,
-            }])
-        },
-    ));
+    cases.push(Case::new(format!("sum_squares: {len}"), move |cpu, cuda| {
+        let values = numbers(24, len);
+        let expected = vec![cpu.sum_squares(&values, len)? as f32];
+        let got = vec![cuda.sum_squares(&cuda.upload_f32(&values)?, len)? as f32];
+        Ok(vec![Output {
+            what: "sum",
+            expected,
+            got,
+            bound: F64_AS_F32,
+        }])
+    }));
 }

@@ -1,0 +1,163 @@
+//! `doctor`: what this machine has to run local models on.
+//!
+//! Invariant: what is said to work was tried just now: kernels that are said to load were loaded.
+
+use llamaduo_kernels::cuda::{self, Cuda, DeviceInfo};
+use llamaduo_kernels::{DeviceError, Isa};
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::exit::Exit;
+use crate::output::Output;
+
+#[derive(Serialize)]
+struct Machine {
+    cpu: CpuFound,
+    cuda: Vec<CudaFound>,
+    /// Why no CUDA device is listed; null where there is one.
+    no_cuda: Option<String>,
+    /// What `--device auto` means here.
+    auto: &'static str,
+    /// Operations without a CUDA kernel: until there are none, models run on the CPU.
+    cuda_lacks: &'static [&'static str],
+}
+
+#[derive(Serialize)]
+struct CpuFound {
+    threads: usize,
+    instructions: String,
+}
+
+#[derive(Serialize)]
+struct CudaFound {
+    device: String,
+    name: String,
+    compute_capability: String,
+    memory_gib: f64,
+    multiprocessors: usize,
+    /// Newest CUDA version the driver knows.
+    driver_cuda: String,
+    /// Seconds that opening it with all kernels took; null where it failed.
+    kernels_load_seconds: Option<f64>,
+    /// Why the kernels cannot be loaded.
+    problem: Option<String>,
+}
+
+/// `doctor`.
+pub(super) fn doctor(output: &Output) -> Result<Exit> {
+    let machine = look();
+    output.result(&machine, || machine.text())?;
+    Ok(Exit::Ok)
+}
+
+fn look() -> Machine {
+    let (cuda, no_cuda) = match cuda::devices() {
+        Ok(devices) if devices.is_empty() => {
+            (Vec::new(), Some("the NVIDIA driver finds no device".to_owned()))
+        }
+        Ok(devices) => (devices.iter().map(try_device).collect(), None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    Machine {
+        cpu: CpuFound {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            instructions: format!("{:?}", Isa::detect()).to_lowercase(),
+        },
+        cuda,
+        no_cuda,
+        auto: "cpu",
+        cuda_lacks: cuda::MISSING,
+    }
+}
+
+fn try_device(info: &DeviceInfo) -> CudaFound {
+    let opened: std::result::Result<Cuda, DeviceError> = Cuda::new(info.ordinal);
+    CudaFound {
+        device: format!("cuda:{}", info.ordinal),
+        name: info.name.clone(),
+        compute_capability: format!("{}.{}", info.capability.0, info.capability.1),
+        memory_gib: info.memory_bytes as f64 / f64::from(1 << 30),
+        multiprocessors: info.n_multiprocessors,
+        driver_cuda: format!("{}.{}", info.cuda_version / 1000, info.cuda_version % 1000 / 10),
+        kernels_load_seconds: opened.as_ref().ok().map(|cuda| cuda.load_time().as_secs_f64()),
+        problem: opened.err().map(|error| error.to_string()),
+    }
+}
+
+impl Machine {
+    fn text(&self) -> String {
+        let mut lines = vec![format!(
+            "cpu: {} threads, {}; runs every model",
+            self.cpu.threads, self.cpu.instructions
+        )];
+        for found in &self.cuda {
+            lines.push(format!(
+                "{}: {}, compute capability {}, {:.1} GiB, {} multiprocessors, driver for CUDA {}",
+                found.device,
+                found.name,
+                found.compute_capability,
+                found.memory_gib,
+                found.multiprocessors,
+                found.driver_cuda
+            ));
+            lines.push(match (&found.problem, found.kernels_load_seconds) {
+                (Some(problem), _) => format!("  its kernels do not load: {problem}"),
+                (None, Some(seconds)) => format!("  its kernels load in {seconds:.2} s"),
+                (None, None) => String::new(),
+            });
+        }
+        if let Some(reason) = &self.no_cuda {
+            lines.push(format!("cuda: {reason}"));
+        }
+        lines.push(format!(
+            "--device auto is {}: no model runs on CUDA yet, for these operations have no kernel: {}",
+            self.auto,
+            self.cuda_lacks.join(", ")
+        ));
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_tells_of_the_cpu_and_what_cuda_lacks() {
+        let machine = look();
+        let text = machine.text();
+        assert!(
+            text.starts_with("cpu: ") && text.contains("--device auto is cpu"),
+            "{text}"
+        );
+        assert_eq!(machine.cuda.is_empty(), machine.no_cuda.is_some());
+        let json = serde_json::to_value(&machine).unwrap();
+        assert_eq!(json["auto"], "cpu");
+        assert_eq!(json["cuda_lacks"][0], "linears");
+    }
+
+    #[test]
+    fn a_card_that_is_too_old_is_listed_with_the_reason() {
+        let found = CudaFound {
+            device: "cuda:0".to_owned(),
+            name: "Old".to_owned(),
+            compute_capability: "7.5".to_owned(),
+            memory_gib: 15.9,
+            multiprocessors: 40,
+            driver_cuda: "12.4".to_owned(),
+            kernels_load_seconds: None,
+            problem: Some("too old".to_owned()),
+        };
+        let machine = Machine {
+            cuda: vec![found],
+            no_cuda: None,
+            ..look()
+        };
+        let text = machine.text();
+        assert!(
+            text.contains("cuda:0: Old, compute capability 7.5, 15.9 GiB"),
+            "{text}"
+        );
+        assert!(text.contains("its kernels do not load: too old"), "{text}");
+    }
+}

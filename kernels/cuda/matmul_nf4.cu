@@ -1,0 +1,251 @@
+// Products with an NF4 weight `W [N, K]` (Dettmers et al. 2023) on tensor cores, from one packed form for both directions.
+//
+// Forward:  `y [M, N] = x [M, K] · Wᵀ`.   Backward: `dx [M, K] += dy [M, N] · W`.   `x, y, dx, dy` bf16, sums f32.
+// `dequantize` writes W itself, `[N, K]` bf16.
+//
+// Packed form. A unit of 16 bytes holds 4 rows (n) by 8 columns (k): word r is row r, its nibble c column c. 8 by 8
+// units make a tile of 32 rows by 64 columns, 1 KB, as wide as a scale's block:
+// `units[((n / 32) * (K / 64) + k / 64) * 64 + (n / 4 % 8) * 8 + k / 8 % 8]`, `scales [K / 64, N]` f32. N is padded to
+// 32 with zero scales; K is a multiple of 64.
+//
+// Fragments. The order of a contraction is free if both operands share it, and so is the order of output columns. So a
+// lane (g = lane / 4, t = lane % 4) takes whole units and whole 16-byte pieces of rows, and nothing is shuffled:
+//   forward: contraction k = 8t.. of a half tile; column c of n-fragment j is row n = 4c + j of W.
+//   backward: contraction n = 8t.. of a tile; column c of n-fragment j is column k = 8c + j of W.
+//
+// One block makes 16·MI rows by one tile of columns; its 4 warps share the contraction and their sums are added in a
+// fixed order. MI only changes how many rows a block makes, never the order of a row's additions: a row's result does
+// not depend on M.
+#include "common.cuh"
+
+#define N_WARPS 4
+#define TILE_N 32
+#define TILE_K 64
+
+__device__ const float CODE_VALUES[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+DEVICE u32 word(const uint4 &unit, int index) {
+    return index == 0 ? unit.x : index == 1 ? unit.y : index == 2 ? unit.z : unit.w;
+}
+
+// `c += a · b`: 16 by 16 times 16 by 8.
+DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 8 neighbours from `column` of row `row`, which is all within the row and aligned; zeros where there is no such row.
+DEVICE uint4 inner_piece(const bf16 *matrix, int row, int n_rows, int column, int width) {
+    if (row >= n_rows)
+        return uint4{0, 0, 0, 0};
+    return *(const uint4 *)(matrix + (u64)row * width + column);
+}
+
+// The same for any width: zeros behind the end of the row. Rows of a width that is no multiple of 8 are not aligned.
+DEVICE uint4 row_piece(const bf16 *matrix, int row, int n_rows, int column, int width) {
+    uint4 piece = {0, 0, 0, 0};
+    if (row >= n_rows || column >= width)
+        return piece;
+    if (width % VECTOR == 0)
+        return inner_piece(matrix, row, n_rows, column, width);
+    const bf16 *from = matrix + (u64)row * width + column;
+    u32 words[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++)
+        if (column + i < width)
+            words[i / 2] |= (u32)from[i] << (16 * (i % 2));
+    piece.x = words[0], piece.y = words[1], piece.z = words[2], piece.w = words[3];
+    return piece;
+}
+
+// Where the warps' sums meet: groups of 8 output columns that a lane writes in one piece.
+template <int GROUPS> struct Sums {
+    float at[N_WARPS][GROUPS][VECTOR][32];
+};
+
+// The sum of all warps, always in the order of the warps.
+template <int GROUPS> DEVICE Values<VECTOR> total(const Sums<GROUPS> &sums, int group, int lane) {
+    Values<VECTOR> values;
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++) {
+        float sum = sums.at[0][group][i][lane];
+#pragma unroll
+        for (int warp = 1; warp < N_WARPS; warp++)
+            sum += sums.at[warp][group][i][lane];
+        values.at[i] = sum;
+    }
+    return values;
+}
+
+template <int MI>
+DEVICE void forward(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+    __shared__ Sums<2 * MI> sums;
+    __shared__ u32 pairs[256]; // two codes to two values, the lower nibble in the lower half
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    for (int i = threadIdx.x; i < 256; i += blockDim.x)
+        pairs[i] = to_bf16x2(CODE_VALUES[i % 16], CODE_VALUES[i / 16]);
+    __syncthreads();
+    int m0 = blockIdx.y * 16 * MI, n0 = blockIdx.x * TILE_N;
+    int n_tiles = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
+    float sum[MI][4][4] = {};
+    for (int tile = warp; tile < n_tiles; tile += N_WARPS) {
+        float part[MI][4][4] = {};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint4 unit = units[((u64)blockIdx.x * n_tiles + tile) * 64 + g * 8 + half * 4 + t];
+            uint4 upper[MI], lower[MI];
+#pragma unroll
+            for (int i = 0; i < MI; i++) {
+                int column = tile * TILE_K + half * 32 + 8 * t;
+                upper[i] = inner_piece(x, m0 + 16 * i + g, m, column, k);
+                lower[i] = inner_piece(x, m0 + 16 * i + g + 8, m, column, k);
+            }
+#pragma unroll
+            for (int step = 0; step < 2; step++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    u32 codes = word(unit, j) >> (16 * step);
+                    u32 b0 = pairs[codes & 255], b1 = pairs[codes >> 8 & 255];
+#pragma unroll
+                    for (int i = 0; i < MI; i++) {
+                        u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
+                                    word(lower[i], 2 * step + 1)};
+                        multiply_add(part[i][j], a, b0, b1);
+                    }
+                }
+        }
+        // The scale of a row of W is the same for the whole tile: it is applied to the sum, exactly once.
+        const float4 *scale = (const float4 *)(scales + (u64)tile * n_padded + n0 + 8 * t);
+        float4 first = scale[0], second = scale[1];
+        float by[2][4] = {{first.x, first.y, first.z, first.w}, {second.x, second.y, second.z, second.w}};
+#pragma unroll
+        for (int i = 0; i < MI; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    sum[i][j][e] += part[i][j][e] * by[e % 2][j];
+    }
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                sums.at[warp][2 * i + e / 2][4 * (e % 2) + j][lane] = sum[i][j][e];
+    __syncthreads();
+    for (int group = warp; group < 2 * MI; group += N_WARPS) {
+        int row = m0 + 16 * (group / 2) + g + 8 * (group % 2), column = n0 + 8 * t;
+        Values<VECTOR> values = total(sums, group, lane);
+        if (row >= m)
+            continue;
+        bf16 *to = y + (u64)row * n + column;
+        if (n % VECTOR == 0) {
+            if (column < n)
+                store(to, values);
+        } else {
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++)
+                if (column + i < n)
+                    to[i] = to_bf16(values.at[i]);
+        }
+    }
+}
+
+template <int MI>
+DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const float *scales, int m, int n, int k) {
+    __shared__ Sums<4 * MI> sums;
+    __shared__ float values_of[16];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    if (threadIdx.x < 16)
+        values_of[threadIdx.x] = CODE_VALUES[threadIdx.x];
+    __syncthreads();
+    int m0 = blockIdx.y * 16 * MI, tile = blockIdx.x, n_tiles = k / TILE_K;
+    int n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
+    float sum[MI][8][4] = {};
+    for (int n0 = warp * TILE_N; n0 < n_padded; n0 += N_WARPS * TILE_N) {
+        uint4 upper[MI], lower[MI];
+#pragma unroll
+        for (int i = 0; i < MI; i++) {
+            upper[i] = row_piece(dy, m0 + 16 * i + g, m, n0 + 8 * t, n);
+            lower[i] = row_piece(dy, m0 + 16 * i + g + 8, m, n0 + 8 * t, n);
+        }
+#pragma unroll
+        for (int step = 0; step < 2; step++) {
+            uint4 unit = units[((u64)(n0 / TILE_N) * n_tiles + tile) * 64 + (2 * t + step) * 8 + g];
+            float4 by = *(const float4 *)(scales + (u64)tile * n_padded + n0 + 8 * t + 4 * step);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float w0 = values_of[unit.x >> (4 * j) & 15] * by.x, w1 = values_of[unit.y >> (4 * j) & 15] * by.y;
+                float w2 = values_of[unit.z >> (4 * j) & 15] * by.z, w3 = values_of[unit.w >> (4 * j) & 15] * by.w;
+                u32 b0 = to_bf16x2(w0, w1), b1 = to_bf16x2(w2, w3);
+#pragma unroll
+                for (int i = 0; i < MI; i++) {
+                    u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
+                                word(lower[i], 2 * step + 1)};
+                    multiply_add(sum[i][j], a, b0, b1);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                sums.at[warp][4 * i + e][j][lane] = sum[i][j][e];
+    __syncthreads();
+    for (int group = warp; group < 4 * MI; group += N_WARPS) {
+        int e = group % 4, row = m0 + 16 * (group / 4) + g + 8 * (e / 2);
+        Values<VECTOR> values = total(sums, group, lane);
+        if (row >= m)
+            continue;
+        bf16 *to = dx + (u64)row * k + tile * TILE_K + 16 * t + 8 * (e % 2);
+        Values<VECTOR> old = load<VECTOR>(to);
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++)
+            values.at[i] += old.at[i];
+        store(to, values);
+    }
+}
+
+KERNEL(128) matmul_nf4_16(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+    forward<1>(y, x, units, scales, m, n, k);
+}
+
+KERNEL(128) matmul_nf4_32(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+    forward<2>(y, x, units, scales, m, n, k);
+}
+
+KERNEL(128) matmul_nf4_backward_16(bf16 *dx, const bf16 *dy, const uint4 *units, const float *scales, int m, int n,
+                                   int k) {
+    backward<1>(dx, dy, units, scales, m, n, k);
+}
+
+KERNEL(128) matmul_nf4_backward_32(bf16 *dx, const bf16 *dy, const uint4 *units, const float *scales, int m, int n,
+                                   int k) {
+    backward<2>(dx, dy, units, scales, m, n, k);
+}
+
+// One block a tile, one thread a unit.
+KERNEL(64) dequantize_nf4(bf16 *w, const uint4 *units, const float *scales, int n, int k) {
+    int n_tiles = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
+    int tile = blockIdx.x, n0 = blockIdx.y * TILE_N + threadIdx.x / 8 * 4, k0 = tile * TILE_K + threadIdx.x % 8 * 8;
+    uint4 unit = units[((u64)blockIdx.y * n_tiles + tile) * 64 + threadIdx.x];
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        if (n0 + r >= n)
+            return;
+        float scale = scales[(u64)tile * n_padded + n0 + r];
+        Values<VECTOR> values;
+#pragma unroll
+        for (int c = 0; c < VECTOR; c++)
+            values.at[c] = CODE_VALUES[word(unit, r) >> (4 * c) & 15] * scale;
+        store(w + (u64)(n0 + r) * k + k0, values);
+    }
+}

@@ -1,0 +1,95 @@
+//! Attention within documents. The kernels are `kernels/cuda/attention.cu`.
+//!
+//! Invariant: tiles of rows begin at the documents' beginnings, so a document's result does not depend on what else the
+//! step holds.
+#![expect(unsafe_code, reason = "launching a kernel")]
+
+use super::launch::AttentionSizes;
+use super::{Cuda, CudaAct, CudaF32, Kernel, check};
+use crate::backend::AttentionSpec;
+use crate::dims::{Documents, HeadDims};
+use crate::error::Result;
+
+/// Rows of a tile.
+const TILE_ROWS: usize = 64;
+
+impl Cuda {
+    /// See [`Backend::attention`](crate::Backend::attention). Head dimensions 64, 96, 128 and 256.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    pub fn attention(
+        &self,
+        out: &mut CudaAct,
+        lse: &mut CudaF32,
+        q: &CudaAct,
+        k: &CudaAct,
+        v: &CudaAct,
+        documents: &Documents,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        const OP: &str = "attention";
+        let HeadDims {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = spec.heads;
+        let m = documents.n_tokens();
+        check::setting(
+            OP,
+            "n_heads",
+            "a multiple of n_kv_heads and at least 1",
+            n_heads > 0 && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads <= 0xffff,
+        )?;
+        check::setting(OP, "window", "at least 1", spec.window != Some(0))?;
+        check::holds(OP, "out", out, &[m, n_heads, head_dim])?;
+        check::holds(OP, "lse", lse, &[m, n_heads])?;
+        check::holds(OP, "q", q, &[m, n_heads, head_dim])?;
+        check::holds(OP, "k", k, &[m, n_kv_heads, head_dim])?;
+        check::holds(OP, "v", v, &[m, n_kv_heads, head_dim])?;
+        let kernel = match head_dim {
+            64 => Some(Kernel::AttentionHead64),
+            96 => Some(Kernel::AttentionHead96),
+            128 => Some(Kernel::AttentionHead128),
+            256 => Some(Kernel::AttentionHead256),
+            _ => None,
+        };
+        check::setting(
+            OP,
+            "head_dim",
+            "64, 96, 128 or 256 on CUDA; run this model on the CPU",
+            kernel.is_some(),
+        )?;
+        let Some(kernel) = kernel else { return Ok(()) };
+        check::int(OP, "rows", m)?;
+        let sizes = AttentionSizes {
+            scale_log2: spec.scale * std::f32::consts::LOG2_E,
+            n_heads: n_heads as i32,
+            n_kv_heads: n_kv_heads as i32,
+            // a window of all rows and more is none
+            window: spec
+                .window
+                .filter(|&window| window < m)
+                .map_or(0, |window| window as i32),
+        };
+        let tiles = tiles(documents);
+        let grid = (check::blocks(OP, "tiles", tiles.len() / 3)?, n_heads as u32);
+        let tiles = self.upload_u32(&tiles)?;
+        let launch = self.launch_grid(OP, kernel, grid, 128);
+        let launch = launch.with(out).with(lse).with(q).with(k).with(v);
+        let launch = launch.with(&tiles).with(&sizes);
+        // SAFETY: the tiles' rows are below m, of which each tensor holds as many.
+        unsafe { launch.run() }
+    }
+}
+
+/// First row, one past the last row, and first row of the document, of each tile.
+fn tiles(documents: &Documents) -> Vec<u32> {
+    documents
+        .ranges()
+        .flat_map(|rows| {
+            rows.clone().step_by(TILE_ROWS).flat_map(move |begin| {
+                let end = rows.end.min(begin + TILE_ROWS);
+                [begin, end, rows.start].map(|row| row as u32)
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,172 @@
+//! NF4 weights on the device, and their products. The kernels, and the packed form, are `kernels/cuda/matmul_nf4.cu`.
+//!
+//! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order; doubly
+//! quantized scales are expanded to f32 when it is packed.
+#![expect(unsafe_code, reason = "launching a kernel")]
+
+use super::{Cuda, CudaAct, CudaF32, CudaU32, Kernel, check};
+use crate::error::{Error, Result};
+use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
+
+/// Rows of W in a tile.
+const TILE_N: usize = 32;
+/// Columns of W in a tile: a scale's block.
+const TILE_K: usize = BLOCK_LEN;
+/// Units of a tile.
+const TILE_UNITS: usize = 64;
+/// 32-bit words of a unit: its rows, 8 codes each.
+const UNIT_WORDS: usize = 4;
+/// Most blocks along the second axis of a grid.
+const GRID_Y_MAX: usize = 0xffff;
+/// Threads of a product's block.
+const PRODUCT_THREADS: u32 = 128;
+
+/// An NF4 weight `[N, K]` on the device.
+#[derive(Debug)]
+pub struct CudaNf4 {
+    n: usize,
+    k: usize,
+    /// Tiles of `TILE_UNITS` units of `UNIT_WORDS` words.
+    units: CudaU32,
+    /// `[K / TILE_K, N rounded up to TILE_N]`.
+    scales: CudaF32,
+}
+
+impl CudaNf4 {
+    /// `(N, K)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+}
+
+/// The packed codes and scales of `matrix`. Rows beyond N have scale 0.
+fn pack(matrix: &Nf4Matrix) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (n, k) = matrix.shape();
+    let (codes, block_scales) = (matrix.codes(), matrix.block_scales());
+    let (n_padded, n_tiles) = (n.next_multiple_of(TILE_N), k / TILE_K);
+    let n_words = check::size(
+        "load_nf4",
+        "units",
+        &[n_padded / TILE_N, n_tiles, TILE_UNITS, UNIT_WORDS],
+    )?;
+    let mut units = vec![0u32; n_words];
+    let mut scales = vec![0f32; n_tiles * n_padded];
+    for row in 0..n {
+        for tile in 0..n_tiles {
+            scales[tile * n_padded + row] = block_scales[row * n_tiles + tile];
+            let first_unit = ((row / TILE_N) * n_tiles + tile) * TILE_UNITS + row / 4 % 8 * 8;
+            for unit in 0..8 {
+                let begin = row * k + tile * TILE_K + unit * 8;
+                let word = (0..8).fold(0, |word, c| {
+                    word | u32::from(code_at(codes, begin + c)) << (4 * c)
+                });
+                units[(first_unit + unit) * UNIT_WORDS + row % 4] = word;
+            }
+        }
+    }
+    Ok((units, scales))
+}
+
+impl Cuda {
+    /// Packs a matrix onto the device. Fails when its rows are not whole blocks of 64: the CPU takes those.
+    pub fn load_nf4(&self, matrix: &Nf4Matrix) -> Result<CudaNf4> {
+        let (n, k) = matrix.shape();
+        let expected = "a multiple of 64 on CUDA; run this model on the CPU";
+        check::setting(
+            "load_nf4",
+            "the number of input features",
+            expected,
+            k.is_multiple_of(TILE_K),
+        )?;
+        let (units, scales) = pack(matrix)?;
+        Ok(CudaNf4 {
+            n,
+            k,
+            units: self.upload_u32(&units)?,
+            scales: self.upload_f32(&scales)?,
+        })
+    }
+
+    /// `y [M, N] = x [M, K] · Wᵀ`.
+    pub fn matmul_nf4(&self, y: &mut CudaAct, x: &CudaAct, weight: &CudaNf4, m: usize) -> Result<()> {
+        const OP: &str = "matmul_nf4";
+        let (n, k) = weight.shape();
+        check::holds(OP, "y", y, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        let kernels = [Kernel::MatmulNf4Rows16, Kernel::MatmulNf4Rows32];
+        let (kernel, blocks_y) = rows(OP, kernels, m)?;
+        let blocks_x = check::blocks(OP, "columns", n.div_ceil(TILE_N))?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = launch.with(y).with(x).with(&weight.units).with(&weight.scales);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k.
+        unsafe { launch.run() }
+    }
+
+    /// `dx [M, K] += dy [M, N] · W`.
+    pub fn matmul_nf4_backward(
+        &self,
+        dx: &mut CudaAct,
+        dy: &CudaAct,
+        weight: &CudaNf4,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "matmul_nf4_backward";
+        let (n, k) = weight.shape();
+        check::holds(OP, "dx", dx, &[m, k])?;
+        check::holds(OP, "dy", dy, &[m, n])?;
+        let kernels = [Kernel::MatmulNf4BackwardRows16, Kernel::MatmulNf4BackwardRows32];
+        let (kernel, blocks_y) = rows(OP, kernels, m)?;
+        let blocks_x = check::blocks(OP, "columns", k / TILE_K)?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = launch.with(dx).with(dy).with(&weight.units).with(&weight.scales);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int);
+        // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.
+        unsafe { launch.run() }
+    }
+
+    /// `w [N, K] = W`, each value rounded to bf16.
+    pub fn dequantize_nf4(&self, w: &mut CudaAct, weight: &CudaNf4) -> Result<()> {
+        const OP: &str = "dequantize_nf4";
+        let (n, k) = weight.shape();
+        check::holds(OP, "w", w, &[n, k])?;
+        let blocks_y = n.div_ceil(TILE_N);
+        check::setting(
+            OP,
+            "the number of rows",
+            "at most 2,097,120",
+            blocks_y <= GRID_Y_MAX,
+        )?;
+        let grid = (check::blocks(OP, "columns", k / TILE_K)?, blocks_y as u32);
+        let [n_int, k_int] = [check::int(OP, "N", n)?, check::int(OP, "K", k)?];
+        let launch = self.launch_grid(OP, Kernel::DequantizeNf4, grid, TILE_UNITS as u32);
+        let launch = launch.with(w).with(&weight.units).with(&weight.scales);
+        let launch = launch.with(&n_int).with(&k_int);
+        // SAFETY: `w` holds n rows of k; the weight was packed for n and k.
+        unsafe { launch.run() }
+    }
+}
+
+/// The kernel for `m` rows, and how many blocks of it.
+fn rows(op: &'static str, [few, many]: [Kernel; 2], m: usize) -> Result<(Kernel, u32)> {
+    let (kernel, rows) = if m <= 16 { (few, 16) } else { (many, 32) };
+    let n_blocks = m.div_ceil(rows);
+    if n_blocks > GRID_Y_MAX {
+        return Err(Error::Setting {
+            op,
+            what: "the number of rows",
+            expected: "at most 2,097,120; take a smaller batch",
+        });
+    }
+    Ok((kernel, n_blocks as u32))
+}
+
+fn dims(op: &'static str, [m, n, k]: [usize; 3]) -> Result<[i32; 3]> {
+    Ok([
+        check::int(op, "M", m)?,
+        check::int(op, "N", n)?,
+        check::int(op, "K", k)?,
+    ])
+}

@@ -1,0 +1,103 @@
+//! Products with weights.
+//!
+//! Invariant: see the table.
+
+use llamaduo_kernels::{Backend, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
+
+use crate::case::{BF16, Bound, Case, Output, activations, numbers};
+
+/// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
+/// Inputs and weights have a root mean square of 0.8 here, and errors of either sign add up as the root of their
+/// number; 6 standard deviations. The sum is rounded once more.
+fn product(n_terms: usize) -> Bound {
+    Bound {
+        absolute: 6.0 * 0.8 * 0.8 / 512.0 / 3f64.sqrt() * (n_terms as f64).sqrt(),
+        relative: BF16.relative,
+    }
+}
+
+pub(crate) fn add_to(cases: &mut Vec<Case>) {
+    for (n, k) in [(1, 64), (31, 64), (33, 128), (96, 320), (257, 256), (64, 640)] {
+        dequantize(cases, n, k);
+        for m in [1, 16, 17, 31, 33] {
+            forward(cases, m, n, k);
+            backward(cases, m, n, k);
+        }
+    }
+    forward(cases, 257, 40, 64);
+    backward(cases, 257, 40, 64);
+}
+
+/// Half of the shapes are doubly quantized.
+fn weight(n: usize, k: usize) -> Result<Nf4Matrix, llamaduo_kernels::Error> {
+    let double = if n.is_multiple_of(2) {
+        DoubleQuant::No
+    } else {
+        DoubleQuant::Yes
+    };
+    Nf4Matrix::quantize(n, k, &numbers(30, n * k), double)
+}
+
+fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
+    cases.push(Case::new(
+        format!("dequantize_nf4: N {n}, K {k}"),
+        move |_, cuda| {
+            let weight = weight(n, k)?;
+            let mut w = cuda.alloc_act(n * k)?;
+            cuda.dequantize_nf4(&mut w, &cuda.load_nf4(&weight)?)?;
+            let mut got = vec![0.0; n * k];
+            cuda.read_act(&w, 0, &mut got)?;
+            Ok(vec![Output {
+                what: "w",
+                expected: weight.dequantize(),
+                got,
+                bound: BF16,
+            }])
+        },
+    ));
+}
+
+fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+    let name = format!("matmul_nf4: M {m}, N {n}, K {k}");
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let (x, weight) = (activations(31, m * k), weight(n, k)?);
+        let on_cpu = cpu.load_weight(HostWeight::Nf4(weight.clone()))?;
+        let mut expected = vec![0.0; m * n];
+        let mut linears = [LinearForward {
+            y: &mut expected,
+            weight: &on_cpu,
+            lora: None,
+        }];
+        cpu.linears(&x, &mut linears, m)?;
+        let mut y = cuda.alloc_act(m * n)?;
+        cuda.matmul_nf4(&mut y, &cuda.upload_act(&x)?, &cuda.load_nf4(&weight)?, m)?;
+        let mut got = vec![0.0; m * n];
+        cuda.read_act(&y, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "y",
+            expected,
+            got,
+            bound: product(k),
+        }])
+    }));
+}
+
+fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+    let name = format!("matmul_nf4_backward: M {m}, N {n}, K {k}");
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let (dx, dy, weight) = (activations(32, m * k), activations(33, m * n), weight(n, k)?);
+        let on_cpu = cpu.load_weight(HostWeight::Nf4(weight.clone()))?;
+        let mut expected = dx.clone();
+        cpu.matmul_backward(&mut expected, &dy, &on_cpu, m)?;
+        let mut out = cuda.upload_act(&dx)?;
+        cuda.matmul_nf4_backward(&mut out, &cuda.upload_act(&dy)?, &cuda.load_nf4(&weight)?, m)?;
+        let mut got = vec![0.0; m * k];
+        cuda.read_act(&out, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "dx",
+            expected,
+            got,
+            bound: product(n),
+        }])
+    }));
+}
