@@ -8,9 +8,8 @@
 // tile and head; a warp owns 16 rows and walks over the keys 32 (D = 256: 16) at a time. Keys and values are brought by
 // asynchronous copies. In shared memory the 16-byte pieces of a row are permuted by the row's number, so that the eight
 // rows that `ldmatrix` reads lie in different banks.
-#include "common.cuh"
+#include "product.cuh"
 
-#define N_WARPS 4
 #define ROWS (16 * N_WARPS)
 #define PIECE 8 // elements of 16 bytes
 
@@ -47,12 +46,6 @@ DEVICE void load_transposed(u32 (&to)[4], const bf16 *from) {
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(shared_address(from))
                  : "memory");
-}
-
-DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // `N` rows of `D` elements in shared memory.

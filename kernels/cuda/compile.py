@@ -73,9 +73,10 @@ def compile_source(library, source, architecture, extra=()):
 
 
 def digest(source, architecture):
-    """What a PTX file was made from: the shared header, the source, the flags and the compiler."""
+    """What a PTX file was made from: the shared headers, the source, the flags and the compiler."""
     made_by = " ".join([architecture, *FLAGS, *PACKAGES]).encode()
-    return hashlib.sha256(b"\0".join([(HERE / "common.cuh").read_bytes(), source.read_bytes(), made_by])).hexdigest()
+    headers = [header.read_bytes() for header in sorted(HERE.glob("*.cuh"))]
+    return hashlib.sha256(b"\0".join([*headers, source.read_bytes(), made_by])).hexdigest()
 
 
 def outputs():

@@ -33,12 +33,7 @@ impl Cuda {
             head_dim,
         } = spec.heads;
         let m = documents.n_tokens();
-        check::setting(
-            OP,
-            "n_heads",
-            "a multiple of n_kv_heads and at least 1",
-            n_heads > 0 && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads <= 0xffff,
-        )?;
+        check_heads(OP, spec.heads)?;
         check::setting(OP, "window", "at least 1", spec.window != Some(0))?;
         check::holds(OP, "out", out, &[m, n_heads, head_dim])?;
         check::holds(OP, "lse", lse, &[m, n_heads])?;
@@ -46,19 +41,11 @@ impl Cuda {
         check::holds(OP, "k", k, &[m, n_kv_heads, head_dim])?;
         check::holds(OP, "v", v, &[m, n_kv_heads, head_dim])?;
         let kernel = match head_dim {
-            64 => Some(Kernel::AttentionHead64),
-            96 => Some(Kernel::AttentionHead96),
-            128 => Some(Kernel::AttentionHead128),
-            256 => Some(Kernel::AttentionHead256),
-            _ => None,
+            64 => Kernel::AttentionHead64,
+            96 => Kernel::AttentionHead96,
+            128 => Kernel::AttentionHead128,
+            _ => Kernel::AttentionHead256,
         };
-        check::setting(
-            OP,
-            "head_dim",
-            "64, 96, 128 or 256 on CUDA; run this model on the CPU",
-            kernel.is_some(),
-        )?;
-        let Some(kernel) = kernel else { return Ok(()) };
         check::int(OP, "rows", m)?;
         let sizes = AttentionSizes {
             scale_log2: spec.scale * std::f32::consts::LOG2_E,
@@ -79,6 +66,22 @@ impl Cuda {
         // SAFETY: the tiles' rows are below m, of which each tensor holds as many.
         unsafe { launch.run() }
     }
+}
+
+/// Query heads for each key head. Fails for heads that the kernels do not have.
+pub(super) fn check_heads(op: &'static str, heads: HeadDims) -> Result<usize> {
+    let HeadDims {
+        n_heads,
+        n_kv_heads,
+        head_dim,
+    } = heads;
+    let divides = n_heads > 0 && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
+    check::setting(op, "n_heads", "a multiple of n_kv_heads and at least 1", divides)?;
+    check::setting(op, "n_heads", "at most 65,535", n_heads <= 0xffff)?;
+    let known = [64, 96, 128, 256].contains(&head_dim);
+    let expected = "64, 96, 128 or 256 on CUDA; run this model on the CPU";
+    check::setting(op, "head_dim", expected, known)?;
+    Ok(n_heads / n_kv_heads)
 }
 
 /// First row, one past the last row, and first row of the document, of each tile.

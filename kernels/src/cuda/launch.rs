@@ -127,5 +127,20 @@ pub(super) struct AttentionSizes {
 // SAFETY: a float and three integers in the order of the kernel's structure.
 unsafe impl DeviceRepr for AttentionSizes {}
 
+/// What paged attention's kernels need beside their tensors.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PagedSizes {
+    pub(super) scale_log2: f32,
+    pub(super) n_heads: i32,
+    pub(super) n_kv_heads: i32,
+    pub(super) page_len: i32,
+    /// 0: none.
+    pub(super) window: i32,
+}
+
+// SAFETY: a float and four integers in the order of the kernel's structure.
+unsafe impl DeviceRepr for PagedSizes {}
+
 // SAFETY: eight floats in the order of the kernel's structure.
 unsafe impl DeviceRepr for AdamwFactors {}

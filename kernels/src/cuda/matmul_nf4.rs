@@ -19,7 +19,7 @@ const UNIT_WORDS: usize = 4;
 /// Most blocks along the second axis of a grid.
 const GRID_Y_MAX: usize = 0xffff;
 /// Threads of a product's block.
-const PRODUCT_THREADS: u32 = 128;
+pub(super) const PRODUCT_THREADS: u32 = 128;
 
 /// An NF4 weight `[N, K]` on the device.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl Cuda {
 }
 
 /// The kernel for `m` rows, and how many blocks of it.
-fn rows(op: &'static str, [few, many]: [Kernel; 2], m: usize) -> Result<(Kernel, u32)> {
+pub(super) fn rows(op: &'static str, [few, many]: [Kernel; 2], m: usize) -> Result<(Kernel, u32)> {
     let (kernel, rows) = if m <= 16 { (few, 16) } else { (many, 32) };
     let n_blocks = m.div_ceil(rows);
     if n_blocks > GRID_Y_MAX {
@@ -163,7 +163,7 @@ fn rows(op: &'static str, [few, many]: [Kernel; 2], m: usize) -> Result<(Kernel,
     Ok((kernel, n_blocks as u32))
 }
 
-fn dims(op: &'static str, [m, n, k]: [usize; 3]) -> Result<[i32; 3]> {
+pub(super) fn dims(op: &'static str, [m, n, k]: [usize; 3]) -> Result<[i32; 3]> {
     Ok([
         check::int(op, "M", m)?,
         check::int(op, "N", n)?,

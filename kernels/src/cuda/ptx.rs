@@ -68,12 +68,20 @@ kernels! {
     Attention "attention":
         AttentionHead64 "attention_64", AttentionHead96 "attention_96",
         AttentionHead128 "attention_128", AttentionHead256 "attention_256";
+    AttentionPaged "attention_paged":
+        PagedHead64 "attention_paged_64", PagedHead96 "attention_paged_96",
+        PagedHead128 "attention_paged_128", PagedHead256 "attention_paged_256",
+        WriteKv "write_kv";
     CrossEntropy "cross_entropy": CrossEntropy "cross_entropy";
     Elementwise "elementwise": Add "add", AddBias "add_bias";
     Embed "embed": Embed "embed", EmbedNarrow "embed_narrow";
     Gated "gated":
         GatedSilu "gated_silu", GatedGeluTanh "gated_gelu_tanh",
         GatedSiluBackward "gated_silu_backward", GatedGeluTanhBackward "gated_gelu_tanh_backward";
+    MatmulBf16 "matmul_bf16":
+        MatmulBf16Rows16 "matmul_bf16_16", MatmulBf16Rows32 "matmul_bf16_32",
+        LogitsRows16 "logits_16", LogitsRows32 "logits_32",
+        MatmulBf16BackwardRows16 "matmul_bf16_backward_16", MatmulBf16BackwardRows32 "matmul_bf16_backward_32";
     MatmulNf4 "matmul_nf4":
         MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
         MatmulNf4BackwardRows16 "matmul_nf4_backward_16", MatmulNf4BackwardRows32 "matmul_nf4_backward_32",

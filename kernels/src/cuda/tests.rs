@@ -25,10 +25,17 @@ fn committed_ptx_was_made_from_these_sources() {
     let mut made_by = setting(&script, "BASELINE");
     made_by.extend(setting(&script, "FLAGS"));
     made_by.extend(setting(&script, "PACKAGES"));
-    let common = fs::read(folder().join("common.cuh")).unwrap();
+    let mut headers: Vec<PathBuf> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cuh"))
+        .collect();
+    headers.sort();
     for source in Source::ALL {
         let text = fs::read(folder().join(format!("{}.cu", source.name()))).unwrap();
-        let parts = [common.as_slice(), &text, made_by.join(" ").as_bytes()].join(&0);
+        let mut parts: Vec<Vec<u8>> = headers.iter().map(|header| fs::read(header).unwrap()).collect();
+        parts.extend([text, made_by.join(" ").into_bytes()]);
+        let parts = parts.join(&0);
         let digest: String = Sha256::digest(parts)
             .iter()
             .map(|byte| format!("{byte:02x}"))

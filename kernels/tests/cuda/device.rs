@@ -3,7 +3,10 @@
 //! Invariant: every refusal is an error that names the operation.
 
 use llamaduo_kernels::cuda::devices;
-use llamaduo_kernels::{Cuda, Device, DeviceError, DoubleQuant, Error, Nf4Matrix, RmsNormSpec};
+use llamaduo_kernels::{
+    AttentionSpec, Cuda, Device, DeviceError, DoubleQuant, Error, HeadDims, Nf4Matrix, RmsNormSpec,
+    SequenceSpan,
+};
 
 use crate::driver;
 
@@ -162,4 +165,86 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     for m in [1, 16, 17] {
         assert_eq!(product(m), all[..m * n], "{m} rows");
     }
+}
+
+#[test]
+fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
+    let cuda = driver::open().unwrap();
+    let (heads, n_context) = (
+        HeadDims {
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 64,
+        },
+        90,
+    );
+    let spec = AttentionSpec {
+        heads,
+        scale: 0.125,
+        window: Some(40),
+    };
+    let values = |salt: usize, len: usize| -> Vec<f32> {
+        (0..len)
+            .map(|i| ((i * 37 + salt * 11) % 101) as f32 / 40.0 - 1.2)
+            .collect()
+    };
+    let (k, v) = (values(1, n_context * 128), values(2, n_context * 128));
+    let mut cache = cuda.alloc_kv_cache(heads, 6, 16).unwrap();
+    let span = |first_row, n_rows, n_context| SequenceSpan {
+        first_row,
+        n_rows,
+        n_context,
+        pages: vec![5, 0, 3, 1, 4, 2],
+    };
+    let (k, v) = (cuda.upload_act(&k).unwrap(), cuda.upload_act(&v).unwrap());
+    cuda.write_kv(&mut cache, &k, &v, &[span(0, n_context, n_context)])
+        .unwrap();
+    let q = values(3, n_context * 256);
+    let attend = |begin: usize, end: usize| {
+        let mut out = cuda.alloc_act((end - begin) * 256).unwrap();
+        let q = cuda.upload_act(&q[begin * 256..end * 256]).unwrap();
+        cuda.attention_paged(&mut out, &q, &cache, &[span(0, end - begin, end)], spec)
+            .unwrap();
+        let mut got = vec![0.0; (end - begin) * 256];
+        cuda.read_act(&out, 0, &mut got).unwrap();
+        got
+    };
+    let at_once = attend(0, n_context);
+    for (begin, end) in [(0, 50), (50, 90), (89, 90), (3, 4), (41, 42)] {
+        assert_eq!(
+            attend(begin, end),
+            at_once[begin * 256..end * 256],
+            "rows {begin} to {end}"
+        );
+    }
+}
+
+#[test]
+fn heads_without_a_kernel_are_left_to_the_cpu() {
+    let cuda = driver::open().unwrap();
+    let heads = HeadDims {
+        n_heads: 2,
+        n_kv_heads: 1,
+        head_dim: 80,
+    };
+    let said = cuda.alloc_kv_cache(heads, 1, 1).unwrap_err().to_string();
+    assert!(said.contains("head_dim") && said.contains("CPU"), "{said}");
+    let heads = HeadDims {
+        n_heads: 17,
+        n_kv_heads: 1,
+        head_dim: 64,
+    };
+    let cache = cuda.alloc_kv_cache(heads, 1, 1).unwrap();
+    let mut out = cuda.alloc_act(1).unwrap();
+    let q = cuda.alloc_act(1).unwrap();
+    let spec = AttentionSpec {
+        heads,
+        scale: 1.0,
+        window: None,
+    };
+    let said = cuda
+        .attention_paged(&mut out, &q, &cache, &[], spec)
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("n_heads") && said.contains("CPU"), "{said}");
 }

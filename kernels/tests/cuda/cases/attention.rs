@@ -2,7 +2,7 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::{AttentionSpec, Backend, Documents, HeadDims};
+use llamaduo_kernels::{AttentionSpec, Backend, Documents, HeadDims, SequenceSpan};
 
 use crate::case::{Bound, Case, Output, activations};
 
@@ -31,6 +31,12 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
         forward(cases, head_dim, [2, 2], &[70], Some(33));
     }
     forward(cases, 64, [1, 1], &[257], None);
+    for head_dim in [64, 96, 128, 256] {
+        paged(cases, head_dim, [1, 1], &[(1, 1), (3, 3), (1, 31)], None);
+        paged(cases, head_dim, [6, 2], &[(33, 33), (1, 257), (7, 40)], None);
+        paged(cases, head_dim, [8, 1], &[(5, 150)], Some(33));
+        paged(cases, head_dim, [16, 1], &[(1, 70), (2, 9)], Some(7));
+    }
 }
 
 fn forward(
@@ -82,4 +88,87 @@ fn forward(
             },
         ])
     }));
+}
+
+/// `sequences` are rows of the step and tokens of the context. All tokens are written first, then the last rows attend.
+fn paged(
+    cases: &mut Vec<Case>,
+    head_dim: usize,
+    [n_heads, n_kv_heads]: [usize; 2],
+    sequences: &'static [(usize, usize)],
+    window: Option<usize>,
+) {
+    let name = format!(
+        "attention_paged: D {head_dim}, H {n_heads}, KV {n_kv_heads}, rows and context {sequences:?}, window {window:?}"
+    );
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let heads = HeadDims {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        };
+        let spec = AttentionSpec {
+            heads,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window,
+        };
+        let page_len = 5; // so that pages end in the middle of everything
+        let (filled, spans, n_pages) = spans(sequences, page_len);
+        let n_filled: usize = filled.iter().map(|span| span.n_rows).sum();
+        let m: usize = spans.iter().map(|span| span.n_rows).sum();
+        let width = n_kv_heads * head_dim;
+        let [k, v] = [43, 44].map(|seed| activations(seed, n_filled * width));
+        let q: Vec<f32> = activations(45, m * n_heads * head_dim)
+            .iter()
+            .map(|value| value * 4.0)
+            .collect();
+        let mut expected = vec![0.0; q.len()];
+        let mut on_cpu = cpu.alloc_kv_cache(heads, n_pages, page_len)?;
+        cpu.write_kv(&mut on_cpu, &k, &v, &filled)?;
+        cpu.attention_paged(&mut expected, &q, &on_cpu, &spans, spec)?;
+        let mut cache = cuda.alloc_kv_cache(heads, n_pages, page_len)?;
+        cuda.write_kv(&mut cache, &cuda.upload_act(&k)?, &cuda.upload_act(&v)?, &filled)?;
+        let mut out = cuda.alloc_act(q.len())?;
+        cuda.attention_paged(&mut out, &cuda.upload_act(&q)?, &cache, &spans, spec)?;
+        let mut got = vec![0.0; q.len()];
+        cuda.read_act(&out, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "out",
+            expected,
+            got,
+            bound: WEIGHTED,
+        }])
+    }));
+}
+
+/// Spans of the whole contexts, and of the last rows of each; and the number of pages. Pages are given out backwards, and
+/// one at each end belongs to nobody.
+fn spans(sequences: &[(usize, usize)], page_len: usize) -> (Vec<SequenceSpan>, Vec<SequenceSpan>, usize) {
+    let n_pages = 2 + sequences
+        .iter()
+        .map(|(_, n_context)| n_context.div_ceil(page_len))
+        .sum::<usize>();
+    let (mut filled, mut spans, mut next) = (Vec::new(), Vec::new(), n_pages as u32 - 1);
+    let (mut first_filled, mut first_row) = (0, 0);
+    for &(n_rows, n_context) in sequences {
+        let pages: Vec<u32> = (0..n_context.div_ceil(page_len) as u32)
+            .map(|i| next - 1 - i)
+            .collect();
+        next -= pages.len() as u32;
+        filled.push(SequenceSpan {
+            first_row: first_filled,
+            n_rows: n_context,
+            n_context,
+            pages: pages.clone(),
+        });
+        spans.push(SequenceSpan {
+            first_row,
+            n_rows,
+            n_context,
+            pages,
+        });
+        first_filled += n_context;
+        first_row += n_rows;
+    }
+    (filled, spans, n_pages)
 }

@@ -24,9 +24,27 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
             backward(cases, m, n, k);
         }
     }
+    // the last has work for all four warps in both directions, and a width of single elements
+    for (n, k) in [(1, 1), (31, 33), (33, 31), (40, 264), (257, 136), (160, 257)] {
+        for m in [1, 16, 17, 33] {
+            bf16(cases, m, n, k);
+        }
+    }
     forward(cases, 257, 40, 64);
     backward(cases, 257, 40, 64);
 }
+
+/// Both sides have the same bf16 weights; products are exact, so only f32 sums differ.
+const SAME_WEIGHTS: Bound = Bound {
+    absolute: 1e-4,
+    relative: BF16.relative,
+};
+
+/// The same without a rounding to bf16.
+const LOGITS: Bound = Bound {
+    absolute: 3e-5,
+    relative: 1e-5,
+};
 
 /// Half of the shapes are doubly quantized.
 fn weight(n: usize, k: usize) -> Result<Nf4Matrix, llamaduo_kernels::Error> {
@@ -100,4 +118,58 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             bound: product(n),
         }])
     }));
+}
+
+fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+    let shape = format!("M {m}, N {n}, K {k}");
+    cases.push(Case::new(format!("matmul_bf16: {shape}"), move |cpu, cuda| {
+        let (x, host) = (
+            activations(34, m * k),
+            HostWeight::from_f32(n, k, &activations(35, n * k))?,
+        );
+        let mut expected = vec![0.0; m * n];
+        let on_device = cuda.load_bf16(&host)?;
+        cpu.logits(&mut expected, &x, &cpu.load_weight(host)?, m)?;
+        let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
+        let x = cuda.upload_act(&x)?;
+        cuda.matmul_bf16(&mut y, &x, &on_device, m)?;
+        cuda.logits(&mut logits, &x, &on_device, m)?;
+        let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
+        cuda.read_act(&y, 0, &mut got)?;
+        cuda.read_f32(&logits, 0, &mut got_logits)?;
+        Ok(vec![
+            Output {
+                what: "y",
+                expected: expected.clone(),
+                got,
+                bound: SAME_WEIGHTS,
+            },
+            Output {
+                what: "logits",
+                expected,
+                got: got_logits,
+                bound: LOGITS,
+            },
+        ])
+    }));
+    cases.push(Case::new(
+        format!("matmul_bf16_backward: {shape}"),
+        move |cpu, cuda| {
+            let (dx, dy) = (activations(36, m * k), activations(37, m * n));
+            let host = HostWeight::from_f32(n, k, &activations(38, n * k))?;
+            let on_device = cuda.load_bf16(&host)?;
+            let mut expected = dx.clone();
+            cpu.matmul_backward(&mut expected, &dy, &cpu.load_weight(host)?, m)?;
+            let mut out = cuda.upload_act(&dx)?;
+            cuda.matmul_bf16_backward(&mut out, &cuda.upload_act(&dy)?, &on_device, m)?;
+            let mut got = vec![0.0; m * k];
+            cuda.read_act(&out, 0, &mut got)?;
+            Ok(vec![Output {
+                what: "dx",
+                expected,
+                got,
+                bound: SAME_WEIGHTS,
+            }])
+        },
+    ));
 }
