@@ -159,6 +159,7 @@ fn key_of_spec(path: &str) -> &str {
         "topic" => "task.topic",
         "local_model.reference" => "local.base",
         "local_model.quantization" => "local.quant",
+        "local_model.compute" => "local.compute",
         "service_llm.vendor" => "service.vendor",
         "service_llm.model" => "service.model",
         "judge_llm.vendor" => "judge.vendor",
