@@ -293,44 +293,70 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
         &values(file, &format!("{prefix}losses")),
         TOLERANCE,
     );
-    compare_trained(&trainer.params().unwrap(), prefix, adapter.layout(), file);
+    compare_trained(family, prefix, &trainer.params().unwrap(), adapter.layout(), file);
 }
 
-/// AdamW divides a gradient by its own size, so an element whose gradient is smaller than what gradients may differ
-/// by makes a full step in a direction that rounding decides: in llama3, one element of 60,928 has a gradient of
-/// 2.1e-8 where 1.8e-7 may differ, and training in f64 ends 3.9e-5 from the reference there. Such elements are held
-/// to a fifth of one step instead, and there may only be a few.
-fn compare_trained(params: &[f32], prefix: &str, layout: &LoraLayout, file: &SafetensorsFile) {
-    const UNDECIDED_TOLERANCE: f64 = 2e-4;
-    let mut n_undecided = 0;
+/// An element whose trained value rounding decides: AdamW divides a gradient by its own size, and this gradient is some
+/// millionths of the largest in its tensor, less than float32 resolves. The references, float32 too, are as far from
+/// f64 here, so it is held to f64, as `tests/golden/float64.py` computes it.
+struct Undecided {
+    family: &'static str,
+    tensor: &'static str,
+    index: usize,
+    /// The reference's first gradient: tells whether these are the references that the entry speaks of.
+    reference_gradient: f32,
+    /// First gradient and value after 20 steps in f64.
+    gradient: f64,
+    trained: f64,
+}
+
+/// A fifth of one step of AdamW.
+const UNDECIDED_TOLERANCE: f64 = 2e-4;
+
+/// Both of them, of 187,904 elements; all others are held to [`TOLERANCE`]. The references are 3.2e-5 and 5.7e-5 off.
+const UNDECIDED: [Undecided; 2] = [
+    Undecided {
+        family: "llama3",
+        tensor: "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight",
+        index: 358,
+        reference_gradient: -2.115_414_9e-8,
+        gradient: -2.4573e-8,
+        trained: 0.051_808_77,
+    },
+    Undecided {
+        family: "qwen2",
+        tensor: "nf4.base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+        index: 143,
+        reference_gradient: 5.127_415_4e-9,
+        gradient: 6.5328e-9,
+        trained: -0.082_658_37,
+    },
+];
+
+fn compare_trained(family: &str, prefix: &str, params: &[f32], layout: &LoraLayout, file: &SafetensorsFile) {
     for (name, _, range) in peft::tensors(layout) {
-        let grads = values(file, &format!("{prefix}grad.{name}"));
-        let theirs = values(file, &format!("{prefix}trained.{name}"));
-        let noise = TOLERANCE as f32 * largest(&grads);
-        let pairs = params[range].iter().zip(&theirs).zip(&grads);
-        let (decided, undecided): (Vec<_>, Vec<_>) = pairs.partition(|(_, grad)| grad.abs() > noise);
-        let part = |pairs: Vec<((&f32, &f32), &f32)>| -> (Vec<f32>, Vec<f32>) {
-            pairs
-                .into_iter()
-                .map(|((ours, theirs), _)| (*ours, *theirs))
-                .unzip()
-        };
-        n_undecided += undecided.len();
-        let what = format!("{prefix}trained.{name}");
-        let (ours, theirs) = part(decided);
-        assert_close(&what, &ours, &theirs, TOLERANCE);
-        let (ours, theirs) = part(undecided);
-        assert_close(&what, &ours, &theirs, UNDECIDED_TOLERANCE);
+        let gradients = values(file, &format!("{prefix}grad.{name}"));
+        let mut theirs = values(file, &format!("{prefix}trained.{name}"));
+        let ours = &params[range];
+        let tensor = format!("{prefix}{name}");
+        for element in &UNDECIDED {
+            if (element.family, element.tensor) != (family, &*tensor)
+                || gradients.get(element.index) != Some(&element.reference_gradient)
+            {
+                continue;
+            }
+            assert!(
+                element.gradient.abs() < 5e-6 * f64::from(largest(&gradients)),
+                "{tensor}"
+            );
+            let ours = ours[element.index];
+            let off = (f64::from(ours) - element.trained).abs();
+            println!("{family} {tensor}[{}]: {off:.1e} off f64", element.index);
+            assert!(off <= UNDECIDED_TOLERANCE, "{tensor} differs by {off:e} from f64");
+            theirs[element.index] = ours;
+        }
+        assert_close(&format!("{family} trained {tensor}"), ours, &theirs, TOLERANCE);
     }
-    println!(
-        "{n_undecided} of {} elements are below the gradients' tolerance",
-        params.len()
-    );
-    assert!(
-        n_undecided * 3_000 <= params.len(),
-        "{n_undecided} of {}",
-        params.len()
-    );
 }
 
 fn largest(values: &[f32]) -> f32 {
