@@ -11,6 +11,7 @@
 
 mod adamw;
 mod attention;
+mod attention_backward;
 mod attention_paged;
 mod buffers;
 mod check;
@@ -41,13 +42,7 @@ pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
 
 /// Operations of [`Backend`](crate::Backend) that have no kernel yet; `docs/kernels.md` has the same list.
-pub const MISSING: &[&str] = &[
-    "linears",
-    "matmul_backward",
-    "lora_backward",
-    "attention_backward",
-    "cross_entropy",
-];
+pub const MISSING: &[&str] = &["linears", "matmul_backward", "lora_backward", "cross_entropy"];
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;

@@ -10,8 +10,8 @@ use crate::backend::AttentionSpec;
 use crate::dims::{Documents, HeadDims};
 use crate::error::Result;
 
-/// Rows of a tile.
-const TILE_ROWS: usize = 64;
+/// Rows of a tile: 16 for each warp.
+pub(super) const TILE_ROWS: usize = 64;
 
 impl Cuda {
     /// See [`Backend::attention`](crate::Backend::attention). Head dimensions 64, 96, 128 and 256.
@@ -47,18 +47,12 @@ impl Cuda {
             _ => Kernel::AttentionHead256,
         };
         check::int(OP, "rows", m)?;
-        let sizes = AttentionSizes {
-            scale_log2: spec.scale * std::f32::consts::LOG2_E,
-            n_heads: n_heads as i32,
-            n_kv_heads: n_kv_heads as i32,
-            // a window of all rows and more is none
-            window: spec
-                .window
-                .filter(|&window| window < m)
-                .map_or(0, |window| window as i32),
-        };
-        let tiles = tiles(documents);
-        let grid = (check::blocks(OP, "tiles", tiles.len() / 3)?, n_heads as u32);
+        let sizes = sizes(spec, m);
+        let tiles = tiles(documents, TILE_ROWS);
+        let grid = (
+            check::blocks(OP, "tiles", tiles.len() / TILE_LEN)?,
+            n_heads as u32,
+        );
         let tiles = self.upload_u32(&tiles)?;
         let launch = self.launch_grid(OP, kernel, grid, 128);
         let launch = launch.with(out).with(lse).with(q).with(k).with(v);
@@ -84,14 +78,32 @@ pub(super) fn check_heads(op: &'static str, heads: HeadDims) -> Result<usize> {
     Ok(n_heads / n_kv_heads)
 }
 
-/// First row, one past the last row, and first row of the document, of each tile.
-fn tiles(documents: &Documents) -> Vec<u32> {
+/// What the kernels need beside their tensors, for a step of `m` rows.
+pub(super) fn sizes(spec: AttentionSpec, m: usize) -> AttentionSizes {
+    AttentionSizes {
+        scale: spec.scale,
+        scale_log2: spec.scale * std::f32::consts::LOG2_E,
+        n_heads: spec.heads.n_heads as i32,
+        n_kv_heads: spec.heads.n_kv_heads as i32,
+        // a window of all rows and more is none
+        window: spec
+            .window
+            .filter(|&window| window < m)
+            .map_or(0, |window| window as i32),
+    }
+}
+
+/// Numbers of a tile.
+pub(super) const TILE_LEN: usize = 4;
+
+/// First row, one past the last row, and the same of the document, of each tile of at most `n_rows` rows.
+pub(super) fn tiles(documents: &Documents, n_rows: usize) -> Vec<u32> {
     documents
         .ranges()
         .flat_map(|rows| {
-            rows.clone().step_by(TILE_ROWS).flat_map(move |begin| {
-                let end = rows.end.min(begin + TILE_ROWS);
-                [begin, end, rows.start].map(|row| row as u32)
+            rows.clone().step_by(n_rows).flat_map(move |begin| {
+                let end = rows.end.min(begin + n_rows);
+                [begin, end, rows.start, rows.end].map(|row| row as u32)
             })
         })
         .collect()

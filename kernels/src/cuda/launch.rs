@@ -117,6 +117,7 @@ pub(super) struct AdamwFactors {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttentionSizes {
+    pub(super) scale: f32,
     pub(super) scale_log2: f32,
     pub(super) n_heads: i32,
     pub(super) n_kv_heads: i32,
@@ -124,7 +125,7 @@ pub(super) struct AttentionSizes {
     pub(super) window: i32,
 }
 
-// SAFETY: a float and three integers in the order of the kernel's structure.
+// SAFETY: two floats and three integers in the order of the kernel's structure.
 unsafe impl DeviceRepr for AttentionSizes {}
 
 /// What paged attention's kernels need beside their tensors.

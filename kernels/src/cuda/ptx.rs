@@ -68,6 +68,13 @@ kernels! {
     Attention "attention":
         AttentionHead64 "attention_64", AttentionHead96 "attention_96",
         AttentionHead128 "attention_128", AttentionHead256 "attention_256";
+    AttentionBackward "attention_backward":
+        AttentionDelta "attention_delta",
+        BackwardKeysHead64 "attention_backward_keys_64", BackwardKeysHead96 "attention_backward_keys_96",
+        BackwardKeysHead128 "attention_backward_keys_128", BackwardKeysHead256 "attention_backward_keys_256",
+        BackwardQueriesHead64 "attention_backward_queries_64", BackwardQueriesHead96 "attention_backward_queries_96",
+        BackwardQueriesHead128 "attention_backward_queries_128",
+        BackwardQueriesHead256 "attention_backward_queries_256";
     AttentionPaged "attention_paged":
         PagedHead64 "attention_paged_64", PagedHead96 "attention_paged_96",
         PagedHead128 "attention_paged_128", PagedHead256 "attention_paged_256",

@@ -111,8 +111,11 @@ pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
 
 /// The same, exact in bf16.
 pub(crate) fn activations(seed: u64, len: usize) -> Vec<f32> {
-    numbers(seed, len)
-        .into_iter()
-        .map(|value| bf16::from_f32(value).to_f32())
-        .collect()
+    rounded(&numbers(seed, len))
+}
+
+/// Each value rounded to the nearest bf16.
+pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
+    let rounded = values.iter().map(|&value| bf16::from_f32(value).to_f32());
+    rounded.collect()
 }

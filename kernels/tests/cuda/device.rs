@@ -4,8 +4,8 @@
 
 use llamaduo_kernels::cuda::devices;
 use llamaduo_kernels::{
-    AttentionSpec, Cuda, Device, DeviceError, DoubleQuant, Error, HeadDims, Nf4Matrix, RmsNormSpec,
-    SequenceSpan,
+    AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Error, HeadDims, Nf4Matrix,
+    RmsNormSpec, SequenceSpan,
 };
 
 use crate::driver;
@@ -131,7 +131,7 @@ fn no_model_runs_on_a_device_that_lacks_operations() {
     let name = driver::open().unwrap().info().name.clone();
     let said = Device::Cuda(0).check().unwrap_err().to_string();
     assert!(
-        said.contains(&name) && said.contains("attention") && said.contains("--device cpu"),
+        said.contains(&name) && said.contains("linears") && said.contains("--device cpu"),
         "{said}"
     );
 }
@@ -216,6 +216,60 @@ fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
             at_once[begin * 256..end * 256],
             "rows {begin} to {end}"
         );
+    }
+}
+
+#[test]
+fn a_documents_gradients_do_not_depend_on_what_is_beside_it() {
+    let cuda = driver::open().unwrap();
+    let heads = HeadDims {
+        n_heads: 2,
+        n_kv_heads: 1,
+        head_dim: 64,
+    };
+    let spec = AttentionSpec {
+        heads,
+        scale: 0.125,
+        window: Some(30),
+    };
+    let all: Vec<f32> = (0..80 * 128)
+        .map(|i| (i * 37 % 101) as f32 / 40.0 - 1.2)
+        .collect();
+    // rows of tokens in `[begin, begin + sum of the lengths)`, the same numbers for a token wherever it stands
+    let gradients = |lengths: &[usize], begin: usize| {
+        let documents = Documents::of_lengths(lengths.iter().copied());
+        let m = documents.n_tokens();
+        let of_queries = |salt: usize| {
+            let values: Vec<f32> = (begin * 128..(begin + m) * 128)
+                .map(|i| all[(i + 91 * salt) % all.len()])
+                .collect();
+            cuda.upload_act(&values).unwrap()
+        };
+        let of_keys = |salt: usize| {
+            let values: Vec<f32> = (begin * 64..(begin + m) * 64)
+                .map(|i| all[i + 57 * salt])
+                .collect();
+            cuda.upload_act(&values).unwrap()
+        };
+        let (q, dout, k, v) = (of_queries(0), of_queries(1), of_keys(2), of_keys(3));
+        let (mut out, mut lse) = (cuda.alloc_act(m * 128).unwrap(), cuda.alloc_f32(m * 2).unwrap());
+        cuda.attention(&mut out, &mut lse, &q, &k, &v, &documents, spec)
+            .unwrap();
+        let [mut dq, mut dk, mut dv] = [128, 64, 64].map(|width| cuda.alloc_act(m * width).unwrap());
+        cuda.attention_backward(
+            &mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &documents, spec,
+        )
+        .unwrap();
+        [(dq, 128), (dk, 64), (dv, 64)].map(|(held, width)| {
+            let mut got = vec![0.0; m * width];
+            cuda.read_act(&held, 0, &mut got).unwrap();
+            got
+        })
+    };
+    let together = gradients(&[7, 66, 5], 0);
+    let alone = gradients(&[66], 7);
+    for ((together, alone), width) in together.iter().zip(&alone).zip([128, 64, 64]) {
+        assert_eq!(&together[7 * width..73 * width], &alone[..]);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use llamaduo_kernels::{AttentionSpec, Backend, Documents, HeadDims, SequenceSpan};
 
-use crate::case::{Bound, Case, Output, activations};
+use crate::case::{Bound, Case, Output, activations, rounded};
 
 /// Weights and values of at most 2 are rounded to bf16 before they are multiplied, and the result once more.
 const WEIGHTED: Bound = Bound {
@@ -18,6 +18,13 @@ const LOG_SUM: Bound = Bound {
     relative: 4e-6,
 };
 
+/// Weights and their gradients are rounded to bf16 before they are multiplied: 2^-9 of a term, and few terms are large, of
+/// which the largest reach 12. The sum is rounded once more.
+const GRADIENT: Bound = Bound {
+    absolute: 12.0 / 512.0,
+    relative: 1.5 / 256.0,
+};
+
 /// Lengths of documents: one row, tiles that end in the middle, more than one tile of rows.
 const DOCUMENTS: [&[usize]; 4] = [&[1], &[31, 33, 1], &[64, 65], &[130, 5]];
 
@@ -29,9 +36,14 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
         forward(cases, head_dim, [4, 2], &[40, 3], None);
         forward(cases, head_dim, [3, 1], &[130, 20], Some(7));
         forward(cases, head_dim, [2, 2], &[70], Some(33));
-    }
-    forward(cases, 64, [1, 1], &[257], None);
-    for head_dim in [64, 96, 128, 256] {
+        forward(cases, head_dim, [1, 1], &[257], None);
+        for lengths in DOCUMENTS {
+            backward(cases, head_dim, [1, 1], lengths, None);
+        }
+        backward(cases, head_dim, [4, 2], &[40, 3], None);
+        backward(cases, head_dim, [3, 1], &[130, 20], Some(7));
+        backward(cases, head_dim, [2, 2], &[70], Some(33));
+        backward(cases, head_dim, [1, 1], &[257], None);
         paged(cases, head_dim, [1, 1], &[(1, 1), (3, 3), (1, 31)], None);
         paged(cases, head_dim, [6, 2], &[(33, 33), (1, 257), (7, 40)], None);
         paged(cases, head_dim, [8, 1], &[(5, 150)], Some(33));
@@ -87,6 +99,64 @@ fn forward(
                 bound: LOG_SUM,
             },
         ])
+    }));
+}
+
+/// Both backends get the CPU's output and log-sum-exp, the output rounded to bf16.
+fn backward(
+    cases: &mut Vec<Case>,
+    head_dim: usize,
+    [n_heads, n_kv_heads]: [usize; 2],
+    lengths: &'static [usize],
+    window: Option<usize>,
+) {
+    let name = format!(
+        "attention_backward: D {head_dim}, H {n_heads}, KV {n_kv_heads}, documents {lengths:?}, window {window:?}"
+    );
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let documents = Documents::of_lengths(lengths.iter().copied());
+        let m = documents.n_tokens();
+        let spec = AttentionSpec {
+            heads: HeadDims {
+                n_heads,
+                n_kv_heads,
+                head_dim,
+            },
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window,
+        };
+        let (n_q, n_kv) = (m * n_heads * head_dim, m * n_kv_heads * head_dim);
+        let q: Vec<f32> = activations(46, n_q).iter().map(|value| value * 4.0).collect();
+        let [k, v] = [47, 48].map(|seed| activations(seed, n_kv));
+        let dout = activations(49, n_q);
+        let (mut out, mut lse) = (vec![0.0; n_q], vec![0.0; m * n_heads]);
+        cpu.attention(&mut out, &mut lse, &q, &k, &v, &documents, spec)?;
+        let out = rounded(&out);
+        let mut expected = [vec![0.0; n_q], vec![0.0; n_kv], vec![0.0; n_kv]];
+        let [dq, dk, dv] = &mut expected;
+        cpu.attention_backward(dq, dk, dv, &dout, &out, &lse, &q, &k, &v, &documents, spec)?;
+        let [mut dq, mut dk, mut dv] = [cuda.alloc_act(n_q)?, cuda.alloc_act(n_kv)?, cuda.alloc_act(n_kv)?];
+        let [q, k, v] = [cuda.upload_act(&q)?, cuda.upload_act(&k)?, cuda.upload_act(&v)?];
+        let [dout, out] = [cuda.upload_act(&dout)?, cuda.upload_act(&out)?];
+        let lse = cuda.upload_f32(&lse)?;
+        cuda.attention_backward(
+            &mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &documents, spec,
+        )?;
+        ["dq", "dk", "dv"]
+            .into_iter()
+            .zip(expected)
+            .zip([&dq, &dk, &dv])
+            .map(|((what, expected), held)| {
+                let mut got = vec![0.0; expected.len()];
+                cuda.read_act(held, 0, &mut got)?;
+                Ok(Output {
+                    what,
+                    expected,
+                    got,
+                    bound: GRADIENT,
+                })
+            })
+            .collect()
     }));
 }
 
