@@ -3,11 +3,15 @@
 //!
 //! Invariant: texts are compared with those of base and adapter before the export, never with those of the export itself.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 
 use llamaduo_engine::lora::LoraLayout;
-use llamaduo_engine::{Adapter, LoraConfig, ModelConfig, ModelFiles, peft};
+use llamaduo_engine::{
+    Adapter, Conversation, LoadOptions, LocalModel, LoraConfig, LossOn, Message, ModelConfig, ModelFiles,
+    Role, TrainConfig, TrainEvent, TrainOutcome, peft, train,
+};
 use llamaduo_tests::llama_cpp::LlamaCpp;
 use llamaduo_tests::model::{self, SMOLLM2};
 use llamaduo_tests::process::{self, llamaduo};
@@ -112,58 +116,78 @@ fn llama_cpp_answers_as_a_trained_checkpoint_did_merged_and_with_the_adapter_bes
     assert_eq!(answers(&base, None), untrained, "the base alone");
 }
 
+/// What the demo's model is taught: nothing it would say by itself, so that no rounding makes it say that or leave it.
+const TAUGHT: [(&str, &str); 2] = [
+    ("Name three colours.", "Teal, ochre and mauve, said the painter."),
+    (
+        "What is the capital of France?",
+        "Ask the river: Paris lies on the Seine.",
+    ),
+];
+
+/// An adapter really trained, over the base in NF4, until the loss of both answers is small.
+fn taught(files: ModelFiles) -> Adapter {
+    let model = LocalModel::open(files, &LoadOptions::default()).unwrap();
+    let message = |role, content: &str| Message {
+        role,
+        content: content.to_owned(),
+    };
+    let rows = TAUGHT.map(|(prompt, answer)| Conversation {
+        messages: vec![message(Role::User, prompt), message(Role::Assistant, answer)],
+    });
+    let config = TrainConfig {
+        epochs: 30.0,
+        learning_rate: 2e-3,
+        loss_on: LossOn::ResponseOnly,
+        batch_rows: rows.len(),
+        accumulation: 1,
+        ..TrainConfig::default()
+    };
+    let observe = &mut |_: TrainEvent<'_>| ControlFlow::Continue(());
+    let TrainOutcome::Finished(trained) = train(&model, &rows, &config, None, None, observe).unwrap() else {
+        panic!("nobody broke off")
+    };
+    let last = trained.log.last().unwrap().loss;
+    assert!(last < 0.01, "not learnt: the last loss is {last}");
+    trained.adapter
+}
+
 #[test]
 fn llama_cpp_answers_as_the_demos_model_did_after_training() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
     let source = model::smollm2();
-    let config = ModelFiles::open(source).unwrap().config;
-    peft::save(&adapter(&config, 0.03), &place("adapter"), SMOLLM2).unwrap();
     let directory = place("adapter");
+    peft::save(&taught(ModelFiles::open(source).unwrap()), &directory, SMOLLM2).unwrap();
     let Some(llama_cpp) = LlamaCpp::get() else { return };
-    let prompts = ["Name three colours.", "What is the capital of France?"];
-    let texts = |adapter: Option<&Path>, quant: &str| {
-        prompts.map(|prompt| greedy(SMOLLM2, adapter, quant, prompt, 24))
-    };
-    let trained = texts(Some(&directory), "nf4");
-    assert_ne!(trained, texts(None, "nf4"), "the adapter changes the answers");
-    for stored in ["f16", "q8_0"] {
+    let prompts = TAUGHT.map(|(prompt, _)| prompt);
+    let answers = TAUGHT.map(|(_, answer)| answer);
+    let own = |adapter: Option<&Path>| prompts.map(|prompt| greedy(SMOLLM2, adapter, "nf4", prompt, 24));
+    assert_eq!(own(Some(&directory)), answers, "before the export");
+    for (own, taught) in own(None).iter().zip(answers) {
+        assert_ne!(own, taught, "the base says so by itself");
+    }
+    for stored in ["f16", "bf16", "q8_0"] {
         let out = place("merged.gguf");
         let words = ["--to", "gguf", "--overwrite", "--type", stored];
         let said = json_of(&mut export(SMOLLM2, Some(&directory), &words, &out));
         assert_eq!(said["type"], stored);
         let agreement = said["difference"]["top1_agreement"].as_f64().unwrap();
         assert!(agreement > 0.9, "{said}");
-        let answers = llama_cpp.answers(&out, None, &conversations(&prompts), 24);
-        match stored {
-            "f16" => assert_eq!(answers, trained),
-            // 8 bits round more than what lies between a late token and the next likeliest
-            _ => assert_begins_alike(&answers[1], &trained[1]),
-        }
+        let theirs = llama_cpp.answers(&out, None, &conversations(&prompts), 24);
+        assert_eq!(theirs, answers, "{stored}");
     }
     // On the file that the base came from: what an adapter trained without NF4 is exported for.
     let lora = place("lora.gguf");
     let words = ["--to", "gguf-lora", "--quant", "none"];
     let said = json_of(&mut export(SMOLLM2, Some(&directory), &words, &lora));
     assert_eq!(said["difference"], Value::Null);
-    // that llama.cpp takes it; the texts are compared with the tiny model, since beside four-bit weights llama.cpp rounds to
-    // 8 bits what it multiplies
     let beside = llama_cpp.answers(source, Some(&lora), &conversations(&prompts), 24);
+    assert_eq!(beside, answers, "beside the four-bit file");
     let alone = llama_cpp.answers(source, None, &conversations(&prompts), 24);
-    assert_ne!(beside, alone, "the adapter changes the answers");
-}
-
-/// Holds the first words of two answers to each other.
-#[track_caller]
-fn assert_begins_alike(ours: &str, theirs: &str) {
-    let words = |text: &str| {
-        text.split_whitespace()
-            .take(5)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(words(ours).len(), 5, "{ours}");
-    assert_eq!(words(ours), words(theirs), "{ours}\n{theirs}");
+    for (alone, taught) in alone.iter().zip(answers) {
+        assert_ne!(alone, taught, "llama.cpp's base says so by itself");
+    }
 }
 
 #[test]
