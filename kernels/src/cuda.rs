@@ -36,13 +36,14 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 pub use attention_paged::CudaKvCache;
+pub use cross_entropy::LossInputs;
 pub use device::{DeviceError, DeviceInfo, devices};
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
 
 /// Operations of [`Backend`](crate::Backend) that have no kernel yet; `docs/kernels.md` has the same list.
-pub const MISSING: &[&str] = &["linears", "matmul_backward", "lora_backward", "cross_entropy"];
+pub const MISSING: &[&str] = &["linears", "matmul_backward", "lora_backward"];
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;

@@ -116,6 +116,21 @@ impl Cuda {
             .map_err(|error| failed("zero_f32", error))
     }
 
+    /// `target[..len] = 0`, of which the caller knows that it is there.
+    pub(super) fn zero_part<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        target: &mut CudaSlice<T>,
+        len: usize,
+    ) -> Result<()> {
+        let range = window("zero", "target", target.len(), 0, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        self.stream
+            .memset_zeros(&mut target.slice_mut(range))
+            .map_err(|error| failed("zero", error))
+    }
+
     /// `target[..len] = source[..len]`.
     pub fn copy_act(&self, target: &mut CudaAct, source: &CudaAct, len: usize) -> Result<()> {
         let from = window("copy_act", "source", source.len(), 0, len)?;

@@ -1,55 +1,189 @@
-//! Softmax cross-entropy of rows of logits. The kernel is `kernels/cuda/cross_entropy.cu`.
+//! The head's product and its softmax cross-entropy, some rows at a time. The kernels are `kernels/cuda/cross_entropy.cu`.
 //!
-//! Invariant: a label outside the vocabulary is an error, unless it is [`NO_LABEL`].
+//! Invariant: at most [`LOGITS_BYTES_MAX`] of logits exist at once (one row's, where a row has more), and rows without a
+//! label cost nothing. A label outside the vocabulary is an error.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
-use super::{Cuda, CudaAct, CudaF32, Kernel, check};
+use cudarc::driver::CudaView;
+
+use super::launch::{VECTOR, row_threads};
+use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaU32, Kernel, check};
 use crate::backend::NO_LABEL;
 use crate::error::{Error, Result};
 
 const OP: &str = "cross_entropy";
 
+/// 128 rows of a vocabulary of 262,144: enough that the products, which read the head once for each such part, are not
+/// bound by memory; with the gradient, half as much again.
+const LOGITS_BYTES_MAX: usize = 128 << 20;
+
+/// What the losses are computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct LossInputs<'a> {
+    /// `[M, C]`.
+    pub x: &'a CudaAct,
+    /// `[V, C]`.
+    pub head: &'a CudaBf16,
+    /// `[M]`; they come from the host, where they are made: so they can be checked, and rows without one left out,
+    /// without waiting for the device.
+    pub labels: &'a [u32],
+    /// Factor on the gradient.
+    pub loss_scale: f32,
+}
+
+/// The rows that have a label, on the device.
+struct Labelled {
+    rows: CudaU32,
+    labels: CudaU32,
+    /// How many.
+    len: usize,
+}
+
+/// What some rows at a time need.
+struct Room {
+    /// The rows of `x`, then of its gradient.
+    gathered: CudaAct,
+    logits: CudaF32,
+    dlogits: Option<CudaAct>,
+}
+
 impl Cuda {
-    /// `losses [M] = -log softmax(logits [M, V])[labels]`, 0 where the label is [`NO_LABEL`]; with `dlogits [M, V]` also
-    /// `= loss_scale * (softmax - onehot)`. The labels come from the host, where they are made.
-    pub fn softmax_cross_entropy(
+    /// See [`Backend::cross_entropy`](crate::Backend::cross_entropy).
+    pub fn cross_entropy(
         &self,
         losses: &mut CudaF32,
-        dlogits: Option<&mut CudaAct>,
-        logits: &CudaF32,
-        labels: &[u32],
-        loss_scale: f32,
-        n_vocab: usize,
+        dx: Option<&mut CudaAct>,
+        inputs: LossInputs<'_>,
     ) -> Result<()> {
-        let m = labels.len();
-        let wrong = |label: u32| label != NO_LABEL && label as usize >= n_vocab;
-        if let Some(index) = labels.iter().position(|&label| wrong(label)) {
-            return Err(Error::OutOfRange {
-                op: OP,
-                what: "label",
-                index,
-                value: labels[index] as usize,
-                limit: n_vocab,
-            });
-        }
+        let (n_vocab, _) = inputs.head.shape();
+        let n_rows_max = LOGITS_BYTES_MAX / size_of::<f32>() / n_vocab.max(1);
+        self.cross_entropy_by(losses, dx, inputs, n_rows_max)
+    }
+
+    /// The same with the logits of at most `n_rows_max` rows at once, and at least one.
+    pub fn cross_entropy_by(
+        &self,
+        losses: &mut CudaF32,
+        mut dx: Option<&mut CudaAct>,
+        inputs: LossInputs<'_>,
+        n_rows_max: usize,
+    ) -> Result<()> {
+        let (n_vocab, width) = inputs.head.shape();
+        let m = inputs.labels.len();
         check::holds(OP, "losses", losses, &[m])?;
-        check::holds(OP, "logits", logits, &[m, n_vocab])?;
-        if let Some(dlogits) = dlogits.as_deref() {
-            check::holds(OP, "dlogits", dlogits, &[m, n_vocab])?;
+        check::holds(OP, "x", inputs.x, &[m, width])?;
+        if let Some(dx) = dx.as_deref() {
+            check::holds(OP, "dx", dx, &[m, width])?;
         }
+        check::int(OP, "rows", m)?;
+        let labelled = self.labelled(inputs.labels, n_vocab)?;
+        self.zero_part(losses, m)?;
+        if let Some(dx) = dx.as_deref_mut() {
+            self.zero_part(dx, m * width)?;
+        }
+        if labelled.len == 0 {
+            return Ok(());
+        }
+        let n_rows_max = n_rows_max.clamp(1, labelled.len);
+        let n_logits = check::size(OP, "logits", &[n_rows_max, n_vocab])?;
+        let mut room = Room {
+            gathered: self.alloc_act(n_rows_max * width)?,
+            logits: self.alloc_f32(n_logits)?,
+            dlogits: match dx {
+                Some(_) => Some(self.alloc_act(n_logits)?),
+                None => None,
+            },
+        };
+        for first in (0..labelled.len).step_by(n_rows_max) {
+            let part = first..labelled.len.min(first + n_rows_max);
+            let n_rows = part.len();
+            let rows = labelled.rows.slice(part.clone());
+            let labels = labelled.labels.slice(part);
+            self.gather(OP, &mut room.gathered, &rows, inputs.x, (n_rows, width), 1.0)?;
+            self.logits(&mut room.logits, &room.gathered, inputs.head, n_rows)?;
+            self.losses(
+                losses,
+                &mut room,
+                [&rows, &labels],
+                inputs.loss_scale,
+                (n_rows, n_vocab),
+            )?;
+            let (Some(dx), Some(dlogits)) = (dx.as_deref_mut(), &room.dlogits) else {
+                continue;
+            };
+            self.zero_part(&mut room.gathered, n_rows * width)?;
+            self.matmul_bf16_backward(&mut room.gathered, dlogits, inputs.head, n_rows)?;
+            self.put_rows(dx, &room.gathered, &rows, (n_rows, width))?;
+        }
+        Ok(())
+    }
+
+    fn labelled(&self, labels: &[u32], n_vocab: usize) -> Result<Labelled> {
+        let (mut rows, mut kept) = (Vec::new(), Vec::new());
+        for (index, &label) in labels.iter().enumerate() {
+            if label == NO_LABEL {
+                continue;
+            }
+            if label as usize >= n_vocab {
+                return Err(Error::OutOfRange {
+                    op: OP,
+                    what: "label",
+                    index,
+                    value: label as usize,
+                    limit: n_vocab,
+                });
+            }
+            rows.push(index as u32);
+            kept.push(label);
+        }
+        Ok(Labelled {
+            len: rows.len(),
+            rows: self.upload_u32(&rows)?,
+            labels: self.upload_u32(&kept)?,
+        })
+    }
+
+    /// The losses of the room's logits; with room for them also the gradients of the logits.
+    fn losses(
+        &self,
+        losses: &mut CudaF32,
+        room: &mut Room,
+        [rows, labels]: [&CudaView<'_, u32>; 2],
+        loss_scale: f32,
+        (n_rows, n_vocab): (usize, usize),
+    ) -> Result<()> {
         let vocab_int = check::int(OP, "vocabulary", n_vocab)?;
         let n_threads = n_vocab.next_multiple_of(32).clamp(32, 512) as u32;
-        let shape = (check::blocks(OP, "rows", m)?, n_threads);
-        let labels = self.upload_u32(labels)?;
+        let shape = (check::blocks(OP, "rows", n_rows)?, n_threads);
         let launch = self.launch(OP, Kernel::CrossEntropy, shape);
         let no_gradient = 0u64; // a null pointer
-        let launch = match dlogits {
+        let launch = match &mut room.dlogits {
             Some(dlogits) => launch.with(losses).with(dlogits),
             None => launch.with(losses).with(&no_gradient),
         };
-        let launch = launch.with(logits).with(&labels);
+        let launch = launch.with(&room.logits).with(rows).with(labels);
         let launch = launch.with(&loss_scale).with(&vocab_int);
-        // SAFETY: m rows of n_vocab in both, m losses and labels, each below n_vocab or NO_LABEL.
+        // SAFETY: the room holds n_rows rows of n_vocab; each row is one of the losses', each label below n_vocab.
+        unsafe { launch.run() }
+    }
+
+    /// `to[rows] = from`.
+    fn put_rows(
+        &self,
+        to: &mut CudaAct,
+        from: &CudaAct,
+        rows: &CudaView<'_, u32>,
+        (n_rows, width): (usize, usize),
+    ) -> Result<()> {
+        let shape = (check::blocks(OP, "rows", n_rows)?, row_threads(width, 256));
+        let width_int = check::int(OP, "width", width)?;
+        let kernel = match width.is_multiple_of(VECTOR) {
+            true => Kernel::PutRows,
+            false => Kernel::PutRowsNarrow,
+        };
+        let launch = self.launch(OP, kernel, shape);
+        let launch = launch.with(to).with(from).with(rows).with(&width_int);
+        // SAFETY: `from` holds n_rows rows, and each of `rows`, all different, is one of `to`.
         unsafe { launch.run() }
     }
 }

@@ -3,6 +3,8 @@
 //! Invariant: an id outside the table is an error, never another row.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
+use cudarc::driver::CudaView;
+
 use super::launch::{VECTOR, row_threads};
 use super::{Cuda, CudaAct, Kernel, check};
 use crate::error::{Error, Result};
@@ -33,21 +35,30 @@ impl Cuda {
         }
         check::holds(OP, "out", out, &[m, width])?;
         check::holds(OP, "table", table, &[n_rows, width])?;
-        let shape = (check::blocks(OP, "rows", m)?, row_threads(width, 256));
-        let width_int = check::int(OP, "width", width)?;
+        let ids = self.upload_u32(ids)?;
+        self.gather(OP, out, &ids.as_view(), table, (m, width), scale)
+    }
+
+    /// `out [M, C] = scale * from[rows]`; the caller has checked the rows and the buffers.
+    pub(super) fn gather(
+        &self,
+        op: &'static str,
+        out: &mut CudaAct,
+        rows: &CudaView<'_, u32>,
+        from: &CudaAct,
+        (m, width): (usize, usize),
+        scale: f32,
+    ) -> Result<()> {
+        let shape = (check::blocks(op, "rows", m)?, row_threads(width, 256));
+        let width_int = check::int(op, "width", width)?;
         let kernel = match width.is_multiple_of(VECTOR) {
             true => Kernel::Embed,
             false => Kernel::EmbedNarrow,
         };
-        let ids = self.upload_u32(ids)?;
-        let launch = self.launch(OP, kernel, shape);
-        let launch = launch
-            .with(out)
-            .with(&ids)
-            .with(table)
-            .with(&scale)
-            .with(&width_int);
-        // SAFETY: `out` holds m rows, `table` n_rows, and every id is below n_rows.
+        let launch = self.launch(op, kernel, shape);
+        let launch = launch.with(out).with(rows).with(from);
+        let launch = launch.with(&scale).with(&width_int);
+        // SAFETY: `out` holds m rows, and each of `rows` is one of `from`.
         unsafe { launch.run() }
     }
 }

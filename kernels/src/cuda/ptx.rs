@@ -79,7 +79,9 @@ kernels! {
         PagedHead64 "attention_paged_64", PagedHead96 "attention_paged_96",
         PagedHead128 "attention_paged_128", PagedHead256 "attention_paged_256",
         WriteKv "write_kv";
-    CrossEntropy "cross_entropy": CrossEntropy "cross_entropy";
+    CrossEntropy "cross_entropy":
+        CrossEntropy "cross_entropy",
+        PutRows "put_rows", PutRowsNarrow "put_rows_narrow";
     Elementwise "elementwise": Add "add", AddBias "add_bias";
     Embed "embed": Embed "embed", EmbedNarrow "embed_narrow";
     Gated "gated":

@@ -2,10 +2,10 @@
 //!
 //! Invariant: every refusal is an error that names the operation.
 
-use llamaduo_kernels::cuda::devices;
+use llamaduo_kernels::cuda::{LossInputs, devices};
 use llamaduo_kernels::{
-    AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Error, HeadDims, Nf4Matrix,
-    RmsNormSpec, SequenceSpan,
+    AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Error, HeadDims, HostWeight, NO_LABEL,
+    Nf4Matrix, RmsNormSpec, SequenceSpan,
 };
 
 use crate::driver;
@@ -217,6 +217,53 @@ fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
             "rows {begin} to {end}"
         );
     }
+}
+
+#[test]
+fn losses_do_not_depend_on_how_many_rows_are_taken_at_once() {
+    let cuda = driver::open().unwrap();
+    let (m, n_vocab, width) = (40, 50, 32);
+    let values = |len: usize| -> Vec<f32> { (0..len).map(|i| (i * 37 % 101) as f32 / 40.0 - 1.2).collect() };
+    let head = HostWeight::from_f32(n_vocab, width, &values(n_vocab * width)).unwrap();
+    let (x, head) = (
+        cuda.upload_act(&values(m * width)).unwrap(),
+        cuda.load_bf16(&head).unwrap(),
+    );
+    let labels: Vec<u32> = (0..m as u32)
+        .map(|row| if row % 7 == 0 { NO_LABEL } else { row })
+        .collect();
+    let run = |labels: &[u32], n_rows_max: usize| {
+        let inputs = LossInputs {
+            x: &x,
+            head: &head,
+            labels,
+            loss_scale: 1.0,
+        };
+        let (mut losses, mut dx) = (cuda.alloc_f32(m)?, cuda.alloc_act(m * width)?);
+        cuda.cross_entropy_by(&mut losses, Some(&mut dx), inputs, n_rows_max)?;
+        let (mut got_losses, mut got) = (vec![9.0; m], vec![9.0; m * width]);
+        cuda.read_f32(&losses, 0, &mut got_losses)?;
+        cuda.read_act(&dx, 0, &mut got)?;
+        Ok::<_, Error>((got_losses, got))
+    };
+    let at_once = run(&labels, usize::MAX).unwrap();
+    for n_rows_max in [1, 17, 20] {
+        assert_eq!(run(&labels, n_rows_max).unwrap(), at_once, "{n_rows_max} rows");
+    }
+    assert_eq!(
+        run(&vec![NO_LABEL; m], 8).unwrap(),
+        (vec![0.0; m], vec![0.0; m * width])
+    );
+    let refused = run(&[0, n_vocab as u32], 8);
+    assert!(matches!(
+        refused,
+        Err(Error::OutOfRange {
+            index: 1,
+            value: 50,
+            limit: 50,
+            ..
+        })
+    ));
 }
 
 #[test]

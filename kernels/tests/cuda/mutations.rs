@@ -28,7 +28,12 @@ fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Vec<&'a 
         driver::take_launched();
         case.check(cpu, &cuda)
             .unwrap_or_else(|wrong| panic!("{} is wrong as it is: {wrong}", case.name));
+        // a row may launch a kernel many times
+        let mut n_by_kernel: BTreeMap<String, u64> = BTreeMap::new();
         for (kernel, n_instructions) in driver::take_launched() {
+            *n_by_kernel.entry(kernel).or_default() += n_instructions;
+        }
+        for (kernel, n_instructions) in n_by_kernel {
             rows.entry(kernel).or_default().push((n_instructions, case));
         }
     }
