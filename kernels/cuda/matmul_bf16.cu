@@ -1,6 +1,7 @@
 // Products with a weight `W [N, K]` in bf16 on tensor cores: the head, and linears that are not quantized.
 //
-// Forward:  `y [M, N] = x [M, K] · Wᵀ`, in bf16, or in f32 as logits.   Backward: `dx [M, K] += dy [M, N] · W`.
+// Forward:  `y [M, N] = x [M, K] · Wᵀ`, in bf16, with a LoRA pair `+ scale * h [M, R] · Bᵀ`; or in f32 as logits.
+// Backward: `dx [M, K] += dy [M, N] · W`.
 // `x, dy, dx` bf16, sums f32; any N and K, in whole 16-byte pieces where they are multiples of 8.
 //
 // As in `matmul_nf4.cu`: the orders of contractions and of output columns are free, so a lane (g = lane / 4, t = lane % 4)
@@ -15,19 +16,8 @@
 #define FORWARD_N 32 // columns of a forward block
 #define BACKWARD_K 64
 
-DEVICE void put(bf16 *to, const Values<VECTOR> &values) { store(to, values); }
-
-DEVICE void put(float *to, const Values<VECTOR> &values) {
-    ((float4 *)to)[0] = float4{values.at[0], values.at[1], values.at[2], values.at[3]};
-    ((float4 *)to)[1] = float4{values.at[4], values.at[5], values.at[6], values.at[7]};
-}
-
-DEVICE void put_one(bf16 *to, float value) { *to = to_bf16(value); }
-
-DEVICE void put_one(float *to, float value) { *to = value; }
-
 template <int MI, typename Out>
-DEVICE void forward(Out *y, const bf16 *x, const bf16 *w, int m, int n, int k) {
+DEVICE void forward(Out *y, const bf16 *x, const bf16 *w, int m, int n, int k, const Pair &pair) {
     __shared__ Sums<2 * MI> sums;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int m0 = blockIdx.y * 16 * MI, n0 = blockIdx.x * FORWARD_N;
@@ -52,6 +42,7 @@ DEVICE void forward(Out *y, const bf16 *x, const bf16 *w, int m, int n, int k) {
                 }
         }
     }
+    add_pair(sum, pair, m0, m, n0, n);
 #pragma unroll
     for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -142,13 +133,23 @@ template <int MI> DEVICE void backward(bf16 *dx, const bf16 *dy, const bf16 *w, 
     }
 }
 
-KERNEL(128) matmul_bf16_16(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k) { forward<1>(y, x, w, m, n, k); }
+KERNEL(128) matmul_bf16_16(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k, const float *h, const float *b,
+                           float scale, int rank) {
+    forward<1>(y, x, w, m, n, k, Pair{h, b, scale, rank});
+}
 
-KERNEL(128) matmul_bf16_32(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k) { forward<2>(y, x, w, m, n, k); }
+KERNEL(128) matmul_bf16_32(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k, const float *h, const float *b,
+                           float scale, int rank) {
+    forward<2>(y, x, w, m, n, k, Pair{h, b, scale, rank});
+}
 
-KERNEL(128) logits_16(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) { forward<1>(y, x, w, m, n, k); }
+KERNEL(128) logits_16(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) {
+    forward<1>(y, x, w, m, n, k, Pair{});
+}
 
-KERNEL(128) logits_32(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) { forward<2>(y, x, w, m, n, k); }
+KERNEL(128) logits_32(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) {
+    forward<2>(y, x, w, m, n, k, Pair{});
+}
 
 KERNEL(128) matmul_bf16_backward_16(bf16 *dx, const bf16 *dy, const bf16 *w, int m, int n, int k) {
     backward<1>(dx, dy, w, m, n, k);

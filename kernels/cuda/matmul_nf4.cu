@@ -1,6 +1,7 @@
 // Products with an NF4 weight `W [N, K]` (Dettmers et al. 2023) on tensor cores, from one packed form for both directions.
 //
-// Forward:  `y [M, N] = x [M, K] · Wᵀ`.   Backward: `dx [M, K] += dy [M, N] · W`.   `x, y, dx, dy` bf16, sums f32.
+// Forward:  `y [M, N] = x [M, K] · Wᵀ`, with a LoRA pair `+ scale * h [M, R] · Bᵀ`, rounded once; or in f32 as logits.
+// Backward: `dx [M, K] += dy [M, N] · W`.   `x, y, dx, dy` bf16, `h, B` and sums f32.
 // `dequantize` writes W itself, `[N, K]` bf16.
 //
 // Packed form. A unit of 16 bytes holds 4 rows (n) by 8 columns (k): word r is row r, its nibble c column c. 8 by 8
@@ -26,8 +27,9 @@ __device__ const float CODE_VALUES[16] = {
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
-template <int MI>
-DEVICE void forward(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+template <int MI, typename Out>
+DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k,
+                    const Pair &pair) {
     __shared__ Sums<2 * MI> sums;
     __shared__ u32 pairs[256]; // two codes to two values, the lower nibble in the lower half
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -75,6 +77,7 @@ DEVICE void forward(bf16 *y, const bf16 *x, const uint4 *units, const float *sca
                 for (int e = 0; e < 4; e++)
                     sum[i][j][e] += part[i][j][e] * by[e % 2][j];
     }
+    add_pair(sum, pair, m0, m, n0, n);
 #pragma unroll
     for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -88,15 +91,15 @@ DEVICE void forward(bf16 *y, const bf16 *x, const uint4 *units, const float *sca
         Values<VECTOR> values = total(sums, group, lane);
         if (row >= m)
             continue;
-        bf16 *to = y + (u64)row * n + column;
+        Out *to = y + (u64)row * n + column;
         if (n % VECTOR == 0) {
             if (column < n)
-                store(to, values);
+                put(to, values);
         } else {
 #pragma unroll
             for (int i = 0; i < VECTOR; i++)
                 if (column + i < n)
-                    to[i] = to_bf16(values.at[i]);
+                    put_one(to + i, values.at[i]);
         }
     }
 }
@@ -159,12 +162,22 @@ DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const float *
     }
 }
 
-KERNEL(128) matmul_nf4_16(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
-    forward<1>(y, x, units, scales, m, n, k);
+KERNEL(128) matmul_nf4_16(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k,
+                          const float *h, const float *b, float scale, int rank) {
+    forward<1>(y, x, units, scales, m, n, k, Pair{h, b, scale, rank});
 }
 
-KERNEL(128) matmul_nf4_32(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
-    forward<2>(y, x, units, scales, m, n, k);
+KERNEL(128) matmul_nf4_32(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k,
+                          const float *h, const float *b, float scale, int rank) {
+    forward<2>(y, x, units, scales, m, n, k, Pair{h, b, scale, rank});
+}
+
+KERNEL(128) logits_nf4_16(float *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+    forward<1>(y, x, units, scales, m, n, k, Pair{});
+}
+
+KERNEL(128) logits_nf4_32(float *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k) {
+    forward<2>(y, x, units, scales, m, n, k, Pair{});
 }
 
 KERNEL(128) matmul_nf4_backward_16(bf16 *dx, const bf16 *dy, const uint4 *units, const float *scales, int m, int n,

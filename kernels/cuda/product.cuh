@@ -41,6 +41,106 @@ DEVICE uint4 row_piece(const bf16 *matrix, int row, int n_rows, int column, int 
     return piece;
 }
 
+// 4 neighbours from `column` of row `row` of f32, zeros behind the end of the row and where there is no such row. In one
+// piece where it is aligned: the matrix may begin anywhere in a buffer.
+DEVICE float4 float_piece(const float *matrix, int row, int n_rows, int column, int width) {
+    float4 piece = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (row >= n_rows || column >= width)
+        return piece;
+    const float *from = matrix + (u64)row * width + column;
+    if (column + 4 <= width && (u64)from % 16 == 0)
+        return *(const float4 *)from;
+    piece.x = from[0];
+    if (column + 1 < width)
+        piece.y = from[1];
+    if (column + 2 < width)
+        piece.z = from[2];
+    if (column + 3 < width)
+        piece.w = from[3];
+    return piece;
+}
+
+// 4 neighbours of a column.
+DEVICE float4 column_piece(const float *matrix, int row, int n_rows, int column, int width) {
+    float4 piece = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (column >= width)
+        return piece;
+    const float *from = matrix + (u64)row * width + column;
+    if (row < n_rows)
+        piece.x = from[0];
+    if (row + 1 < n_rows)
+        piece.y = from[width];
+    if (row + 2 < n_rows)
+        piece.z = from[2 * (u64)width];
+    if (row + 3 < n_rows)
+        piece.w = from[3 * (u64)width];
+    return piece;
+}
+
+// Two f32, each as the sum of two bf16, exact to 2^-18 of it: what tensor cores take without losing adapters' bits.
+struct Split {
+    u32 high, low;
+};
+
+DEVICE Split split(float first, float second) {
+    Split halves;
+    halves.high = to_bf16x2(first, second);
+    halves.low = to_bf16x2(first - __uint_as_float(halves.high << 16),
+                           second - __uint_as_float(halves.high & 0xffff0000u));
+    return halves;
+}
+
+// A LoRA pair's part of a forward product, in the accumulators of the block's warps: `sum += scale * h · Bᵀ` with
+// `h [M, R]` and `B [N, R]` in f32; nothing where `h` is null. The columns are those of the products' forward: column c
+// of n-fragment j is row n0 + 4c + j of B. Both operands are split, the product of the two lower parts left out.
+struct Pair {
+    const float *h, *b;
+    float scale;
+    int rank;
+};
+
+template <int MI> DEVICE void add_pair(float (&sum)[MI][4][4], const Pair &pair, int m0, int m, int n0, int n) {
+    if (!pair.h)
+        return;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    for (int r = 16 * warp + 4 * t; r - 4 * t < pair.rank; r += 16 * N_WARPS) {
+        u32 high[MI][4], low[MI][4];
+#pragma unroll
+        for (int i = 0; i < MI; i++)
+#pragma unroll
+            for (int below = 0; below < 2; below++) {
+                float4 left = float_piece(pair.h, m0 + 16 * i + g + 8 * below, m, r, pair.rank);
+                Split first = split(left.x * pair.scale, left.y * pair.scale);
+                Split second = split(left.z * pair.scale, left.w * pair.scale);
+                high[i][below] = first.high, high[i][2 + below] = second.high;
+                low[i][below] = first.low, low[i][2 + below] = second.low;
+            }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float4 right = float_piece(pair.b, n0 + 4 * g + j, n, r, pair.rank);
+            Split first = split(right.x, right.y), second = split(right.z, right.w);
+#pragma unroll
+            for (int i = 0; i < MI; i++) {
+                multiply_add(sum[i][j], high[i], first.high, second.high);
+                multiply_add(sum[i][j], high[i], first.low, second.low);
+                multiply_add(sum[i][j], low[i], first.high, second.high);
+            }
+        }
+    }
+}
+
+// A product's result goes where it is written, in bf16 or, as logits, in f32.
+DEVICE void put(bf16 *to, const Values<VECTOR> &values) { store(to, values); }
+
+DEVICE void put(float *to, const Values<VECTOR> &values) {
+    ((float4 *)to)[0] = float4{values.at[0], values.at[1], values.at[2], values.at[3]};
+    ((float4 *)to)[1] = float4{values.at[4], values.at[5], values.at[6], values.at[7]};
+}
+
+DEVICE void put_one(bf16 *to, float value) { *to = to_bf16(value); }
+
+DEVICE void put_one(float *to, float value) { *to = value; }
+
 // Where the warps' sums meet: groups of 8 output columns that a lane writes in one piece.
 template <int GROUPS> struct Sums {
     float at[N_WARPS][GROUPS][VECTOR][32];

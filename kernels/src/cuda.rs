@@ -21,6 +21,8 @@ mod elementwise;
 mod embed;
 mod gated;
 mod launch;
+mod linear;
+mod lora;
 mod matmul_bf16;
 mod matmul_nf4;
 mod ptx;
@@ -38,12 +40,13 @@ use half::bf16;
 pub use attention_paged::CudaKvCache;
 pub use cross_entropy::LossInputs;
 pub use device::{DeviceError, DeviceInfo, devices};
+pub use linear::{CudaPair, CudaWeight};
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
 
 /// Operations of [`Backend`](crate::Backend) that have no kernel yet; `docs/kernels.md` has the same list.
-pub const MISSING: &[&str] = &["linears", "matmul_backward", "lora_backward"];
+pub const MISSING: &[&str] = &[];
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;

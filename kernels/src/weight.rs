@@ -125,6 +125,11 @@ impl std::fmt::Debug for BlockMatrix {
 }
 
 impl BlockMatrix {
+    /// `(N, K)`.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
     /// How its elements are stored.
     pub fn format(&self) -> Format {
         self.format
@@ -142,6 +147,11 @@ impl BlockMatrix {
     /// The bytes of the matrix.
     pub fn data(&self) -> &[u8] {
         &(*self.bytes).as_ref()[self.range()]
+    }
+
+    /// Says that the bytes will not be read again soon.
+    pub(crate) fn release(&self) {
+        self.bytes.release(self.range());
     }
 
     fn range(&self) -> Range<usize> {
@@ -219,7 +229,7 @@ impl HostWeight {
             Self::Blocks(blocks) => {
                 let decode = |row: usize, out: &mut [f32]| blocks.decode_rows(row, out);
                 let matrix = Nf4Matrix::quantize_rows(blocks.n, blocks.k, double_quant, decode)?;
-                blocks.bytes.release(blocks.range());
+                blocks.release();
                 Ok(matrix)
             }
         }

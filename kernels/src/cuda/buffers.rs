@@ -109,6 +109,19 @@ impl Cuda {
             .map_err(|error| failed("write_f32", error))
     }
 
+    /// The same, each value rounded to the nearest bf16.
+    pub(super) fn write_act(&self, target: &mut CudaAct, offset: usize, values: &[f32]) -> Result<()> {
+        let range = window("write_act", "target", target.len(), offset, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+        let mut part = target.slice_mut(range);
+        self.stream
+            .memcpy_htod(&rounded, &mut part)
+            .map_err(|error| failed("write_act", error))
+    }
+
     /// `target[..] = 0`.
     pub fn zero_f32(&self, target: &mut CudaF32) -> Result<()> {
         self.stream

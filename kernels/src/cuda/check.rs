@@ -33,6 +33,20 @@ pub(super) fn holds<T>(
     }
 }
 
+/// Fails unless both are the same.
+pub(super) fn same(op: &'static str, what: &'static str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Error::Mismatch {
+            op,
+            what,
+            expected,
+            got,
+        })
+    }
+}
+
 /// `value` as the kernels take it. Fails when it does not fit.
 pub(super) fn int(op: &'static str, what: &'static str, value: usize) -> Result<i32> {
     i32::try_from(value).map_err(|_| Error::Overflow { op, what })

@@ -7,7 +7,7 @@
 use cudarc::driver::CudaView;
 
 use super::launch::{VECTOR, row_threads};
-use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaU32, Kernel, check};
+use super::{Cuda, CudaAct, CudaF32, CudaU32, CudaWeight, Kernel, check};
 use crate::backend::NO_LABEL;
 use crate::error::{Error, Result};
 
@@ -23,7 +23,7 @@ pub struct LossInputs<'a> {
     /// `[M, C]`.
     pub x: &'a CudaAct,
     /// `[V, C]`.
-    pub head: &'a CudaBf16,
+    pub head: &'a CudaWeight,
     /// `[M]`; they come from the host, where they are made: so they can be checked, and rows without one left out,
     /// without waiting for the device.
     pub labels: &'a [u32],
@@ -112,7 +112,7 @@ impl Cuda {
                 continue;
             };
             self.zero_part(&mut room.gathered, n_rows * width)?;
-            self.matmul_bf16_backward(&mut room.gathered, dlogits, inputs.head, n_rows)?;
+            self.matmul_backward(&mut room.gathered, dlogits, inputs.head, n_rows)?;
             self.put_rows(dx, &room.gathered, &rows, (n_rows, width))?;
         }
         Ok(())

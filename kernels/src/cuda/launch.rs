@@ -143,5 +143,19 @@ pub(super) struct PagedSizes {
 // SAFETY: a float and four integers in the order of the kernel's structure.
 unsafe impl DeviceRepr for PagedSizes {}
 
+/// Which elements of an input are kept.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DropoutMask {
+    pub(super) key: u64,
+    /// 0: all are kept.
+    pub(super) rate: f32,
+    /// `1 / (1 - rate)`.
+    pub(super) factor: f32,
+}
+
+// SAFETY: an integer of 64 bits and two floats in the order of the kernel's structure, without a gap.
+unsafe impl DeviceRepr for DropoutMask {}
+
 // SAFETY: eight floats in the order of the kernel's structure.
 unsafe impl DeviceRepr for AdamwFactors {}

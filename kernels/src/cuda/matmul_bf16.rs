@@ -3,15 +3,19 @@
 //! Invariant: any shape is taken; where a width is no multiple of 8 elements are read singly.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
+use super::linear::PairEnd;
 use super::matmul_nf4::{PRODUCT_THREADS, dims, rows};
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::error::Result;
-use crate::weight::HostWeight;
+use crate::weight::BlockMatrix;
 
 /// Columns of a forward block.
 const FORWARD_COLUMNS: usize = 32;
 /// Columns of a backward block.
 const BACKWARD_COLUMNS: usize = 64;
+
+/// Elements that are converted at once while loading.
+const LOADED_AT_ONCE: usize = 1 << 22;
 
 /// A weight `[N, K]` in bf16 on the device.
 #[derive(Debug)]
@@ -29,15 +33,28 @@ impl CudaBf16 {
 }
 
 impl Cuda {
-    /// A copy of a matrix, each value rounded to the nearest bf16.
-    pub fn load_bf16(&self, weight: &HostWeight) -> Result<CudaBf16> {
-        let (n, k) = weight.shape();
-        let values = self.upload_act(&weight.to_f32())?;
+    /// A copy of a matrix, each value rounded to the nearest bf16. Some rows at a time, so that the values of a large
+    /// matrix are never all on the host.
+    pub(super) fn load_bf16(&self, matrix: &BlockMatrix) -> Result<CudaBf16> {
+        let (n, k) = matrix.shape();
+        let mut values = self.alloc_act(check::size("load_weight", "weight", &[n, k])?)?;
+        let n_rows = (LOADED_AT_ONCE / k.max(1)).max(1);
+        for first in (0..n).step_by(n_rows) {
+            let rows = matrix.rows_to_f32(first..first + n_rows);
+            self.write_act(&mut values, first * k, &rows)?;
+        }
         Ok(CudaBf16 { n, k, values })
     }
 
-    /// `y [M, N] = x [M, K] · Wᵀ`.
-    pub fn matmul_bf16(&self, y: &mut CudaAct, x: &CudaAct, weight: &CudaBf16, m: usize) -> Result<()> {
+    /// `y [M, N] = x [M, K] · Wᵀ`, and what a pair adds.
+    pub(super) fn forward_bf16(
+        &self,
+        y: &mut CudaAct,
+        x: &CudaAct,
+        weight: &CudaBf16,
+        pair: Option<&PairEnd<'_>>,
+        m: usize,
+    ) -> Result<()> {
         const OP: &str = "matmul_bf16";
         let (n, k) = weight.shape();
         check::holds(OP, "y", y, &[m, n])?;
@@ -47,13 +64,19 @@ impl Cuda {
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
         let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
         let launch = launch.with(y).with(x).with(&weight.values);
-        let launch = launch.with(&m_int).with(&n_int).with(&k_int);
-        // SAFETY: `y` holds m rows of n, `x` m rows of k, the weight n rows of k.
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k, the weight n rows of k; the pair was checked.
         unsafe { launch.run() }
     }
 
-    /// See [`Backend::logits`](crate::Backend::logits).
-    pub fn logits(&self, logits: &mut CudaF32, x: &CudaAct, head: &CudaBf16, m: usize) -> Result<()> {
+    /// `logits [M, N] = x [M, K] · Wᵀ` in f32.
+    pub(super) fn logits_bf16(
+        &self,
+        logits: &mut CudaF32,
+        x: &CudaAct,
+        head: &CudaBf16,
+        m: usize,
+    ) -> Result<()> {
         const OP: &str = "logits";
         let (n, k) = head.shape();
         check::holds(OP, "logits", logits, &[m, n])?;
@@ -69,7 +92,7 @@ impl Cuda {
     }
 
     /// `dx [M, K] += dy [M, N] · W`.
-    pub fn matmul_bf16_backward(
+    pub(super) fn matmul_bf16_backward(
         &self,
         dx: &mut CudaAct,
         dy: &CudaAct,

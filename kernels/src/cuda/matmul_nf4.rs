@@ -4,6 +4,7 @@
 //! quantized scales are expanded to f32 when it is packed.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
+use super::linear::PairEnd;
 use super::{Cuda, CudaAct, CudaF32, CudaU32, Kernel, check};
 use crate::error::{Error, Result};
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
@@ -45,7 +46,7 @@ fn pack(matrix: &Nf4Matrix) -> Result<(Vec<u32>, Vec<f32>)> {
     let (codes, block_scales) = (matrix.codes(), matrix.block_scales());
     let (n_padded, n_tiles) = (n.next_multiple_of(TILE_N), k / TILE_K);
     let n_words = check::size(
-        "load_nf4",
+        "load_weight",
         "units",
         &[n_padded / TILE_N, n_tiles, TILE_UNITS, UNIT_WORDS],
     )?;
@@ -69,11 +70,11 @@ fn pack(matrix: &Nf4Matrix) -> Result<(Vec<u32>, Vec<f32>)> {
 
 impl Cuda {
     /// Packs a matrix onto the device. Fails when its rows are not whole blocks of 64: the CPU takes those.
-    pub fn load_nf4(&self, matrix: &Nf4Matrix) -> Result<CudaNf4> {
+    pub(super) fn load_nf4(&self, matrix: &Nf4Matrix) -> Result<CudaNf4> {
         let (n, k) = matrix.shape();
         let expected = "a multiple of 64 on CUDA; run this model on the CPU";
         check::setting(
-            "load_nf4",
+            "load_weight",
             "the number of input features",
             expected,
             k.is_multiple_of(TILE_K),
@@ -87,8 +88,15 @@ impl Cuda {
         })
     }
 
-    /// `y [M, N] = x [M, K] · Wᵀ`.
-    pub fn matmul_nf4(&self, y: &mut CudaAct, x: &CudaAct, weight: &CudaNf4, m: usize) -> Result<()> {
+    /// `y [M, N] = x [M, K] · Wᵀ`, and what a pair adds.
+    pub(super) fn forward_nf4(
+        &self,
+        y: &mut CudaAct,
+        x: &CudaAct,
+        weight: &CudaNf4,
+        pair: Option<&PairEnd<'_>>,
+        m: usize,
+    ) -> Result<()> {
         const OP: &str = "matmul_nf4";
         let (n, k) = weight.shape();
         check::holds(OP, "y", y, &[m, n])?;
@@ -99,13 +107,36 @@ impl Cuda {
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
         let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
         let launch = launch.with(y).with(x).with(&weight.units).with(&weight.scales);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
+        unsafe { launch.run() }
+    }
+
+    /// `logits [M, N] = x [M, K] · Wᵀ` in f32.
+    pub(super) fn logits_nf4(
+        &self,
+        logits: &mut CudaF32,
+        x: &CudaAct,
+        head: &CudaNf4,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "logits";
+        let (n, k) = head.shape();
+        check::holds(OP, "logits", logits, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        let kernels = [Kernel::LogitsNf4Rows16, Kernel::LogitsNf4Rows32];
+        let (kernel, blocks_y) = rows(OP, kernels, m)?;
+        let blocks_x = check::blocks(OP, "columns", n.div_ceil(TILE_N))?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = launch.with(logits).with(x).with(&head.units).with(&head.scales);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
-        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k.
+        // SAFETY: `logits` holds m rows of n, `x` m rows of k; the head was packed for n and k.
         unsafe { launch.run() }
     }
 
     /// `dx [M, K] += dy [M, N] · W`.
-    pub fn matmul_nf4_backward(
+    pub(super) fn matmul_nf4_backward(
         &self,
         dx: &mut CudaAct,
         dy: &CudaAct,

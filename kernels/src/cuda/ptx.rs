@@ -87,12 +87,16 @@ kernels! {
     Gated "gated":
         GatedSilu "gated_silu", GatedGeluTanh "gated_gelu_tanh",
         GatedSiluBackward "gated_silu_backward", GatedGeluTanhBackward "gated_gelu_tanh_backward";
+    Lora "lora":
+        LoraHRows16 "lora_h_16", LoraHRows32 "lora_h_32", LoraDh "lora_dh", LoraDx "lora_dx";
+    LoraGradients "lora_gradients": LoraDa "lora_da", LoraDb "lora_db", LoraAddParts "lora_add_parts";
     MatmulBf16 "matmul_bf16":
         MatmulBf16Rows16 "matmul_bf16_16", MatmulBf16Rows32 "matmul_bf16_32",
         LogitsRows16 "logits_16", LogitsRows32 "logits_32",
         MatmulBf16BackwardRows16 "matmul_bf16_backward_16", MatmulBf16BackwardRows32 "matmul_bf16_backward_32";
     MatmulNf4 "matmul_nf4":
         MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
+        LogitsNf4Rows16 "logits_nf4_16", LogitsNf4Rows32 "logits_nf4_32",
         MatmulNf4BackwardRows16 "matmul_nf4_backward_16", MatmulNf4BackwardRows32 "matmul_nf4_backward_32",
         DequantizeNf4 "dequantize_nf4";
     RmsNorm "rms_norm":

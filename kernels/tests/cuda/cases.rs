@@ -3,6 +3,7 @@
 //! Invariant: each has the odd sizes 1, 31, 33 and 257, and the head dimensions and settings that models have.
 
 mod attention;
+mod lora;
 mod norms;
 mod pointwise;
 mod products;
@@ -16,6 +17,7 @@ pub(crate) const LENGTHS: [usize; 6] = [1, 31, 33, 257, 2048, 2053];
 pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     attention::add_to(&mut cases);
+    lora::add_to(&mut cases);
     norms::add_to(&mut cases);
     pointwise::add_to(&mut cases);
     products::add_to(&mut cases);

@@ -2,10 +2,10 @@
 //!
 //! Invariant: every refusal is an error that names the operation.
 
-use llamaduo_kernels::cuda::{LossInputs, devices};
+use llamaduo_kernels::cuda::{CudaPair, LossInputs, devices};
 use llamaduo_kernels::{
-    AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Error, HeadDims, HostWeight, NO_LABEL,
-    Nf4Matrix, RmsNormSpec, SequenceSpan,
+    AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Dropout, Error, HeadDims, HostWeight,
+    LoraSlot, NO_LABEL, Nf4Matrix, RmsNormSpec, SequenceSpan,
 };
 
 use crate::driver;
@@ -131,7 +131,7 @@ fn no_model_runs_on_a_device_that_lacks_operations() {
     let name = driver::open().unwrap().info().name.clone();
     let said = Device::Cuda(0).check().unwrap_err().to_string();
     assert!(
-        said.contains(&name) && said.contains("linears") && said.contains("--device cpu"),
+        said.contains(&name) && said.contains("cross_entropy") && said.contains("--device cpu"),
         "{said}"
     );
 }
@@ -140,7 +140,7 @@ fn no_model_runs_on_a_device_that_lacks_operations() {
 fn a_width_that_is_no_multiple_of_64_is_left_to_the_cpu() {
     let cuda = driver::open().unwrap();
     let matrix = Nf4Matrix::quantize(2, 96, &[1.0; 192], DoubleQuant::No).unwrap();
-    let said = cuda.load_nf4(&matrix).unwrap_err().to_string();
+    let said = cuda.load_weight(HostWeight::Nf4(matrix)).unwrap_err().to_string();
     assert!(said.contains("multiple of 64") && said.contains("CPU"), "{said}");
 }
 
@@ -149,14 +149,30 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     let cuda = driver::open().unwrap();
     let (n, k) = (40, 320);
     let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
-    let weight = cuda
-        .load_nf4(&Nf4Matrix::quantize(n, k, &values, DoubleQuant::No).unwrap())
-        .unwrap();
+    let weight = Nf4Matrix::quantize(n, k, &values, DoubleQuant::No).unwrap();
+    let weight = cuda.load_weight(HostWeight::Nf4(weight)).unwrap();
+    let slot = LoraSlot {
+        a_offset: 0,
+        b_offset: 20 * k,
+        rank: 20,
+        n_in: k,
+        n_out: n,
+        scale: 0.5,
+    };
+    let params: Vec<f32> = (0..20 * (k + n)).map(|i| (i * 29 % 89) as f32 / 89.0).collect();
+    let params = cuda.upload_f32(&params).unwrap();
+    let dropout = Some(Dropout { rate: 0.3, key: 5 });
     let x: Vec<f32> = (0..33 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
     let product = |m: usize| {
         let mut y = cuda.alloc_act(m * n).unwrap();
-        cuda.matmul_nf4(&mut y, &cuda.upload_act(&x[..m * k]).unwrap(), &weight, m)
-            .unwrap();
+        let pair = CudaPair {
+            h: &mut cuda.alloc_f32(m * 20).unwrap(),
+            params: &params,
+            slot,
+            dropout,
+        };
+        let x = cuda.upload_act(&x[..m * k]).unwrap();
+        cuda.linear(&mut y, &x, &weight, Some(pair), m).unwrap();
         let mut out = vec![0.0; m * n];
         cuda.read_act(&y, 0, &mut out).unwrap();
         out
@@ -317,6 +333,57 @@ fn a_documents_gradients_do_not_depend_on_what_is_beside_it() {
     let alone = gradients(&[66], 7);
     for ((together, alone), width) in together.iter().zip(&alone).zip([128, 64, 64]) {
         assert_eq!(&together[7 * width..73 * width], &alone[..]);
+    }
+}
+
+#[test]
+fn a_pair_that_does_not_fit_its_linear_is_refused_before_a_launch() {
+    let cuda = driver::open().unwrap();
+    let weight = HostWeight::from_f32(2, 4, &[1.0; 8]).unwrap();
+    let weight = cuda.load_weight(weight).unwrap();
+    let (x, params) = (cuda.alloc_act(4).unwrap(), cuda.alloc_f32(6).unwrap());
+    let slot = LoraSlot {
+        a_offset: 0,
+        b_offset: 4,
+        rank: 1,
+        n_in: 4,
+        n_out: 2,
+        scale: 1.0,
+    };
+    let refusal = |slot: LoraSlot, rate: f32| {
+        let pair = CudaPair {
+            h: &mut cuda.alloc_f32(1).unwrap(),
+            params: &params,
+            slot,
+            dropout: Some(Dropout { rate, key: 0 }),
+        };
+        let mut y = cuda.alloc_act(2).unwrap();
+        cuda.linear(&mut y, &x, &weight, Some(pair), 1)
+            .map_err(|error| error.to_string())
+    };
+    refusal(slot, 0.5).unwrap();
+    for (wrong, part) in [
+        (LoraSlot { n_in: 3, ..slot }, "n_in of the pair is 3, expected 4"),
+        (
+            LoraSlot { n_out: 3, ..slot },
+            "n_out of the pair is 3, expected 2",
+        ),
+        (LoraSlot { rank: 0, ..slot }, "rank must be at least 1"),
+        (LoraSlot { b_offset: 5, ..slot }, "params for B holds 6"),
+        (
+            LoraSlot {
+                a_offset: usize::MAX,
+                ..slot
+            },
+            "the size of params for A overflows",
+        ),
+    ] {
+        let said = refusal(wrong, 0.5).unwrap_err();
+        assert!(said.contains(part), "{said}");
+    }
+    for rate in [1.0, -0.1, f32::NAN] {
+        let said = refusal(slot, rate).unwrap_err();
+        assert!(said.contains("dropout rate must be in [0, 1)"), "{said}");
     }
 }
 

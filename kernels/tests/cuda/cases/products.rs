@@ -2,6 +2,7 @@
 //!
 //! Invariant: see the table.
 
+use llamaduo_kernels::cuda::CudaWeight;
 use llamaduo_kernels::{Backend, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
 
 use crate::case::{BF16, Bound, Case, Output, activations, numbers};
@@ -9,7 +10,7 @@ use crate::case::{BF16, Bound, Case, Output, activations, numbers};
 /// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
 /// Inputs and weights have a root mean square of 0.8 here, and errors of either sign add up as the root of their
 /// number; 6 standard deviations. The sum is rounded once more.
-fn product(n_terms: usize) -> Bound {
+pub(super) fn product(n_terms: usize) -> Bound {
     Bound {
         absolute: 6.0 * 0.8 * 0.8 / 512.0 / 3f64.sqrt() * (n_terms as f64).sqrt(),
         relative: BF16.relative,
@@ -35,7 +36,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
 }
 
 /// Both sides have the same bf16 weights; products are exact, so only f32 sums differ.
-const SAME_WEIGHTS: Bound = Bound {
+pub(super) const SAME_WEIGHTS: Bound = Bound {
     absolute: 1e-4,
     relative: BF16.relative,
 };
@@ -47,7 +48,7 @@ const LOGITS: Bound = Bound {
 };
 
 /// Half of the shapes are doubly quantized.
-fn weight(n: usize, k: usize) -> Result<Nf4Matrix, llamaduo_kernels::Error> {
+pub(super) fn weight(n: usize, k: usize) -> Result<Nf4Matrix, llamaduo_kernels::Error> {
     let double = if n.is_multiple_of(2) {
         DoubleQuant::No
     } else {
@@ -62,7 +63,10 @@ fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
         move |_, cuda| {
             let weight = weight(n, k)?;
             let mut w = cuda.alloc_act(n * k)?;
-            cuda.dequantize_nf4(&mut w, &cuda.load_nf4(&weight)?)?;
+            let CudaWeight::Nf4(packed) = cuda.load_weight(HostWeight::Nf4(weight.clone()))? else {
+                panic!("NF4 stays NF4");
+            };
+            cuda.dequantize_nf4(&mut w, &packed)?;
             let mut got = vec![0.0; n * k];
             cuda.read_act(&w, 0, &mut got)?;
             Ok(vec![Output {
@@ -87,16 +91,27 @@ fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             lora: None,
         }];
         cpu.linears(&x, &mut linears, m)?;
-        let mut y = cuda.alloc_act(m * n)?;
-        cuda.matmul_nf4(&mut y, &cuda.upload_act(&x)?, &cuda.load_nf4(&weight)?, m)?;
-        let mut got = vec![0.0; m * n];
+        let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
+        let (x, weight) = (cuda.upload_act(&x)?, cuda.load_weight(HostWeight::Nf4(weight))?);
+        cuda.linear(&mut y, &x, &weight, None, m)?;
+        cuda.logits(&mut logits, &x, &weight, m)?;
+        let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;
-        Ok(vec![Output {
-            what: "y",
-            expected,
-            got,
-            bound: product(k),
-        }])
+        cuda.read_f32(&logits, 0, &mut got_logits)?;
+        Ok(vec![
+            Output {
+                what: "y",
+                expected: expected.clone(),
+                got,
+                bound: product(k),
+            },
+            Output {
+                what: "logits",
+                expected,
+                got: got_logits,
+                bound: product(k),
+            },
+        ])
     }));
 }
 
@@ -108,7 +123,8 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         let mut expected = dx.clone();
         cpu.matmul_backward(&mut expected, &dy, &on_cpu, m)?;
         let mut out = cuda.upload_act(&dx)?;
-        cuda.matmul_nf4_backward(&mut out, &cuda.upload_act(&dy)?, &cuda.load_nf4(&weight)?, m)?;
+        let weight = cuda.load_weight(HostWeight::Nf4(weight))?;
+        cuda.matmul_backward(&mut out, &cuda.upload_act(&dy)?, &weight, m)?;
         let mut got = vec![0.0; m * k];
         cuda.read_act(&out, 0, &mut got)?;
         Ok(vec![Output {
@@ -128,11 +144,11 @@ fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             HostWeight::from_f32(n, k, &activations(35, n * k))?,
         );
         let mut expected = vec![0.0; m * n];
-        let on_device = cuda.load_bf16(&host)?;
+        let on_device = cuda.load_weight(host.clone())?;
         cpu.logits(&mut expected, &x, &cpu.load_weight(host)?, m)?;
         let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
         let x = cuda.upload_act(&x)?;
-        cuda.matmul_bf16(&mut y, &x, &on_device, m)?;
+        cuda.linear(&mut y, &x, &on_device, None, m)?;
         cuda.logits(&mut logits, &x, &on_device, m)?;
         let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;
@@ -157,11 +173,11 @@ fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         move |cpu, cuda| {
             let (dx, dy) = (activations(36, m * k), activations(37, m * n));
             let host = HostWeight::from_f32(n, k, &activations(38, n * k))?;
-            let on_device = cuda.load_bf16(&host)?;
+            let on_device = cuda.load_weight(host.clone())?;
             let mut expected = dx.clone();
             cpu.matmul_backward(&mut expected, &dy, &cpu.load_weight(host)?, m)?;
             let mut out = cuda.upload_act(&dx)?;
-            cuda.matmul_bf16_backward(&mut out, &cuda.upload_act(&dy)?, &on_device, m)?;
+            cuda.matmul_backward(&mut out, &cuda.upload_act(&dy)?, &on_device, m)?;
             let mut got = vec![0.0; m * k];
             cuda.read_act(&out, 0, &mut got)?;
             Ok(vec![Output {

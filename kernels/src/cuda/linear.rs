@@ -1,0 +1,139 @@
+//! A frozen weight in either form, and what a model does with it: linears with LoRA beside them, logits, the gradient of
+//! the input.
+//!
+//! Invariant: a linear's result is rounded to bf16 once, its LoRA pair's part included.
+
+use cudarc::driver::CudaView;
+
+use super::launch::Launch;
+use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaNf4, check};
+use crate::backend::{Dropout, LoraSlot};
+use crate::error::Result;
+use crate::weight::HostWeight;
+
+/// A frozen matrix `[N, K]` on the device.
+#[derive(Debug)]
+pub enum CudaWeight {
+    /// Quantized to NF4.
+    Nf4(CudaNf4),
+    /// Any other format's values, rounded to bf16.
+    Bf16(CudaBf16),
+}
+
+impl CudaWeight {
+    /// `(N, K)`.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Nf4(weight) => weight.shape(),
+            Self::Bf16(weight) => weight.shape(),
+        }
+    }
+}
+
+/// The LoRA pair of a linear, as in [`LoraForward`](crate::LoraForward).
+#[derive(Debug)]
+pub struct CudaPair<'a> {
+    /// `[M, R]`, overwritten.
+    pub h: &'a mut CudaF32,
+    /// The flat adapter buffer.
+    pub params: &'a CudaF32,
+    /// Where in it the pair is.
+    pub slot: LoraSlot,
+    /// On the pair's input alone.
+    pub dropout: Option<Dropout>,
+}
+
+/// What a product adds at its end: `scale * h [M, R] · B [N, R]ᵀ`.
+#[derive(Debug)]
+pub(super) struct PairEnd<'a> {
+    pub(super) h: &'a CudaF32,
+    pub(super) b: CudaView<'a, f32>,
+    pub(super) scale: f32,
+    pub(super) rank: i32,
+}
+
+impl<'a> Launch<'a> {
+    /// The pair as a product's last four parameters; null pointers for none.
+    pub(super) fn with_pair(self, pair: Option<&'a PairEnd<'_>>) -> Self {
+        match pair {
+            Some(pair) => self.with(pair.h).with(&pair.b).with(&pair.scale).with(&pair.rank),
+            None => self.with(&0u64).with(&0u64).with(&0f32).with(&0i32),
+        }
+    }
+}
+
+impl Cuda {
+    /// See [`Backend::load_weight`](crate::Backend::load_weight). NF4 stays NF4, all else becomes bf16.
+    pub fn load_weight(&self, weight: HostWeight) -> Result<CudaWeight> {
+        match weight {
+            HostWeight::Nf4(matrix) => self.load_nf4(&matrix).map(CudaWeight::Nf4),
+            HostWeight::Blocks(matrix) => {
+                let loaded = self.load_bf16(&matrix)?;
+                matrix.release();
+                Ok(CudaWeight::Bf16(loaded))
+            }
+        }
+    }
+
+    /// Fails unless [`Cuda::linear`] can be done with these.
+    pub(super) fn check_linear(
+        &self,
+        y: &CudaAct,
+        x: &CudaAct,
+        weight: &CudaWeight,
+        pair: Option<&CudaPair<'_>>,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "linears";
+        let (n, k) = weight.shape();
+        check::holds(OP, "y", y, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        match pair {
+            Some(pair) => Self::check_pair(OP, pair, [m, n, k]),
+            None => Ok(()),
+        }
+    }
+
+    /// One of [`Backend::linears`](crate::Backend::linears): `y [M, N] = x [M, K] · Wᵀ`, with a pair
+    /// `y += scale * (h [M, R] = drop(x) · Aᵀ) · Bᵀ`.
+    pub fn linear(
+        &self,
+        y: &mut CudaAct,
+        x: &CudaAct,
+        weight: &CudaWeight,
+        mut pair: Option<CudaPair<'_>>,
+        m: usize,
+    ) -> Result<()> {
+        self.check_linear(y, x, weight, pair.as_ref(), m)?;
+        let end = match &mut pair {
+            Some(pair) => Some(self.lora_h(pair, x, m)?),
+            None => None,
+        };
+        match weight {
+            CudaWeight::Nf4(weight) => self.forward_nf4(y, x, weight, end.as_ref(), m),
+            CudaWeight::Bf16(weight) => self.forward_bf16(y, x, weight, end.as_ref(), m),
+        }
+    }
+
+    /// See [`Backend::matmul_backward`](crate::Backend::matmul_backward).
+    pub fn matmul_backward(
+        &self,
+        dx: &mut CudaAct,
+        dy: &CudaAct,
+        weight: &CudaWeight,
+        m: usize,
+    ) -> Result<()> {
+        match weight {
+            CudaWeight::Nf4(weight) => self.matmul_nf4_backward(dx, dy, weight, m),
+            CudaWeight::Bf16(weight) => self.matmul_bf16_backward(dx, dy, weight, m),
+        }
+    }
+
+    /// See [`Backend::logits`](crate::Backend::logits).
+    pub fn logits(&self, logits: &mut CudaF32, x: &CudaAct, head: &CudaWeight, m: usize) -> Result<()> {
+        match head {
+            CudaWeight::Nf4(head) => self.logits_nf4(logits, x, head, m),
+            CudaWeight::Bf16(head) => self.logits_bf16(logits, x, head, m),
+        }
+    }
+}
