@@ -3,8 +3,7 @@
 //! Invariant: without a driver, a card or a kernel this is an error with a sentence, never a panic; the program needs
 //! nothing of CUDA to be built or to start.
 //!
-//! Not whole yet: the operations below are there, each compared with the CPU's; the trait
-//! [`Backend`](crate::Backend) is not implemented until all are. `docs/kernels.md` lists what is missing.
+//! `docs/kernels.md` lists what there is, and what a card has yet to show.
 //!
 //! Activations are bf16, everything else f32, sums f32 (f64 for [`Cuda::sum_squares`]). Work is enqueued on one stream
 //! and waited for only by `read_*` and `sum_squares`.
@@ -13,6 +12,7 @@ mod adamw;
 mod attention;
 mod attention_backward;
 mod attention_paged;
+mod backend;
 mod buffers;
 mod check;
 mod cross_entropy;
@@ -38,22 +38,20 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 pub use attention_paged::CudaKvCache;
+pub use buffers::CudaU32;
 pub use cross_entropy::LossInputs;
 pub use device::{DeviceError, DeviceInfo, devices};
-pub use linear::{CudaPair, CudaWeight};
+pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
-
-/// Operations of [`Backend`](crate::Backend) that have no kernel yet; `docs/kernels.md` has the same list.
-pub const MISSING: &[&str] = &[];
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;
 /// 32-bit floats on the device.
 pub type CudaF32 = CudaSlice<f32>;
-/// 32-bit unsigned integers on the device.
-pub type CudaU32 = CudaSlice<u32>;
+/// Integers that kernels index with.
+type CudaIndices = CudaSlice<u32>;
 
 /// A device with its kernels loaded.
 #[derive(Debug)]

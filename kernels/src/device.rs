@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::cuda::{DeviceError, MISSING, device};
+use crate::cuda::{DeviceError, device};
 
 /// A choice of the user's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,17 +53,13 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// Fails unless a model can run on it: with what is wrong with the device, or with what this program still lacks.
+    /// Fails unless a model can run on it, with what is wrong with the device.
     pub fn check(self) -> Result<(), DeviceError> {
         match self {
             Self::Auto | Self::Cpu => Ok(()),
             Self::Cuda(ordinal) => {
-                let info = device::find(ordinal)?;
-                Err(DeviceError::NotYet {
-                    ordinal,
-                    name: info.name,
-                    missing: MISSING.join(", "),
-                })
+                let name = device::find(ordinal)?.name;
+                Err(DeviceError::NotYet { ordinal, name })
             }
         }
     }

@@ -53,7 +53,7 @@ impl Cuda {
             check::blocks(OP, "tiles", tiles.len() / TILE_LEN)?,
             n_heads as u32,
         );
-        let tiles = self.upload_u32(&tiles)?;
+        let tiles = self.upload_indices(&tiles)?;
         let launch = self.launch_grid(OP, kernel, grid, 128);
         let launch = launch.with(out).with(lse).with(q).with(k).with(v);
         let launch = launch.with(&tiles).with(&sizes);

@@ -56,7 +56,7 @@ impl Cuda {
         let sizes = sizes(spec, m);
         let tiles = tiles(documents, n_rows);
         let n_tiles = check::blocks(OP, "tiles", tiles.len() / TILE_LEN)?;
-        let tiles = self.upload_u32(&tiles)?;
+        let tiles = self.upload_indices(&tiles)?;
 
         let launch = self.launch_grid(OP, for_keys, (n_tiles, n_kv_heads as u32), 128);
         let launch = launch.with(dk).with(dv).with(dout).with(lse).with(&delta);

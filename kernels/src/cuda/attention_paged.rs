@@ -107,7 +107,7 @@ impl Cuda {
             })
             .collect();
         let shape = (check::blocks(OP, "rows", moves.len() / 2)?, 256);
-        let moves = self.upload_u32(&moves)?;
+        let moves = self.upload_indices(&moves)?;
         let launch = self.launch(OP, Kernel::WriteKv, shape);
         let launch = launch.with(&mut cache.keys).with(&mut cache.values);
         let launch = launch.with(k).with(v).with(&moves).with(&width_int);
@@ -176,7 +176,7 @@ impl Cuda {
                 .map_or(0, |window| window as i32),
         };
         let grid = (check::blocks(OP, "tiles", tiles.len() / 4)?, n_kv_heads as u32);
-        let (tiles, pages) = (self.upload_u32(&tiles)?, self.upload_u32(&pages)?);
+        let (tiles, pages) = (self.upload_indices(&tiles)?, self.upload_indices(&pages)?);
         let launch = self.launch_grid(OP, kernel, grid, 128).with(out).with(q);
         let launch = launch
             .with(&cache.keys)

@@ -5,8 +5,32 @@
 use cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits, sys};
 use half::bf16;
 
-use super::{Cuda, CudaAct, CudaF32, CudaU32, DeviceError};
+use super::{Cuda, CudaAct, CudaF32, CudaIndices, DeviceError};
 use crate::error::{Error, Result};
+
+/// 32-bit unsigned integers on the device and on the host, where they were made: so that what indexes a table can be
+/// checked without waiting for the device.
+#[derive(Debug)]
+pub struct CudaU32 {
+    values: Box<[u32]>,
+    on_device: CudaIndices,
+}
+
+impl CudaU32 {
+    /// The first `len`. Fails when there are fewer.
+    pub(super) fn first(&self, op: &'static str, what: &'static str, len: usize) -> Result<&[u32]> {
+        self.values.get(..len).ok_or(Error::TooShort {
+            op,
+            what,
+            expected: len,
+            got: self.values.len(),
+        })
+    }
+
+    pub(super) fn on_device(&self) -> &CudaIndices {
+        &self.on_device
+    }
+}
 
 fn failed(op: &'static str, error: DriverError) -> Error {
     let source = DeviceError::driver("moving data", error);
@@ -86,8 +110,16 @@ impl Cuda {
         self.upload("upload_f32", values)
     }
 
-    /// A copy of `values`.
+    /// A copy of `values`, which the host keeps too.
     pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
+        Ok(CudaU32 {
+            on_device: self.upload_indices(values)?,
+            values: values.into(),
+        })
+    }
+
+    /// A copy of `values`.
+    pub(super) fn upload_indices(&self, values: &[u32]) -> Result<CudaIndices> {
         self.upload("upload_u32", values)
     }
 

@@ -7,7 +7,7 @@
 use cudarc::driver::CudaView;
 
 use super::launch::{VECTOR, row_threads};
-use super::{Cuda, CudaAct, CudaF32, CudaU32, CudaWeight, Kernel, check};
+use super::{Cuda, CudaAct, CudaF32, CudaIndices, CudaWeight, Kernel, check};
 use crate::backend::NO_LABEL;
 use crate::error::{Error, Result};
 
@@ -33,8 +33,8 @@ pub struct LossInputs<'a> {
 
 /// The rows that have a label, on the device.
 struct Labelled {
-    rows: CudaU32,
-    labels: CudaU32,
+    rows: CudaIndices,
+    labels: CudaIndices,
     /// How many.
     len: usize,
 }
@@ -138,8 +138,8 @@ impl Cuda {
         }
         Ok(Labelled {
             len: rows.len(),
-            rows: self.upload_u32(&rows)?,
-            labels: self.upload_u32(&kept)?,
+            rows: self.upload_indices(&rows)?,
+            labels: self.upload_indices(&kept)?,
         })
     }
 

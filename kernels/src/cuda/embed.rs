@@ -6,37 +6,42 @@
 use cudarc::driver::CudaView;
 
 use super::launch::{VECTOR, row_threads};
-use super::{Cuda, CudaAct, Kernel, check};
+use super::{Cuda, CudaAct, CudaU32, CudaWeight, Kernel, check};
 use crate::error::{Error, Result};
 
 const OP: &str = "embed";
 
 impl Cuda {
-    /// `out [M, C] = scale * table[ids]` with `table [V, C]`.
-    ///
-    /// The ids come from the host, where they are made: so they can be checked without waiting for the device.
+    /// See [`Backend::embed`](crate::Backend::embed). The table is in bf16: one in NF4 has no kernel.
     pub fn embed(
         &self,
         out: &mut CudaAct,
-        ids: &[u32],
-        table: &CudaAct,
-        [n_rows, width]: [usize; 2],
+        ids: &CudaU32,
+        table: &CudaWeight,
         scale: f32,
+        m: usize,
     ) -> Result<()> {
-        let m = ids.len();
-        if let Some(index) = ids.iter().position(|&id| id as usize >= n_rows) {
+        let CudaWeight::Bf16(table) = table else {
+            return Err(Error::Setting {
+                op: OP,
+                what: "the table",
+                expected: "in the file's own format, not in NF4, on CUDA",
+            });
+        };
+        let (n_rows, width) = table.shape();
+        let values = ids.first(OP, "ids", m)?;
+        if let Some(index) = values.iter().position(|&id| id as usize >= n_rows) {
             return Err(Error::OutOfRange {
                 op: OP,
                 what: "id",
                 index,
-                value: ids[index] as usize,
+                value: values[index] as usize,
                 limit: n_rows,
             });
         }
         check::holds(OP, "out", out, &[m, width])?;
-        check::holds(OP, "table", table, &[n_rows, width])?;
-        let ids = self.upload_u32(ids)?;
-        self.gather(OP, out, &ids.as_view(), table, (m, width), scale)
+        let rows = ids.on_device().as_view();
+        self.gather(OP, out, &rows, table.values(), (m, width), scale)
     }
 
     /// `out [M, C] = scale * from[rows]`; the caller has checked the rows and the buffers.

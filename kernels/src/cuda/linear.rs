@@ -6,8 +6,9 @@
 use cudarc::driver::CudaView;
 
 use super::launch::Launch;
+use super::lora::check_pair;
 use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaNf4, check};
-use crate::backend::{Dropout, LoraSlot};
+use crate::backend::LinearForward;
 use crate::error::Result;
 use crate::weight::HostWeight;
 
@@ -28,19 +29,6 @@ impl CudaWeight {
             Self::Bf16(weight) => weight.shape(),
         }
     }
-}
-
-/// The LoRA pair of a linear, as in [`LoraForward`](crate::LoraForward).
-#[derive(Debug)]
-pub struct CudaPair<'a> {
-    /// `[M, R]`, overwritten.
-    pub h: &'a mut CudaF32,
-    /// The flat adapter buffer.
-    pub params: &'a CudaF32,
-    /// Where in it the pair is.
-    pub slot: LoraSlot,
-    /// On the pair's input alone.
-    pub dropout: Option<Dropout>,
 }
 
 /// What a product adds at its end: `scale * h [M, R] · B [N, R]ᵀ`.
@@ -75,44 +63,22 @@ impl Cuda {
         }
     }
 
-    /// Fails unless [`Cuda::linear`] can be done with these.
-    pub(super) fn check_linear(
-        &self,
-        y: &CudaAct,
-        x: &CudaAct,
-        weight: &CudaWeight,
-        pair: Option<&CudaPair<'_>>,
-        m: usize,
-    ) -> Result<()> {
-        const OP: &str = "linears";
-        let (n, k) = weight.shape();
-        check::holds(OP, "y", y, &[m, n])?;
-        check::holds(OP, "x", x, &[m, k])?;
-        match pair {
-            Some(pair) => Self::check_pair(OP, pair, [m, n, k]),
-            None => Ok(()),
+    /// See [`Backend::linears`](crate::Backend::linears).
+    pub fn linears(&self, x: &CudaAct, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
+        for linear in linears.iter() {
+            check_linear(x, linear, m)?;
         }
-    }
-
-    /// One of [`Backend::linears`](crate::Backend::linears): `y [M, N] = x [M, K] · Wᵀ`, with a pair
-    /// `y += scale * (h [M, R] = drop(x) · Aᵀ) · Bᵀ`.
-    pub fn linear(
-        &self,
-        y: &mut CudaAct,
-        x: &CudaAct,
-        weight: &CudaWeight,
-        mut pair: Option<CudaPair<'_>>,
-        m: usize,
-    ) -> Result<()> {
-        self.check_linear(y, x, weight, pair.as_ref(), m)?;
-        let end = match &mut pair {
-            Some(pair) => Some(self.lora_h(pair, x, m)?),
-            None => None,
-        };
-        match weight {
-            CudaWeight::Nf4(weight) => self.forward_nf4(y, x, weight, end.as_ref(), m),
-            CudaWeight::Bf16(weight) => self.forward_bf16(y, x, weight, end.as_ref(), m),
+        for LinearForward { y, weight, lora } in linears {
+            let end = match lora {
+                Some(pair) => Some(self.lora_h(pair, x, m)?),
+                None => None,
+            };
+            match weight {
+                CudaWeight::Nf4(weight) => self.forward_nf4(y, x, weight, end.as_ref(), m)?,
+                CudaWeight::Bf16(weight) => self.forward_bf16(y, x, weight, end.as_ref(), m)?,
+            }
         }
+        Ok(())
     }
 
     /// See [`Backend::matmul_backward`](crate::Backend::matmul_backward).
@@ -135,5 +101,16 @@ impl Cuda {
             CudaWeight::Nf4(head) => self.logits_nf4(logits, x, head, m),
             CudaWeight::Bf16(head) => self.logits_bf16(logits, x, head, m),
         }
+    }
+}
+
+fn check_linear(x: &CudaAct, linear: &LinearForward<'_, Cuda>, m: usize) -> Result<()> {
+    const OP: &str = "linears";
+    let (n, k) = linear.weight.shape();
+    check::holds(OP, "y", linear.y, &[m, n])?;
+    check::holds(OP, "x", x, &[m, k])?;
+    match &linear.lora {
+        Some(pair) => check_pair(OP, pair, [m, n, k]),
+        None => Ok(()),
     }
 }

@@ -9,10 +9,10 @@ use std::ops::Range;
 use cudarc::driver::CudaView;
 
 use super::launch::{DropoutMask, covering};
-use super::linear::{CudaPair, PairEnd};
+use super::linear::PairEnd;
 use super::matmul_nf4::{PRODUCT_THREADS, dims, rows};
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
-use crate::backend::{Dropout, LoraSlot};
+use crate::backend::{Dropout, LoraForward, LoraSlot};
 use crate::error::Result;
 
 const OP_BACKWARD: &str = "lora_backward";
@@ -55,27 +55,31 @@ fn mask(op: &'static str, dropout: Option<Dropout>) -> Result<DropoutMask> {
     Ok(DropoutMask { key, rate, factor })
 }
 
-/// `h [M, R]`, with a rank, and its blocks of `ranks` along the first axis.
+/// Blocks of `ranks` ranks along the first axis.
 fn rank_blocks(op: &'static str, rank: usize, ranks: usize) -> Result<u32> {
     check::blocks(op, "ranks", rank.div_ceil(ranks))
 }
 
-impl Cuda {
-    /// Fails unless the pair fits a linear of these M, N, K.
-    pub(super) fn check_pair(op: &'static str, pair: &CudaPair<'_>, [m, n, k]: [usize; 3]) -> Result<()> {
-        let slot = pair.slot;
-        check::same(op, "n_in of the pair", slot.n_in, k)?;
-        check::same(op, "n_out of the pair", slot.n_out, n)?;
-        places(op, pair.params, slot)?;
-        mask(op, pair.dropout)?;
-        check::holds(op, "h", pair.h, &[m, slot.rank])?;
-        dims(op, [m, slot.rank, k]).map(|_| ())
-    }
+/// Fails unless the pair fits a linear of these M, N, K.
+pub(super) fn check_pair(
+    op: &'static str,
+    pair: &LoraForward<'_, Cuda>,
+    [m, n, k]: [usize; 3],
+) -> Result<()> {
+    let slot = pair.slot;
+    check::same(op, "n_in of the pair", slot.n_in, k)?;
+    check::same(op, "n_out of the pair", slot.n_out, n)?;
+    places(op, pair.params, slot)?;
+    mask(op, pair.dropout)?;
+    check::holds(op, "h", pair.h, &[m, slot.rank])?;
+    dims(op, [m, slot.rank, k]).map(|_| ())
+}
 
+impl Cuda {
     /// `h = drop(x) · Aᵀ`; what is then to be added to the linear's product. The pair and x were checked.
     pub(super) fn lora_h<'a>(
         &self,
-        pair: &'a mut CudaPair<'_>,
+        pair: &'a mut LoraForward<'_, Self>,
         x: &CudaAct,
         m: usize,
     ) -> Result<PairEnd<'a>> {

@@ -30,6 +30,10 @@ impl CudaBf16 {
     pub fn shape(&self) -> (usize, usize) {
         (self.n, self.k)
     }
+
+    pub(super) fn values(&self) -> &CudaAct {
+        &self.values
+    }
 }
 
 impl Cuda {

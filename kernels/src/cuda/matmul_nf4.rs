@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::linear::PairEnd;
-use super::{Cuda, CudaAct, CudaF32, CudaU32, Kernel, check};
+use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
 use crate::error::{Error, Result};
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
 
@@ -28,7 +28,7 @@ pub struct CudaNf4 {
     n: usize,
     k: usize,
     /// Tiles of `TILE_UNITS` units of `UNIT_WORDS` words.
-    units: CudaU32,
+    units: CudaIndices,
     /// `[K / TILE_K, N rounded up to TILE_N]`.
     scales: CudaF32,
 }
@@ -83,7 +83,7 @@ impl Cuda {
         Ok(CudaNf4 {
             n,
             k,
-            units: self.upload_u32(&units)?,
+            units: self.upload_indices(&units)?,
             scales: self.upload_f32(&scales)?,
         })
     }

@@ -52,7 +52,7 @@ impl Cuda {
         check::setting(op, "head_dim", "even", head_dim.is_multiple_of(2))?;
         let half = head_dim / 2;
         check::holds(op, "x", x, &[m, n_heads, head_dim])?;
-        check::holds(op, "positions", positions, &[m])?;
+        check::holds(op, "positions", positions.on_device(), &[m])?;
         check::holds(op, "frequencies", frequencies, &[half])?;
         let n_threads = half.next_multiple_of(32).clamp(32, 256) as u32;
         let shape = (check::blocks(op, "rows", m)?, n_threads);
@@ -64,7 +64,7 @@ impl Cuda {
         let launch = self
             .launch(op, Kernel::Rope, shape)
             .with(x)
-            .with(positions)
+            .with(positions.on_device())
             .with(frequencies);
         let launch = launch.with(&direction).with(&heads_int).with(&half_int);
         // SAFETY: m rows of n_heads * head_dim in `x`, m positions, head_dim / 2 frequencies.

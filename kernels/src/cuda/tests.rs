@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Cuda, DeviceError, Kernel, MISSING, Source};
+use super::{Cuda, DeviceError, Kernel, Source};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
@@ -102,18 +102,5 @@ fn a_machine_without_a_driver_gets_a_sentence() {
             assert!(!error.is_retryable());
         }
         other => println!("skipped: this machine has a driver ({other:?})"),
-    }
-}
-
-#[test]
-fn the_manual_lists_what_is_missing() {
-    let manual = fs::read_to_string(folder().join("../../docs/kernels.md")).unwrap();
-    let missing: Vec<&str> = manual
-        .lines()
-        .filter(|line| line.ends_with("| missing |"))
-        .collect();
-    for operation in MISSING {
-        let named = format!("`{operation}`");
-        assert!(missing.iter().any(|line| line.contains(&named)), "{operation}");
     }
 }

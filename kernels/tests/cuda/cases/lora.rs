@@ -2,9 +2,7 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::{
-    Backend, Dropout, Error, HostWeight, LinearForward, LoraForward, LoraSlot, cuda::CudaPair,
-};
+use llamaduo_kernels::{Backend, Dropout, Error, HostWeight, LinearForward, LoraForward, LoraSlot};
 
 use super::products::{SAME_WEIGHTS, product, weight};
 use crate::case::{Bound, Case, Output, activations, numbers};
@@ -140,19 +138,17 @@ fn linear(cases: &mut Vec<Case>, shape: Shape, is_nf4: bool, dropout: Option<Dro
             }];
             cpu.linears(&x, &mut linears, m)?;
             let (mut y, mut h) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * rank)?);
-            let pair = CudaPair {
-                h: &mut h,
-                params: &cuda.upload_f32(&params)?,
-                slot,
-                dropout,
+            let linear = LinearForward {
+                y: &mut y,
+                weight: &cuda.load_weight(host)?,
+                lora: Some(LoraForward {
+                    h: &mut h,
+                    params: &cuda.upload_f32(&params)?,
+                    slot,
+                    dropout,
+                }),
             };
-            cuda.linear(
-                &mut y,
-                &cuda.upload_act(&x)?,
-                &cuda.load_weight(host)?,
-                Some(pair),
-                m,
-            )?;
+            cuda.linears(&cuda.upload_act(&x)?, &mut [linear], m)?;
             let (mut got_y, mut got_h) = (vec![0.0; m * n], vec![0.0; m * rank]);
             cuda.read_act(&y, 0, &mut got_y)?;
             cuda.read_f32(&h, 0, &mut got_h)?;

@@ -35,11 +35,13 @@ fn embed(cases: &mut Vec<Case>, width: usize) {
     cases.push(Case::new(name, move |cpu, cuda| {
         let (n_rows, ids) = (33, [32u32, 0, 7, 7]);
         let (table, scale) = (activations(1, n_rows * width), 1.75);
-        let weight = cpu.load_weight(HostWeight::from_f32(n_rows, width, &table)?)?;
+        let host = HostWeight::from_f32(n_rows, width, &table)?;
+        let weight = cpu.load_weight(host.clone())?;
         let mut expected = vec![0.0; ids.len() * width];
         cpu.embed(&mut expected, &ids.to_vec(), &weight, scale, ids.len())?;
         let mut out = cuda.alloc_act(expected.len())?;
-        cuda.embed(&mut out, &ids, &cuda.upload_act(&table)?, [n_rows, width], scale)?;
+        let on_device = cuda.load_weight(host)?;
+        cuda.embed(&mut out, &cuda.upload_u32(&ids)?, &on_device, scale, ids.len())?;
         let mut got = vec![0.0; expected.len()];
         cuda.read_act(&out, 0, &mut got)?;
         Ok(vec![Output {

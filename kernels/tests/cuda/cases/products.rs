@@ -2,8 +2,8 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::cuda::CudaWeight;
-use llamaduo_kernels::{Backend, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
+use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
+use llamaduo_kernels::{Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
 
 use crate::case::{BF16, Bound, Case, Output, activations, numbers};
 
@@ -46,6 +46,15 @@ const LOGITS: Bound = Bound {
     absolute: 3e-5,
     relative: 1e-5,
 };
+
+/// A linear without a pair.
+fn plain<'a>(y: &'a mut CudaAct, weight: &'a CudaWeight) -> LinearForward<'a, Cuda> {
+    LinearForward {
+        y,
+        weight,
+        lora: None,
+    }
+}
 
 /// Half of the shapes are doubly quantized.
 pub(super) fn weight(n: usize, k: usize) -> Result<Nf4Matrix, llamaduo_kernels::Error> {
@@ -93,7 +102,7 @@ fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         cpu.linears(&x, &mut linears, m)?;
         let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
         let (x, weight) = (cuda.upload_act(&x)?, cuda.load_weight(HostWeight::Nf4(weight))?);
-        cuda.linear(&mut y, &x, &weight, None, m)?;
+        cuda.linears(&x, &mut [plain(&mut y, &weight)], m)?;
         cuda.logits(&mut logits, &x, &weight, m)?;
         let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;
@@ -148,7 +157,7 @@ fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         cpu.logits(&mut expected, &x, &cpu.load_weight(host)?, m)?;
         let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
         let x = cuda.upload_act(&x)?;
-        cuda.linear(&mut y, &x, &on_device, None, m)?;
+        cuda.linears(&x, &mut [plain(&mut y, &on_device)], m)?;
         cuda.logits(&mut logits, &x, &on_device, m)?;
         let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;

@@ -72,7 +72,7 @@ fn cross_entropy(
         let mut dx = cuda.upload_act(&vec![9.0; m * width])?;
         let inputs = LossInputs {
             x: &cuda.upload_act(&x)?,
-            head: &cuda.load_bf16(&head)?,
+            head: &cuda.load_weight(head)?,
             labels: &labels,
             loss_scale: 0.5,
         };
