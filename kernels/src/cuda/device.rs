@@ -59,7 +59,7 @@ pub enum DeviceError {
     },
     /// The device is fine, and the program does not run models on it yet.
     #[error(
-        "CUDA device {ordinal} ({name}) is there and has all kernels, but models are not yet run on it; use --device cpu"
+        "CUDA device {ordinal} ({name}) is there and has all kernels, but no model runs on it yet; use --device cpu"
     )]
     NotYet {
         /// Its number.
