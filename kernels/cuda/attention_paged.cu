@@ -5,16 +5,22 @@
 // `attention_paged`: `out [M, H, D] = softmax(scale * q · kᵀ) v`; a row sees the first tokens of its sequence up to
 // itself, with a window only the last `window` of them. All bf16.
 //
-// `tiles [n, 4]` u32: first row of a tile, its number of rows, how many tokens its first row sees (each further row one
-// more), where its sequence's pages begin in `pages`. The query heads of a key head make the 16 rows of a product, for
-// as many rows of the step as fit. One block a tile and key head. Token j belongs to warp `j / 16 % 4`, whatever the tile, and
-// a token that a row does not see changes no bit of it: so a row's result does not depend on the rows beside it.
+// The query heads of a key head make the 16 rows of a product, for as many rows of the step as fit: a tile. A context is
+// read in parts of 256 tokens. One block a part of a tile and key head; where a tile has more than one part, blocks write
+// sums (`partials`), which `attention_paged_join` adds in the order of the parts. Token j belongs to part `j / 256` and warp
+// `j / 16 % 4`, whatever the tile, and a token that a row does not see, or a part of only such, changes no bit of it: so a
+// row's result does not depend on the rows beside it.
+//
+// `parts [n, 6]` u32: first row of the tile, its number of rows, how many tokens its first row sees (each further row one
+// more), where its sequence's pages begin in `pages`, the part's first token, and 0, or 1 and the number of its place in
+// `partials`. `joins [n, 4]` u32: first row of a tile, its number of rows, the place of its first part, how many there are.
 //
 // As in `matmul_nf4.cu` the orders of contractions and columns are free: lanes read keys and values from the cache in
 // whole pieces and in their own places; nothing goes through shared memory but the sums of the four warps.
 #include "product.cuh"
 
 #define KEYS 16 // of a warp's turn
+#define PART 256
 
 struct PagedSizes {
     float scale_log2; // scale * log2(e): exponentials are taken to the base 2
@@ -33,19 +39,31 @@ DEVICE u64 place(const u32 *pages, int token, int page_len) {
     return (u64)pages[token / page_len] * page_len + token % page_len;
 }
 
+// Where the warps of a block meet.
 template <int D> struct Meeting {
     float largest[N_WARPS][16], sum[N_WARPS][16];
     float o[D / 8][4][32]; // one warp's at a time
 };
 
+// What a block leaves of a part: for each row the sum of weighted values, and the sum of weights, both relative to the
+// largest score, which is minus infinity for a row that sees nothing of the part.
+template <int D> struct Partial {
+    float o[16][D], largest[16], sum[16];
+};
+
+// The element of `q` and `out` where row `index` of a tile's product begins.
+template <int D> DEVICE u64 row_place(int first_row, int kv_head, int group, int index, const PagedSizes &sizes) {
+    return ((u64)(first_row + index / group) * sizes.n_heads + kv_head * group + index % group) * D;
+}
+
 template <int D>
-DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values, const u32 *tiles, const u32 *pages,
-                   PagedSizes sizes) {
+DEVICE void attend(bf16 *out, Partial<D> *partials, const bf16 *q, const bf16 *keys, const bf16 *values,
+                   const u32 *parts, const u32 *pages, PagedSizes sizes) {
     __shared__ Meeting<D> meeting;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const u32 *tile = tiles + 4 * blockIdx.x;
-    int first_row = tile[0], n_rows = tile[1], seen_by_first = tile[2];
-    pages += tile[3];
+    const u32 *part = parts + 6 * blockIdx.x;
+    int first_row = part[0], n_rows = part[1], seen_by_first = part[2];
+    pages += part[3];
     int kv_head = blockIdx.y, group = sizes.n_heads / sizes.n_kv_heads;
     int width = sizes.n_kv_heads * D;
     keys += kv_head * D;
@@ -56,17 +74,17 @@ DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *value
     u64 at[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        int index = g + 8 * h, token_row = index / group;
-        used[h] = token_row < n_rows;
-        seen[h] = used[h] ? seen_by_first + token_row : 0;
-        at[h] = ((u64)(first_row + token_row) * sizes.n_heads + kv_head * group + index % group) * D;
+        int index = g + 8 * h;
+        used[h] = index / group < n_rows;
+        seen[h] = used[h] ? seen_by_first + index / group : 0;
+        at[h] = row_place<D>(first_row, kv_head, group, index, sizes);
     }
-    int seen_by_last = seen_by_first + n_rows - 1, first_key = 0;
-    if (sizes.window > 0 && seen_by_first > sizes.window)
+    int first_key = part[4], end = min(seen_by_first + n_rows - 1, first_key + PART);
+    if (sizes.window > 0 && seen_by_first - sizes.window > first_key)
         first_key = seen_by_first - sizes.window;
     float o[D / 8][4] = {}, largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {0.0f, 0.0f};
     int stride = KEYS * N_WARPS;
-    for (int key0 = first_key / stride * stride + warp * KEYS; key0 < seen_by_last; key0 += stride) {
+    for (int key0 = first_key / stride * stride + warp * KEYS; key0 < end; key0 += stride) {
         // Scores: column c of fragment n is token key0 + 8n + c; the contraction takes d = 32 i + 8t.. in pieces.
         float s[2][4] = {};
         const bf16 *key[2];
@@ -74,7 +92,7 @@ DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *value
 #pragma unroll
         for (int n = 0; n < 2; n++) {
             int token = key0 + 8 * n + g;
-            there[n] = token < seen_by_last;
+            there[n] = token < end;
             key[n] = keys + place(pages, there[n] ? token : 0, sizes.page_len) * width + 8 * t;
         }
 #pragma unroll
@@ -129,7 +147,7 @@ DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *value
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int token = key0 + 8 * (i / 2) + 2 * t + i % 2;
-            has[i] = token < seen_by_last;
+            has[i] = token < end;
             value[i] = values + place(pages, has[i] ? token : 0, sizes.page_len) * width + 4 * g;
         }
 #pragma unroll
@@ -161,18 +179,18 @@ DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *value
     }
     __syncthreads();
     // Each warp brings its sums to the common scale; the first adds those of the others, in their order.
-    float factor[2];
+    float top[2], all[2] = {0.0f, 0.0f}, factor[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float top = MINUS_INFINITY, all = 0.0f;
+        top[h] = MINUS_INFINITY;
 #pragma unroll
         for (int w = 0; w < N_WARPS; w++)
-            top = fmaxf(top, meeting.largest[w][g + 8 * h]);
-        top = top == MINUS_INFINITY ? 0.0f : top;
+            top[h] = fmaxf(top[h], meeting.largest[w][g + 8 * h]);
+        float shift = top[h] == MINUS_INFINITY ? 0.0f : top[h];
 #pragma unroll
         for (int w = 0; w < N_WARPS; w++)
-            all += meeting.sum[w][g + 8 * h] * exp2_fast(meeting.largest[w][g + 8 * h] - top);
-        factor[h] = exp2_fast(largest[h] - top) / all;
+            all[h] += meeting.sum[w][g + 8 * h] * exp2_fast(meeting.largest[w][g + 8 * h] - shift);
+        factor[h] = exp2_fast(largest[h] - shift);
     }
 #pragma unroll
     for (int d = 0; d < D / 8; d++)
@@ -200,27 +218,72 @@ DEVICE void attend(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *value
     }
     if (warp != 0)
         return;
+    int slot = part[5];
+    Partial<D> *partial = partials + (u64)(slot - 1) * sizes.n_kv_heads + kv_head;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         if (!used[h])
             continue;
+        if (slot && t == 0) {
+            partial->largest[g + 8 * h] = top[h];
+            partial->sum[g + 8 * h] = all[h];
+        }
+        float share = 1.0f / all[h];
 #pragma unroll
         for (int i = 0; i < D / 32; i++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                uint2 four;
-                four.x = to_bf16x2(o[4 * i][2 * h + e], o[4 * i + 1][2 * h + e]);
-                four.y = to_bf16x2(o[4 * i + 2][2 * h + e], o[4 * i + 3][2 * h + e]);
-                *(uint2 *)(out + at[h] + 32 * i + 4 * (2 * t + e)) = four;
+                int column = 32 * i + 4 * (2 * t + e);
+                float4 four = {o[4 * i][2 * h + e], o[4 * i + 1][2 * h + e], o[4 * i + 2][2 * h + e],
+                               o[4 * i + 3][2 * h + e]};
+                if (slot)
+                    *(float4 *)&partial->o[g + 8 * h][column] = four;
+                else
+                    *(uint2 *)(out + at[h] + column) = uint2{to_bf16x2(four.x * share, four.y * share),
+                                                             to_bf16x2(four.z * share, four.w * share)};
             }
+    }
+}
+
+// One block a tile and key head; a thread takes 4 neighbours of a row at a time.
+template <int D>
+DEVICE void join(bf16 *out, const Partial<D> *partials, const u32 *joins, PagedSizes sizes) {
+    const u32 *tile = joins + 4 * blockIdx.x;
+    int first_row = tile[0], n_rows = tile[1], n_parts = tile[3];
+    int kv_head = blockIdx.y, group = sizes.n_heads / sizes.n_kv_heads;
+    partials += (u64)tile[2] * sizes.n_kv_heads + kv_head;
+    for (int i = threadIdx.x; i < n_rows * group * (D / 4); i += blockDim.x) {
+        int index = i / (D / 4), column = i % (D / 4) * 4;
+        float top = MINUS_INFINITY, all = 0.0f;
+        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+        const Partial<D> *partial = partials;
+        int n_left = n_parts;
+        do { // there are two parts at least
+            float larger = fmaxf(top, partial->largest[index]), shift = larger == MINUS_INFINITY ? 0.0f : larger;
+            float shrink = exp2_fast(top - shift), factor = exp2_fast(partial->largest[index] - shift);
+            float4 four = *(const float4 *)&partial->o[index][column];
+            all = all * shrink + partial->sum[index] * factor;
+            sum.x = sum.x * shrink + four.x * factor, sum.y = sum.y * shrink + four.y * factor;
+            sum.z = sum.z * shrink + four.z * factor, sum.w = sum.w * shrink + four.w * factor;
+            top = larger;
+            partial += sizes.n_kv_heads;
+        } while (--n_left > 0);
+        float share = 1.0f / all;
+        *(uint2 *)(out + row_place<D>(first_row, kv_head, group, index, sizes) + column) =
+            uint2{to_bf16x2(sum.x * share, sum.y * share), to_bf16x2(sum.z * share, sum.w * share)};
     }
 }
 
 // At least 2 blocks a multiprocessor: more would cost registers that spill.
 #define PAGED(D)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(128, 2) attention_paged_##D(bf16 *out, const bf16 *q, const bf16 *keys, const bf16 *values, const u32 *tiles, \
-                                    const u32 *pages, PagedSizes sizes) {                                            \
-        attend<D>(out, q, keys, values, tiles, pages, sizes);                                                         \
+    extern "C" __global__ void __launch_bounds__(128, 2)                                                              \
+        attention_paged_##D(bf16 *out, Partial<D> *partials, const bf16 *q, const bf16 *keys, const bf16 *values,     \
+                            const u32 *parts, const u32 *pages, PagedSizes sizes) {                                   \
+        attend<D>(out, partials, q, keys, values, parts, pages, sizes);                                               \
+    }                                                                                                                 \
+    KERNEL(128)                                                                                                       \
+    attention_paged_join_##D(bf16 *out, const Partial<D> *partials, const u32 *joins, PagedSizes sizes) {            \
+        join<D>(out, partials, joins, sizes);                                                                         \
     }
 
 PAGED(64)

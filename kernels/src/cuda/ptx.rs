@@ -78,6 +78,8 @@ kernels! {
     AttentionPaged "attention_paged":
         PagedHead64 "attention_paged_64", PagedHead96 "attention_paged_96",
         PagedHead128 "attention_paged_128", PagedHead256 "attention_paged_256",
+        PagedJoinHead64 "attention_paged_join_64", PagedJoinHead96 "attention_paged_join_96",
+        PagedJoinHead128 "attention_paged_join_128", PagedJoinHead256 "attention_paged_join_256",
         WriteKv "write_kv";
     CrossEntropy "cross_entropy":
         CrossEntropy "cross_entropy",

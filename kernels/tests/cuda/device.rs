@@ -194,31 +194,31 @@ fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
             n_kv_heads: 2,
             head_dim: 64,
         },
-        90,
+        300, // a part of 256 and a little
     );
-    let spec = AttentionSpec {
-        heads,
-        scale: 0.125,
-        window: Some(40),
-    };
     let values = |salt: usize, len: usize| -> Vec<f32> {
         (0..len)
             .map(|i| ((i * 37 + salt * 11) % 101) as f32 / 40.0 - 1.2)
             .collect()
     };
     let (k, v) = (values(1, n_context * 128), values(2, n_context * 128));
-    let mut cache = cuda.alloc_kv_cache(heads, 6, 16).unwrap();
+    let mut cache = cuda.alloc_kv_cache(heads, 19, 16).unwrap();
     let span = |first_row, n_rows, n_context| SequenceSpan {
         first_row,
         n_rows,
         n_context,
-        pages: vec![5, 0, 3, 1, 4, 2],
+        pages: (0..19).map(|page| page * 7 % 19).collect(),
     };
     let (k, v) = (cuda.upload_act(&k).unwrap(), cuda.upload_act(&v).unwrap());
     cuda.write_kv(&mut cache, &k, &v, &[span(0, n_context, n_context)])
         .unwrap();
     let q = values(3, n_context * 256);
-    let attend = |begin: usize, end: usize| {
+    let attend = |begin: usize, end: usize, window: Option<usize>| {
+        let spec = AttentionSpec {
+            heads,
+            scale: 0.125,
+            window,
+        };
         let mut out = cuda.alloc_act((end - begin) * 256).unwrap();
         let q = cuda.upload_act(&q[begin * 256..end * 256]).unwrap();
         cuda.attention_paged(&mut out, &q, &cache, &[span(0, end - begin, end)], spec)
@@ -227,13 +227,25 @@ fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
         cuda.read_act(&out, 0, &mut got).unwrap();
         got
     };
-    let at_once = attend(0, n_context);
-    for (begin, end) in [(0, 50), (50, 90), (89, 90), (3, 4), (41, 42)] {
-        assert_eq!(
-            attend(begin, end),
-            at_once[begin * 256..end * 256],
-            "rows {begin} to {end}"
-        );
+    for window in [Some(40), None] {
+        let at_once = attend(0, n_context, window);
+        for (begin, end) in [
+            (0, 50),
+            (50, 90),
+            (89, 90),
+            (3, 4),
+            (41, 42),
+            (254, 259),
+            (255, 256),
+            (256, 257),
+            (290, 300),
+        ] {
+            assert_eq!(
+                attend(begin, end, window),
+                at_once[begin * 256..end * 256],
+                "rows {begin} to {end}, window {window:?}"
+            );
+        }
     }
 }
 

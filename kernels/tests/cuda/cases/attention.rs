@@ -48,6 +48,10 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
         paged(cases, head_dim, [6, 2], &[(33, 33), (1, 257), (7, 40)], None);
         paged(cases, head_dim, [8, 1], &[(5, 150)], Some(33));
         paged(cases, head_dim, [16, 1], &[(1, 70), (2, 9)], Some(7));
+        // several parts of a context; rows that see nothing of the last, and of the first
+        paged(cases, head_dim, [4, 2], &[(2, 740), (12, 260), (1, 40)], None);
+        paged(cases, head_dim, [2, 1], &[(9, 262), (1, 520)], Some(250));
+        paged(cases, head_dim, [2, 2], &[(1, 1800)], None);
     }
 }
 
