@@ -19,7 +19,7 @@ mod lora;
 mod math;
 mod nf4_tiles;
 mod peak;
-mod q8_0;
+mod q8_0_tiles;
 mod rms_norm;
 mod rope;
 mod scratch;
@@ -41,6 +41,10 @@ pub use weight::CpuWeight;
 
 /// Work, in multiply-adds or elements touched, that is done before another thread would have woken up.
 const PARALLEL_WORK_MIN: usize = 1 << 14;
+
+/// Parts that a thread's share of many items is cut into: enough that none waits long for another, few enough that
+/// handing them out costs little.
+const PARTS_PER_THREAD: usize = 16;
 
 /// How matrix products compute; everything else is float32, and so are the sums of products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -138,8 +142,9 @@ impl Cpu {
         if items.len() < 2 || work < PARALLEL_WORK_MIN || self.n_threads() == 1 {
             items.into_iter().for_each(run);
         } else {
-            self.pool
-                .install(|| items.into_par_iter().with_max_len(1).for_each(run));
+            let len_max = items.len() / (PARTS_PER_THREAD * self.n_threads());
+            let items = items.into_par_iter().with_max_len(len_max.max(1));
+            self.pool.install(|| items.for_each(run));
         }
     }
 

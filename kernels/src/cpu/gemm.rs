@@ -138,26 +138,32 @@ impl Cpu {
     }
 
     fn run(&self, mut task: Task<'_>) {
-        let mut room = self.scratch(3 * PART_LEN * TILE_COLUMNS);
-        let (panel, rest) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
-        let (rows, pairs) = rest.split_at_mut(PART_LEN * TILE_COLUMNS);
-        let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
-        let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<TILE_COLUMNS>().0;
+        let mut room = None;
         for link in task.links {
             if self.multiply_few(&mut task, link) {
                 task.start = Start::Current;
                 continue;
             }
-            let k = link.left.k;
-            for part in (0..k).step_by(PART_LEN) {
-                let panel = &mut panel[..PART_LEN.min(k - part)];
-                self.fill(link.right, part, &task, panel, rows);
-                self.multiply_part(&mut task, link.left, part, panel, pairs);
-                task.start = Start::Current;
-            }
+            let room = room.get_or_insert_with(|| self.scratch(3 * PART_LEN * TILE_COLUMNS));
+            self.multiply_link(&mut task, link, room);
         }
         if task.start == Start::Zero {
             task.rows.iter_mut().for_each(|row| row.fill(0.0));
+        }
+    }
+
+    /// A link by way of panels, for which `room` is.
+    fn multiply_link(&self, task: &mut Task<'_>, link: &Link<'_>, room: &mut [f32]) {
+        let (panel, rest) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
+        let (rows, pairs) = rest.split_at_mut(PART_LEN * TILE_COLUMNS);
+        let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
+        let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<TILE_COLUMNS>().0;
+        let k = link.left.k;
+        for part in (0..k).step_by(PART_LEN) {
+            let panel = &mut panel[..PART_LEN.min(k - part)];
+            self.fill(link.right, part, task, panel, rows);
+            self.multiply_part(task, link.left, part, panel, pairs);
+            task.start = Start::Current;
         }
     }
 

@@ -6,20 +6,24 @@ mod bf16;
 mod few_rows;
 mod isa;
 mod nf4_panel;
+mod prefetch;
 mod tile;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_bf16;
+#[cfg(target_arch = "x86_64")]
+mod x86_few_rows;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
-pub(crate) use few_rows::nf4_multiply;
+pub(crate) use few_rows::{Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
+pub(crate) use prefetch::prefetch;
 pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
-pub(crate) use transpose::{prefetch, transpose_bytes, transpose_floats};
+pub(crate) use transpose::{transpose_bytes, transpose_floats};

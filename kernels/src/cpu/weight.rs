@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
-use super::q8_0::{self, Q8_0Rows};
+use super::q8_0_tiles::Q8_0Tiles;
 use super::simd::{Isa, Start, TileRow, nf4_run, versions};
 use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
@@ -20,6 +20,7 @@ pub struct CpuWeight {
 
 enum Values {
     Nf4(Nf4Tiles),
+    Q8_0(Q8_0Tiles),
     /// NF4 of which a block may lie in two rows.
     Nf4Flat {
         codes: Arc<[u8]>,
@@ -51,6 +52,12 @@ impl From<HostWeight> for CpuWeight {
                 },
             },
             HostWeight::Blocks(BlockMatrix {
+                format: Format::Q8_0,
+                bytes,
+                offset,
+                ..
+            }) => Values::Q8_0(Q8_0Tiles::new(n, k, &bytes, offset)),
+            HostWeight::Blocks(BlockMatrix {
                 format,
                 bytes,
                 offset,
@@ -79,6 +86,7 @@ impl CpuWeight {
     pub(super) fn decode(&self, isa: Isa, row: usize, first: usize, out: &mut [f32]) {
         match &self.values {
             Values::Nf4(tiles) => tiles.decode(row, first, out),
+            Values::Q8_0(tiles) => tiles.decode(row, first, out),
             Values::Nf4Flat { codes, scales } => nf4_run(isa, codes, scales, row * self.k + first, out),
             Values::Blocks {
                 format,
@@ -109,24 +117,12 @@ impl CpuWeight {
     ) {
         match &self.values {
             Values::Nf4(tiles) => tiles.pack_rows(isa, row_first, column_first, panel),
+            Values::Q8_0(tiles) => tiles.pack_rows(isa, row_first, column_first, panel),
             Values::Nf4Flat { .. } => {
                 for (i, out) in panel.iter_mut().enumerate() {
                     out[n_columns..].fill(0.0);
                     self.decode(isa, row_first + i, column_first, &mut out[..n_columns]);
                 }
-            }
-            Values::Blocks {
-                format: Format::Q8_0,
-                bytes,
-                offset,
-                row_bytes,
-            } => {
-                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
-                let rows = Q8_0Rows {
-                    bytes,
-                    row_bytes: *row_bytes,
-                };
-                q8_0::pack_rows(isa, rows, column_first, n_columns, panel);
             }
             Values::Blocks {
                 format,
@@ -152,6 +148,7 @@ impl CpuWeight {
     ) -> bool {
         match &self.values {
             Values::Nf4(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
+            Values::Q8_0(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
             Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
         }
     }
@@ -170,19 +167,7 @@ impl CpuWeight {
         let len = panel.len();
         match &self.values {
             Values::Nf4(tiles) => tiles.pack_columns(isa, row_first, column_first, panel),
-            Values::Blocks {
-                format: Format::Q8_0,
-                bytes,
-                offset,
-                row_bytes,
-            } => {
-                let bytes = &(**bytes).as_ref()[offset + row_first * row_bytes..];
-                let rows = Q8_0Rows {
-                    bytes,
-                    row_bytes: *row_bytes,
-                };
-                q8_0::pack_columns(isa, rows, n_rows, column_first, panel);
-            }
+            Values::Q8_0(tiles) => tiles.pack_columns(isa, row_first, column_first, panel),
             _ => {
                 for (j, row) in rows.chunks_exact_mut(len).take(n_rows).enumerate() {
                     self.decode(isa, row_first + j, column_first, row);

@@ -5,7 +5,7 @@
 
 use super::{Shape, Task};
 use crate::cpu::attention::{scale_row, softmax_row};
-use crate::cpu::simd::versions;
+use crate::cpu::simd::{prefetch, versions};
 use crate::cpu::{Cpu, CpuKvCache};
 
 /// Tokens of a page, a register of AVX2 and the length that the engine's pages have.
@@ -13,6 +13,9 @@ pub(super) const PAGE_LEN: usize = 8;
 
 /// Heads that go over the keys together.
 const HEADS_MAX: usize = 4;
+
+/// Pages between the one in work and the one that is asked for: a page of 64 dimensions has two kilobytes.
+const AHEAD: usize = 4;
 
 /// A page's keys: a register for each of D.
 type KeyRow = [f32; PAGE_LEN];
@@ -32,21 +35,25 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
     let heads = q[at..at + shape.group_len * d].chunks(HEADS_MAX * d);
     for (q, out) in heads.zip(task.out.chunks_mut(HEADS_MAX)) {
         let scores = &mut scores[..out.len() * step];
-        let mut pages = runs();
+        let (mut pages, mut ahead) = (runs(), runs().skip(AHEAD));
         let mut column = 0;
         while let Some(page) = pages.next() {
+            ahead.by_ref().take(2).for_each(|run| prefetch(run.keys));
             // a second page beside it hides the latency of the chains
             let keys = [Some(page), pages.next()].map(|run| run.map(|run| run.keys.as_chunks().0));
             score_pages(cpu.isa, q, d, keys, scores, column);
             column += 2 * PAGE_LEN;
         }
+        runs().take(AHEAD).for_each(|run| prefetch(run.values));
         let mut factors = [[0f32; 2]; HEADS_MAX];
         for (scores, factor) in scores.chunks_exact_mut(step).zip(&mut factors) {
             softmax_row(cpu.isa, scores, visible.clone(), shape.scale, factor);
         }
         let sums = &mut sums[..out.len() * d];
         sums.fill(0.0);
+        let mut ahead = runs().skip(AHEAD);
         for (page, run) in runs().enumerate() {
+            ahead.next().inspect(|run| prefetch(run.values));
             let probabilities = &scores[page * PAGE_LEN..];
             add_values(cpu.isa, probabilities, step, &run.values[..run.len * d], d, sums);
         }

@@ -64,15 +64,3 @@ pub(crate) fn transpose_bytes(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
 pub(crate) fn transpose_bytes(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
     std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
 }
-
-/// Asks for the cache line of `values[at]`, which may lie beyond the end.
-#[inline(always)]
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn prefetch(values: &[u8], at: usize) {
-    super::x86::prefetch(values, at);
-}
-
-/// Does nothing on this architecture.
-#[inline(always)]
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn prefetch(_: &[u8], _: usize) {}

@@ -1,8 +1,7 @@
 //! What is written with AVX-512 and AVX2 intrinsics: the tile of a matrix product, transposes and the look-up of NF4
 //! levels.
 //!
-//! Invariant: every pointer comes from a reference to at least as many values as are loaded or stored; a prefetch alone
-//! may look past them.
+//! Invariant: every pointer comes from a reference to at least as many values as are loaded or stored.
 #![expect(
     unsafe_code,
     reason = "loads and stores of vector registers go through pointers"
@@ -11,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
-use crate::nf4::{BLOCK_LEN, CODE_VALUES};
+use crate::nf4::CODE_VALUES;
 
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -53,12 +52,13 @@ pub(super) fn store_128(values: &mut [u8; 16], register: __m128i) {
     unsafe { _mm_storeu_si128(values.as_mut_ptr().cast(), register) }
 }
 
-/// Asks for the cache line of `values[at]`, which may lie beyond the end.
+/// Asks for the cache lines of `values`.
 #[inline(always)]
-pub(super) fn prefetch(values: &[u8], at: usize) {
-    let address = values.as_ptr().wrapping_add(at);
-    // SAFETY: a prefetch reads nothing that the program could see, and SSE is part of the x86-64 architecture.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+pub(super) fn prefetch(values: &[f32]) {
+    for line in values.chunks(16) {
+        // SAFETY: a prefetch reads nothing that the program could see, and SSE is part of the x86-64 architecture.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
 }
 
 /// Bytes of two registers in turn, from their lower or, for `half` 1, their upper halves.
@@ -179,82 +179,6 @@ fn rows_avx512<const W: usize, const R: usize>(
         for part in 0..R {
             store_512(&mut parts[part], sums[i][part]);
         }
-    }
-}
-
-/// See [`super::nf4_multiply`]: 1 to 4 rows of 32.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn nf4_multiply_avx512(
-    codes: &[[u8; 16]],
-    scales: &[TileRow],
-    a: &[&[f32]],
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
-    match rows.len() {
-        1 => nf4_rows_avx512::<1>(codes, scales, a, rows, start),
-        2 => nf4_rows_avx512::<2>(codes, scales, a, rows, start),
-        3 => nf4_rows_avx512::<3>(codes, scales, a, rows, start),
-        _ => nf4_rows_avx512::<4>(codes, scales, a, rows, start),
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn nf4_rows_avx512<const W: usize>(
-    codes: &[[u8; 16]],
-    scales: &[TileRow],
-    a: &[&[f32]],
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
-    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
-        return;
-    };
-    let len = shortest(a, codes.len());
-    let mut left: [&[f32]; W] = [&[]; W];
-    for i in 0..W {
-        left[i] = &a[i][..len];
-    }
-    let a = left;
-    let mut sums = [[_mm512_setzero_ps(); 2]; W];
-    if start == Start::Current {
-        for i in 0..W {
-            let Some([low, high]) = rows[i].as_chunks().0.first_chunk() else {
-                return;
-            };
-            sums[i] = [load_512(low), load_512(high)];
-        }
-    }
-    let levels = load_512(&CODE_VALUES);
-    let blocks = codes[..len].chunks(BLOCK_LEN).zip((0..len).step_by(BLOCK_LEN));
-    for ((codes, first), scales) in blocks.zip(scales) {
-        let (halves, _) = scales.as_chunks::<16>();
-        let scales = [load_512(&halves[0]), load_512(&halves[1])];
-        for (p, codes) in (first..len).zip(codes) {
-            let bytes = load_128(codes);
-            // the permutation looks at the low 4 bits of an index only
-            let low = _mm512_cvtepu8_epi32(bytes);
-            let high = _mm512_srli_epi32::<4>(low);
-            let y = [
-                _mm512_mul_ps(_mm512_permutexvar_ps(low, levels), scales[0]),
-                _mm512_mul_ps(_mm512_permutexvar_ps(high, levels), scales[1]),
-            ];
-            for i in 0..W {
-                let x = _mm512_set1_ps(a[i][p]);
-                sums[i] = [
-                    _mm512_fmadd_ps(x, y[0], sums[i][0]),
-                    _mm512_fmadd_ps(x, y[1], sums[i][1]),
-                ];
-            }
-        }
-    }
-    for i in 0..W {
-        let Some([low, high]) = rows[i].as_chunks_mut().0.first_chunk_mut() else {
-            return;
-        };
-        store_512(low, sums[i][0]);
-        store_512(high, sums[i][1]);
     }
 }
 

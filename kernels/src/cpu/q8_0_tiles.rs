@@ -1,0 +1,144 @@
+//! A Q8_0 matrix, the usual form of heads, in the order in which products read it: tiles of 32 rows, column after column.
+//!
+//! Invariant: an element is `scale * byte`, one multiplication, wherever it is unpacked; the rows that fill up the last
+//! tile are zeros.
+
+use super::simd::{
+    Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_multiply, transpose_bytes, versions,
+};
+use crate::quant::half_at;
+use crate::weight::{Format, SharedBytes};
+
+/// Elements of a block.
+const BLOCK_LEN: usize = Format::Q8_0.block_len();
+const BLOCK_BYTES: usize = Format::Q8_0.block_bytes();
+
+/// Tiles after which the file's pages are given back while a matrix is taken over: half a megabyte of a small model's.
+const RELEASED_TILES: usize = 32;
+
+/// The matrix `[N, K]`, K a multiple of 32.
+pub(super) struct Q8_0Tiles {
+    k: usize,
+    /// See [`Q8_0TileView`].
+    codes: Vec<Q8Column>,
+    scales: Vec<TileRow>,
+}
+
+impl Q8_0Tiles {
+    /// The tiles of the matrix of N rows that lies in `bytes` from `offset` on.
+    pub(super) fn new(n: usize, k: usize, bytes: &SharedBytes, offset: usize) -> Self {
+        let (n_tiles, row_bytes) = (n.div_ceil(TILE_COLUMNS), k / BLOCK_LEN * BLOCK_BYTES);
+        let mut codes = Vec::with_capacity(n_tiles * k);
+        let mut scales = Vec::with_capacity(n_tiles * k / BLOCK_LEN);
+        let rows_at = |row: usize| offset + row.min(n) * row_bytes;
+        for first in (0..n_tiles).step_by(RELEASED_TILES) {
+            let last = n_tiles.min(first + RELEASED_TILES);
+            for tile in first..last {
+                let rows = rows_at(tile * TILE_COLUMNS)..rows_at((tile + 1) * TILE_COLUMNS);
+                take_tile(&(**bytes).as_ref()[rows], row_bytes, &mut codes, &mut scales);
+            }
+            bytes.release(rows_at(first * TILE_COLUMNS)..rows_at(last * TILE_COLUMNS));
+        }
+        Self { k, codes, scales }
+    }
+
+    fn view(&self) -> Q8_0TileView<'_> {
+        Q8_0TileView {
+            codes: &self.codes,
+            scales: &self.scales,
+            k: self.k,
+        }
+    }
+
+    /// `out[i] = W[row, first + i]`.
+    pub(super) fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
+        let (codes, scales) = self.view().tile(row / TILE_COLUMNS, 0);
+        let row = row % TILE_COLUMNS;
+        for (i, (out, codes)) in (first..).zip(out.iter_mut().zip(&codes[first..])) {
+            *out = scales[i / BLOCK_LEN][row] * f32::from(codes.0[row] as i8);
+        }
+    }
+
+    /// `panel[i][j] = W[row_first + j, column_first + i]`; `row_first` begins a tile and `column_first` a block.
+    pub(super) fn pack_columns(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        column_first: usize,
+        panel: &mut [TileRow],
+    ) {
+        let (codes, scales) = self.view().tile(row_first / TILE_COLUMNS, column_first);
+        widen_columns(isa, codes, scales, panel);
+    }
+
+    /// `panel[i][j] = W[row_first + i, column_first + j]`; `row_first` begins a tile and `column_first` a block.
+    pub(super) fn pack_rows(&self, isa: Isa, row_first: usize, column_first: usize, panel: &mut [TileRow]) {
+        for (part, panel) in panel.chunks_mut(TILE_COLUMNS).enumerate() {
+            let (codes, scales) = self.view().tile(row_first / TILE_COLUMNS + part, column_first);
+            if let (Some(codes), Some(scales)) = (codes.first_chunk(), scales.first()) {
+                widen_rows(isa, codes, scales, panel);
+            }
+        }
+    }
+
+    /// `rows (+)= a [rows, K] · Wᵀ` of the tile that `row_first` begins, when the rows are so few that no panel pays.
+    pub(super) fn multiply_few(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        a: &[&[f32]],
+        rows: &mut [&mut [f32]],
+        start: Start,
+    ) -> bool {
+        q8_0_multiply(isa, self.view(), row_first / TILE_COLUMNS, a, rows, start)
+    }
+}
+
+/// Appends up to 32 rows of `row_bytes` as a tile.
+fn take_tile(rows: &[u8], row_bytes: usize, codes: &mut Vec<Q8Column>, scales: &mut Vec<TileRow>) {
+    for block in 0..row_bytes / BLOCK_BYTES {
+        let mut block_scales = [0f32; TILE_COLUMNS];
+        // by half of the columns, then half of the rows
+        let mut bytes = [[[[0u8; 16]; 16]; 2]; 2];
+        for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let block = &row[block * BLOCK_BYTES..][..BLOCK_BYTES];
+            block_scales[r] = half_at(block, 0);
+            for (half, part) in bytes.iter_mut().zip(block[2..].as_chunks::<16>().0) {
+                half[r / 16][r % 16] = *part;
+            }
+        }
+        scales.push(block_scales);
+        for [low, high] in &bytes {
+            for (low, high) in transpose_bytes(low).iter().zip(&transpose_bytes(high)) {
+                let mut column = Q8Column([0; TILE_COLUMNS]);
+                column.0[..16].copy_from_slice(low);
+                column.0[16..].copy_from_slice(high);
+                codes.push(column);
+            }
+        }
+    }
+}
+
+versions! {
+    fn widen_columns(codes: &[Q8Column], scales: &[TileRow], panel: &mut [TileRow]) {
+        let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
+        for ((codes, panel), scales) in blocks.zip(scales) {
+            for (codes, out) in codes.iter().zip(panel) {
+                for j in 0..TILE_COLUMNS {
+                    out[j] = scales[j] * f32::from(codes.0[j] as i8);
+                }
+            }
+        }
+    }
+}
+
+versions! {
+    /// `panel[i][j] = scales[i] * codes[j][i]` of one block.
+    fn widen_rows(codes: &[Q8Column; BLOCK_LEN], scales: &TileRow, panel: &mut [TileRow]) {
+        for (j, codes) in codes.iter().enumerate() {
+            for (i, out) in panel.iter_mut().enumerate() {
+                out[j] = scales[i] * f32::from(codes.0[i] as i8);
+            }
+        }
+    }
+}
