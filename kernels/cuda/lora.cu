@@ -22,12 +22,8 @@ DEVICE void down(float *out, const bf16 *x, const float *w, const Dropout &dropo
     int m0 = blockIdx.y * 16 * MI, r0 = blockIdx.x * 8 * NJ;
     float sum[MI][NJ][4] = {};
     for (int k0 = warp * CHUNK; k0 < width; k0 += N_WARPS * CHUNK) {
-        uint4 upper[MI], lower[MI];
-#pragma unroll
-        for (int i = 0; i < MI; i++) {
-            upper[i] = kept_piece(x, m0 + 16 * i + g, m, k0 + 8 * t, width, dropout);
-            lower[i] = kept_piece(x, m0 + 16 * i + g + 8, m, k0 + 8 * t, width, dropout);
-        }
+        Left<MI> left;
+        left.take(m0, [&](int row) { return kept_piece(x, row, m, k0 + 8 * t, width, dropout); });
 #pragma unroll
         for (int step = 0; step < 2; step++)
 #pragma unroll
@@ -35,13 +31,8 @@ DEVICE void down(float *out, const bf16 *x, const float *w, const Dropout &dropo
                 int k = k0 + 8 * t + 4 * step, r = r0 + 8 * j + g;
                 float4 right = ACROSS ? column_piece(w, k, width, r, rank) : float_piece(w, r, rank, k, width);
                 Split first = split(right.x, right.y), second = split(right.z, right.w);
-#pragma unroll
-                for (int i = 0; i < MI; i++) {
-                    u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
-                                word(lower[i], 2 * step + 1)};
-                    multiply_add(sum[i][j], a, first.high, second.high);
-                    multiply_add(sum[i][j], a, first.low, second.low);
-                }
+                left.multiply(sum, j, step, first.high, second.high);
+                left.multiply(sum, j, step, first.low, second.low);
             }
     }
 #pragma unroll
@@ -125,18 +116,6 @@ KERNEL(128) lora_dx(bf16 *dx, const float *dh, const float *a, Dropout dropout, 
 #pragma unroll
             for (int j = 0; j < VECTOR; j++)
                 values.at[j] = bits >> j & 1 ? sum[i][j][e] * dropout.factor : 0.0f;
-            bf16 *to = dx + first;
-            if (width % VECTOR == 0) {
-                Values<VECTOR> old = load<VECTOR>(to);
-#pragma unroll
-                for (int j = 0; j < VECTOR; j++)
-                    values.at[j] += old.at[j];
-                store(to, values);
-            } else {
-#pragma unroll
-                for (int j = 0; j < VECTOR; j++)
-                    if (column + j < width)
-                        to[j] = to_bf16(to_f32(to[j]) + values.at[j]);
-            }
+            add_to_row(dx + (u64)row * width, values, column, width);
         }
 }

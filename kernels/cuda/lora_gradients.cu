@@ -13,7 +13,6 @@
 template <bool ACROSS>
 DEVICE void gradient(float *parts, const float *h, const bf16 *x, const Dropout &dropout, int m, int rank, int width) {
     constexpr int MI = 2;
-    __shared__ Sums<4 * MI> sums;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int n_tiles = (rank + 16 * MI - 1) / (16 * MI);
     int r0 = blockIdx.x % n_tiles * 16 * MI, c0 = blockIdx.x / n_tiles * COLUMNS;
@@ -39,10 +38,7 @@ DEVICE void gradient(float *parts, const float *h, const bf16 *x, const Dropout 
                 }
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                // Two rows at one column make a register of the right operand.
-                u32 half = j % 2 ? 0x7632 : 0x5410;
-                u32 b0 = __byte_perm(word(rows[0], j / 2), word(rows[1], j / 2), half);
-                u32 b1 = __byte_perm(word(rows[2], j / 2), word(rows[3], j / 2), half);
+                u32 b0 = across(rows[0], rows[1], j), b1 = across(rows[2], rows[3], j);
 #pragma unroll
                 for (int i = 0; i < MI; i++) {
                     multiply_add(sum[i][j], high[i], b0, b1);
@@ -50,20 +46,10 @@ DEVICE void gradient(float *parts, const float *h, const bf16 *x, const Dropout 
                 }
             }
         }
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                sums.at[warp][4 * i + e][j][lane] = sum[i][j][e];
-    __syncthreads();
     parts += (u64)blockIdx.y * rank * width;
-    for (int group = warp; group < 4 * MI; group += N_WARPS) {
-        int e = group % 4, r = r0 + 16 * (group / 4) + g + 8 * (e / 2), column = c0 + 16 * t + 8 * (e % 2);
-        Values<VECTOR> values = total(sums, group, lane);
+    for_each_sum(sum, r0, c0, [&](int r, int column, const Values<VECTOR> &values) {
         if (r >= rank)
-            continue;
+            return;
         if (!ACROSS && width % VECTOR == 0) {
             if (column < width)
                 put(parts + (u64)r * width + column, values);
@@ -73,7 +59,7 @@ DEVICE void gradient(float *parts, const float *h, const bf16 *x, const Dropout 
                 if (column + i < width)
                     parts[ACROSS ? (u64)(column + i) * rank + r : (u64)r * width + column + i] = values.at[i];
         }
-    }
+    });
 }
 
 KERNEL(128) lora_da(float *parts, const float *dh, const bf16 *x, Dropout dropout, int m, int rank, int width) {

@@ -9,7 +9,8 @@
 //   forward: contraction k = 8t.. of a chunk of 32; column c of n-fragment j is row n = 4c + j of W.
 //   backward: contraction n = 8t.. of a chunk of 32; column c of n-fragment j is column k = 8c + j of W.
 // One block makes 16·MI rows by one tile of columns (forward 32, backward 64); its 4 warps share the contraction and
-// their sums are added in a fixed order, so that a row's result does not depend on M.
+// their sums are added in a fixed order, so that a row's result does not depend on M. Blocks that follow one another have
+// the same columns: where there are many rows, W is read from memory once.
 #include "product.cuh"
 
 #define CHUNK 32     // of the contraction
@@ -18,69 +19,31 @@
 
 template <int MI, typename Out>
 DEVICE void forward(Out *y, const bf16 *x, const bf16 *w, int m, int n, int k, const Pair &pair) {
-    __shared__ Sums<2 * MI> sums;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int m0 = blockIdx.y * 16 * MI, n0 = blockIdx.x * FORWARD_N;
+    int m0 = blockIdx.x * 16 * MI, n0 = blockIdx.y * FORWARD_N;
     float sum[MI][4][4] = {};
     for (int k0 = warp * CHUNK; k0 < k; k0 += N_WARPS * CHUNK) {
-        uint4 upper[MI], lower[MI];
-#pragma unroll
-        for (int i = 0; i < MI; i++) {
-            upper[i] = row_piece(x, m0 + 16 * i + g, m, k0 + 8 * t, k);
-            lower[i] = row_piece(x, m0 + 16 * i + g + 8, m, k0 + 8 * t, k);
-        }
+        Left<MI> left;
+        left.take(m0, [&](int row) { return row_piece(x, row, m, k0 + 8 * t, k); });
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             uint4 right = row_piece(w, n0 + 4 * g + j, n, k0 + 8 * t, k);
 #pragma unroll
             for (int step = 0; step < 2; step++)
-#pragma unroll
-                for (int i = 0; i < MI; i++) {
-                    u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
-                                word(lower[i], 2 * step + 1)};
-                    multiply_add(sum[i][j], a, word(right, 2 * step), word(right, 2 * step + 1));
-                }
+                left.multiply(sum, j, step, word(right, 2 * step), word(right, 2 * step + 1));
         }
     }
     add_pair(sum, pair, m0, m, n0, n);
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                sums.at[warp][2 * i + e / 2][4 * (e % 2) + j][lane] = sum[i][j][e];
-    __syncthreads();
-    for (int group = warp; group < 2 * MI; group += N_WARPS) {
-        int row = m0 + 16 * (group / 2) + g + 8 * (group % 2), column = n0 + 8 * t;
-        Values<VECTOR> values = total(sums, group, lane);
-        if (row >= m)
-            continue;
-        Out *to = y + (u64)row * n + column;
-        if (n % VECTOR == 0) {
-            if (column < n)
-                put(to, values);
-        } else {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (column + i < n)
-                    put_one(to + i, values.at[i]);
-        }
-    }
+    write_sums(y, sum, m0, m, n0, n);
 }
 
 template <int MI> DEVICE void backward(bf16 *dx, const bf16 *dy, const bf16 *w, int m, int n, int k) {
-    __shared__ Sums<4 * MI> sums;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int m0 = blockIdx.y * 16 * MI, k0 = blockIdx.x * BACKWARD_K;
+    int m0 = blockIdx.x * 16 * MI, k0 = blockIdx.y * BACKWARD_K;
     float sum[MI][8][4] = {};
     for (int n0 = warp * CHUNK; n0 < n; n0 += N_WARPS * CHUNK) {
-        uint4 upper[MI], lower[MI];
-#pragma unroll
-        for (int i = 0; i < MI; i++) {
-            upper[i] = row_piece(dy, m0 + 16 * i + g, m, n0 + 8 * t, n);
-            lower[i] = row_piece(dy, m0 + 16 * i + g + 8, m, n0 + 8 * t, n);
-        }
+        Left<MI> left;
+        left.take(m0, [&](int row) { return row_piece(dy, row, m, n0 + 8 * t, n); });
 #pragma unroll
         for (int step = 0; step < 2; step++) {
             uint4 rows[4];
@@ -88,49 +51,14 @@ template <int MI> DEVICE void backward(bf16 *dx, const bf16 *dy, const bf16 *w, 
             for (int r = 0; r < 4; r++)
                 rows[r] = row_piece(w, n0 + 8 * t + 4 * step + r, n, k0 + 8 * g, k);
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                // Two rows at one column make a register of the right operand.
-                u32 half = j % 2 ? 0x7632 : 0x5410;
-                u32 b0 = __byte_perm(word(rows[0], j / 2), word(rows[1], j / 2), half);
-                u32 b1 = __byte_perm(word(rows[2], j / 2), word(rows[3], j / 2), half);
-#pragma unroll
-                for (int i = 0; i < MI; i++) {
-                    u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
-                                word(lower[i], 2 * step + 1)};
-                    multiply_add(sum[i][j], a, b0, b1);
-                }
-            }
+            for (int j = 0; j < 8; j++)
+                left.multiply(sum, j, step, across(rows[0], rows[1], j), across(rows[2], rows[3], j));
         }
     }
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                sums.at[warp][4 * i + e][j][lane] = sum[i][j][e];
-    __syncthreads();
-    for (int group = warp; group < 4 * MI; group += N_WARPS) {
-        int e = group % 4, row = m0 + 16 * (group / 4) + g + 8 * (e / 2), column = k0 + 16 * t + 8 * (e % 2);
-        Values<VECTOR> values = total(sums, group, lane);
-        if (row >= m)
-            continue;
-        bf16 *to = dx + (u64)row * k + column;
-        if (k % VECTOR == 0) {
-            if (column >= k)
-                continue;
-            Values<VECTOR> old = load<VECTOR>(to);
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                values.at[i] += old.at[i];
-            store(to, values);
-        } else {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (column + i < k)
-                    to[i] = to_bf16(to_f32(to[i]) + values.at[i]);
-        }
-    }
+    for_each_sum(sum, m0, k0, [&](int row, int column, const Values<VECTOR> &values) {
+        if (row < m)
+            add_to_row(dx + (u64)row * k, values, column, k);
+    });
 }
 
 KERNEL(128) matmul_bf16_16(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k, const float *h, const float *b,

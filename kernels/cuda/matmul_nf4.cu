@@ -16,7 +16,8 @@
 //
 // One block makes 16·MI rows by one tile of columns; its 4 warps share the contraction and their sums are added in a
 // fixed order. MI only changes how many rows a block makes, never the order of a row's additions: a row's result does
-// not depend on M.
+// not depend on M. Blocks that follow one another have the same columns: where there are many rows, W is read
+// from memory once.
 #include "product.cuh"
 
 #define TILE_N 32
@@ -30,39 +31,28 @@ __device__ const float CODE_VALUES[16] = {
 template <int MI, typename Out>
 DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k,
                     const Pair &pair) {
-    __shared__ Sums<2 * MI> sums;
     __shared__ u32 pairs[256]; // two codes to two values, the lower nibble in the lower half
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     for (int i = threadIdx.x; i < 256; i += blockDim.x)
         pairs[i] = to_bf16x2(CODE_VALUES[i % 16], CODE_VALUES[i / 16]);
     __syncthreads();
-    int m0 = blockIdx.y * 16 * MI, n0 = blockIdx.x * TILE_N;
+    int m0 = blockIdx.x * 16 * MI, n0 = blockIdx.y * TILE_N;
     int n_tiles = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
     float sum[MI][4][4] = {};
     for (int tile = warp; tile < n_tiles; tile += N_WARPS) {
         float part[MI][4][4] = {};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint4 unit = units[((u64)blockIdx.x * n_tiles + tile) * 64 + g * 8 + half * 4 + t];
-            uint4 upper[MI], lower[MI];
-#pragma unroll
-            for (int i = 0; i < MI; i++) {
-                int column = tile * TILE_K + half * 32 + 8 * t;
-                upper[i] = inner_piece(x, m0 + 16 * i + g, m, column, k);
-                lower[i] = inner_piece(x, m0 + 16 * i + g + 8, m, column, k);
-            }
+            uint4 unit = units[((u64)blockIdx.y * n_tiles + tile) * 64 + g * 8 + half * 4 + t];
+            int column = tile * TILE_K + half * 32 + 8 * t;
+            Left<MI> left;
+            left.take(m0, [&](int row) { return inner_piece(x, row, m, column, k); });
 #pragma unroll
             for (int step = 0; step < 2; step++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     u32 codes = word(unit, j) >> (16 * step);
-                    u32 b0 = pairs[codes & 255], b1 = pairs[codes >> 8 & 255];
-#pragma unroll
-                    for (int i = 0; i < MI; i++) {
-                        u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
-                                    word(lower[i], 2 * step + 1)};
-                        multiply_add(part[i][j], a, b0, b1);
-                    }
+                    left.multiply(part, j, step, pairs[codes & 255], pairs[codes >> 8 & 255]);
                 }
         }
         // The scale of a row of W is the same for the whole tile: it is applied to the sum, exactly once.
@@ -78,50 +68,22 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const float *scal
                     sum[i][j][e] += part[i][j][e] * by[e % 2][j];
     }
     add_pair(sum, pair, m0, m, n0, n);
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                sums.at[warp][2 * i + e / 2][4 * (e % 2) + j][lane] = sum[i][j][e];
-    __syncthreads();
-    for (int group = warp; group < 2 * MI; group += N_WARPS) {
-        int row = m0 + 16 * (group / 2) + g + 8 * (group % 2), column = n0 + 8 * t;
-        Values<VECTOR> values = total(sums, group, lane);
-        if (row >= m)
-            continue;
-        Out *to = y + (u64)row * n + column;
-        if (n % VECTOR == 0) {
-            if (column < n)
-                put(to, values);
-        } else {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (column + i < n)
-                    put_one(to + i, values.at[i]);
-        }
-    }
+    write_sums(y, sum, m0, m, n0, n);
 }
 
 template <int MI>
 DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const float *scales, int m, int n, int k) {
-    __shared__ Sums<4 * MI> sums;
     __shared__ float values_of[16];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     if (threadIdx.x < 16)
         values_of[threadIdx.x] = CODE_VALUES[threadIdx.x];
     __syncthreads();
-    int m0 = blockIdx.y * 16 * MI, tile = blockIdx.x, n_tiles = k / TILE_K;
+    int m0 = blockIdx.x * 16 * MI, tile = blockIdx.y, n_tiles = k / TILE_K;
     int n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
     float sum[MI][8][4] = {};
     for (int n0 = warp * TILE_N; n0 < n_padded; n0 += N_WARPS * TILE_N) {
-        uint4 upper[MI], lower[MI];
-#pragma unroll
-        for (int i = 0; i < MI; i++) {
-            upper[i] = row_piece(dy, m0 + 16 * i + g, m, n0 + 8 * t, n);
-            lower[i] = row_piece(dy, m0 + 16 * i + g + 8, m, n0 + 8 * t, n);
-        }
+        Left<MI> left;
+        left.take(m0, [&](int row) { return row_piece(dy, row, m, n0 + 8 * t, n); });
 #pragma unroll
         for (int step = 0; step < 2; step++) {
             uint4 unit = units[((u64)(n0 / TILE_N) * n_tiles + tile) * 64 + (2 * t + step) * 8 + g];
@@ -130,36 +92,14 @@ DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const float *
             for (int j = 0; j < 8; j++) {
                 float w0 = values_of[unit.x >> (4 * j) & 15] * by.x, w1 = values_of[unit.y >> (4 * j) & 15] * by.y;
                 float w2 = values_of[unit.z >> (4 * j) & 15] * by.z, w3 = values_of[unit.w >> (4 * j) & 15] * by.w;
-                u32 b0 = to_bf16x2(w0, w1), b1 = to_bf16x2(w2, w3);
-#pragma unroll
-                for (int i = 0; i < MI; i++) {
-                    u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
-                                word(lower[i], 2 * step + 1)};
-                    multiply_add(sum[i][j], a, b0, b1);
-                }
+                left.multiply(sum, j, step, to_bf16x2(w0, w1), to_bf16x2(w2, w3));
             }
         }
     }
-#pragma unroll
-    for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                sums.at[warp][4 * i + e][j][lane] = sum[i][j][e];
-    __syncthreads();
-    for (int group = warp; group < 4 * MI; group += N_WARPS) {
-        int e = group % 4, row = m0 + 16 * (group / 4) + g + 8 * (e / 2);
-        Values<VECTOR> values = total(sums, group, lane);
-        if (row >= m)
-            continue;
-        bf16 *to = dx + (u64)row * k + tile * TILE_K + 16 * t + 8 * (e % 2);
-        Values<VECTOR> old = load<VECTOR>(to);
-#pragma unroll
-        for (int i = 0; i < VECTOR; i++)
-            values.at[i] += old.at[i];
-        store(to, values);
-    }
+    for_each_sum(sum, m0, tile * TILE_K, [&](int row, int column, const Values<VECTOR> &values) {
+        if (row < m)
+            add_to(dx + (u64)row * k + column, values); // k is a multiple of the tile: whole pieces
+    });
 }
 
 KERNEL(128) matmul_nf4_16(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, int m, int n, int k,

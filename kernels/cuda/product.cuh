@@ -1,4 +1,5 @@
-// What products on tensor cores share: fragments, pieces of rows, and the sums of a block's warps.
+// What products on tensor cores share: pieces of rows, fragments, a LoRA pair's part, the sums of a block's warps and their
+// way to memory.
 //
 // Invariant: the sums of warps are added in their order. A product's block has `N_WARPS` warps.
 #pragma once
@@ -39,6 +40,37 @@ DEVICE uint4 row_piece(const bf16 *matrix, int row, int n_rows, int column, int 
             words[i / 2] |= (u32)from[i] << (16 * (i % 2));
     piece.x = words[0], piece.y = words[1], piece.z = words[2], piece.w = words[3];
     return piece;
+}
+
+// A lane's pieces of 16·MI rows of a product's left operand: g = lane / 4 and g + 8 of each 16.
+template <int MI> struct Left {
+    uint4 upper[MI], lower[MI];
+
+    // `piece(row)` is a lane's piece of a row.
+    template <typename Piece> __device__ __forceinline__ void take(int m0, const Piece &piece) {
+        int g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int i = 0; i < MI; i++) {
+            upper[i] = piece(m0 + 16 * i + g);
+            lower[i] = piece(m0 + 16 * i + g + 8);
+        }
+    }
+
+    // `sum[..][j] += left · right`, of half `step` of the pieces.
+    template <int NJ>
+    __device__ __forceinline__ void multiply(float (&sum)[MI][NJ][4], int j, int step, u32 b0, u32 b1) const {
+#pragma unroll
+        for (int i = 0; i < MI; i++) {
+            u32 a[4] = {word(upper[i], 2 * step), word(lower[i], 2 * step), word(upper[i], 2 * step + 1),
+                        word(lower[i], 2 * step + 1)};
+            multiply_add(sum[i][j], a, b0, b1);
+        }
+    }
+};
+
+// Two rows at one column make a register of the right operand: column `j` of the pieces of two rows.
+DEVICE u32 across(const uint4 &first, const uint4 &second, int j) {
+    return __byte_perm(word(first, j / 2), word(second, j / 2), j % 2 ? 0x7632 : 0x5410);
 }
 
 // 4 neighbours from `column` of row `row` of f32, zeros behind the end of the row and where there is no such row. In one
@@ -158,4 +190,77 @@ template <int GROUPS> DEVICE Values<VECTOR> total(const Sums<GROUPS> &sums, int 
         values.at[i] = sum;
     }
     return values;
+}
+
+// The end of a product `y [M, N] = ..` whose block makes 32 columns: column c of n-fragment j is n0 + 4c + j.
+template <int MI, typename Out>
+DEVICE void write_sums(Out *y, const float (&sum)[MI][4][4], int m0, int m, int n0, int n) {
+    __shared__ Sums<2 * MI> sums;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                sums.at[warp][2 * i + e / 2][4 * (e % 2) + j][lane] = sum[i][j][e];
+    __syncthreads();
+    for (int group = warp; group < 2 * MI; group += N_WARPS) {
+        int row = m0 + 16 * (group / 2) + g + 8 * (group % 2), column = n0 + 8 * t;
+        Values<VECTOR> values = total(sums, group, lane);
+        if (row >= m)
+            continue;
+        Out *to = y + (u64)row * n + column;
+        if (n % VECTOR == 0) {
+            if (column < n)
+                put(to, values);
+        } else {
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++)
+                if (column + i < n)
+                    put_one(to + i, values.at[i]);
+        }
+    }
+}
+
+// The sums of a block that makes 64 columns, column c of n-fragment j being c0 + 8c + j: `write(row, column, values)` for
+// each 8 neighbours of the block's 16·MI rows.
+template <int MI, typename Write>
+DEVICE void for_each_sum(const float (&sum)[MI][8][4], int m0, int c0, const Write &write) {
+    __shared__ Sums<4 * MI> sums;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                sums.at[warp][4 * i + e][j][lane] = sum[i][j][e];
+    __syncthreads();
+    for (int group = warp; group < 4 * MI; group += N_WARPS) {
+        int e = group % 4;
+        write(m0 + 16 * (group / 4) + g + 8 * (e / 2), c0 + 16 * t + 8 * (e % 2), total(sums, group, lane));
+    }
+}
+
+DEVICE void add_to(bf16 *to, Values<VECTOR> values) {
+    Values<VECTOR> old = load<VECTOR>(to);
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++)
+        values.at[i] += old.at[i];
+    store(to, values);
+}
+
+// `row[column..] += values` within `width`.
+DEVICE void add_to_row(bf16 *row, const Values<VECTOR> &values, int column, int width) {
+    bf16 *to = row + column;
+    if (width % VECTOR == 0) {
+        if (column < width)
+            add_to(to, values);
+    } else {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++)
+            if (column + i < width)
+                to[i] = to_bf16(to_f32(to[i]) + values.at[i]);
+    }
 }

@@ -25,6 +25,7 @@ mod linear;
 mod lora;
 mod matmul_bf16;
 mod matmul_nf4;
+mod product;
 mod ptx;
 mod rms_norm;
 mod rope;

@@ -10,7 +10,7 @@ use cudarc::driver::CudaView;
 
 use super::launch::{DropoutMask, covering};
 use super::linear::PairEnd;
-use super::matmul_nf4::{PRODUCT_THREADS, dims, rows};
+use super::product::{PRODUCT_THREADS, dims, rows};
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::backend::{Dropout, LoraForward, LoraSlot};
 use crate::error::Result;

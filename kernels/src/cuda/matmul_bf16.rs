@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::linear::PairEnd;
-use super::matmul_nf4::{PRODUCT_THREADS, dims, rows};
+use super::product::dims;
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::error::Result;
 use crate::weight::BlockMatrix;
@@ -63,10 +63,9 @@ impl Cuda {
         let (n, k) = weight.shape();
         check::holds(OP, "y", y, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
-        let (kernel, blocks_y) = rows(OP, [Kernel::MatmulBf16Rows16, Kernel::MatmulBf16Rows32], m)?;
-        let blocks_x = check::blocks(OP, "columns", n.div_ceil(FORWARD_COLUMNS))?;
+        let kernels = [Kernel::MatmulBf16Rows16, Kernel::MatmulBf16Rows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, n.div_ceil(FORWARD_COLUMNS))?;
         let launch = launch.with(y).with(x).with(&weight.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
         // SAFETY: `y` holds m rows of n, `x` m rows of k, the weight n rows of k; the pair was checked.
@@ -85,10 +84,9 @@ impl Cuda {
         let (n, k) = head.shape();
         check::holds(OP, "logits", logits, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
-        let (kernel, blocks_y) = rows(OP, [Kernel::LogitsRows16, Kernel::LogitsRows32], m)?;
-        let blocks_x = check::blocks(OP, "columns", n.div_ceil(FORWARD_COLUMNS))?;
+        let kernels = [Kernel::LogitsRows16, Kernel::LogitsRows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, n.div_ceil(FORWARD_COLUMNS))?;
         let launch = launch.with(logits).with(x).with(&head.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `logits` holds m rows of n, `x` m rows of k, the head n rows of k.
@@ -108,10 +106,8 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let kernels = [Kernel::MatmulBf16BackwardRows16, Kernel::MatmulBf16BackwardRows32];
-        let (kernel, blocks_y) = rows(OP, kernels, m)?;
-        let blocks_x = check::blocks(OP, "columns", k.div_ceil(BACKWARD_COLUMNS))?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, k.div_ceil(BACKWARD_COLUMNS))?;
         let launch = launch.with(dx).with(dy).with(&weight.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n, the weight n rows of k.

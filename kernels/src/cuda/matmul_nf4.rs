@@ -5,8 +5,9 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::linear::PairEnd;
+use super::product::{GRID_Y_MAX, dims};
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
 
 /// Rows of W in a tile.
@@ -17,10 +18,6 @@ const TILE_K: usize = BLOCK_LEN;
 const TILE_UNITS: usize = 64;
 /// 32-bit words of a unit: its rows, 8 codes each.
 const UNIT_WORDS: usize = 4;
-/// Most blocks along the second axis of a grid.
-const GRID_Y_MAX: usize = 0xffff;
-/// Threads of a product's block.
-pub(super) const PRODUCT_THREADS: u32 = 128;
 
 /// An NF4 weight `[N, K]` on the device.
 #[derive(Debug)]
@@ -102,10 +99,8 @@ impl Cuda {
         check::holds(OP, "y", y, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
         let kernels = [Kernel::MatmulNf4Rows16, Kernel::MatmulNf4Rows32];
-        let (kernel, blocks_y) = rows(OP, kernels, m)?;
-        let blocks_x = check::blocks(OP, "columns", n.div_ceil(TILE_N))?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, n.div_ceil(TILE_N))?;
         let launch = launch.with(y).with(x).with(&weight.units).with(&weight.scales);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
         // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
@@ -125,10 +120,8 @@ impl Cuda {
         check::holds(OP, "logits", logits, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
         let kernels = [Kernel::LogitsNf4Rows16, Kernel::LogitsNf4Rows32];
-        let (kernel, blocks_y) = rows(OP, kernels, m)?;
-        let blocks_x = check::blocks(OP, "columns", n.div_ceil(TILE_N))?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, n.div_ceil(TILE_N))?;
         let launch = launch.with(logits).with(x).with(&head.units).with(&head.scales);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `logits` holds m rows of n, `x` m rows of k; the head was packed for n and k.
@@ -148,10 +141,8 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let kernels = [Kernel::MatmulNf4BackwardRows16, Kernel::MatmulNf4BackwardRows32];
-        let (kernel, blocks_y) = rows(OP, kernels, m)?;
-        let blocks_x = check::blocks(OP, "columns", k / TILE_K)?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.launch_grid(OP, kernel, (blocks_x, blocks_y), PRODUCT_THREADS);
+        let launch = self.product(OP, kernels, m, k / TILE_K)?;
         let launch = launch.with(dx).with(dy).with(&weight.units).with(&weight.scales);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.
@@ -178,26 +169,4 @@ impl Cuda {
         // SAFETY: `w` holds n rows of k; the weight was packed for n and k.
         unsafe { launch.run() }
     }
-}
-
-/// The kernel for `m` rows, and how many blocks of it.
-pub(super) fn rows(op: &'static str, [few, many]: [Kernel; 2], m: usize) -> Result<(Kernel, u32)> {
-    let (kernel, rows) = if m <= 16 { (few, 16) } else { (many, 32) };
-    let n_blocks = m.div_ceil(rows);
-    if n_blocks > GRID_Y_MAX {
-        return Err(Error::Setting {
-            op,
-            what: "the number of rows",
-            expected: "at most 2,097,120; take a smaller batch",
-        });
-    }
-    Ok((kernel, n_blocks as u32))
-}
-
-pub(super) fn dims(op: &'static str, [m, n, k]: [usize; 3]) -> Result<[i32; 3]> {
-    Ok([
-        check::int(op, "M", m)?,
-        check::int(op, "N", n)?,
-        check::int(op, "K", k)?,
-    ])
 }
