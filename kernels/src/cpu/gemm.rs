@@ -11,7 +11,8 @@ use left::{RowGroups, straighten};
 
 pub(super) use super::simd::Start;
 use super::simd::{
-    Isa, PairRow, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, round_panel, transpose_floats, versions,
+    FewRows, Isa, PairRow, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, round_panel, transpose_floats,
+    versions,
 };
 use super::weight::CpuWeight;
 use super::{Cpu, Operands};
@@ -176,12 +177,24 @@ impl Cpu {
         else {
             return false;
         };
-        if task.groups.len() != 1 || left.k == 0 || self.operands != Operands::F32 {
+        if task.groups.len() != 1 || left.k == 0 {
             return false;
         }
         let rows = left.groups.range(task.groups.start);
-        let (n_rows, a) = (rows.len(), left.floats(rows, 0..left.k));
-        weight.multiply_few(self.isa, task.column, &a[..n_rows], &mut task.rows, task.start)
+        let n_rows = rows.len();
+        let (floats, pairs);
+        let a = match self.operands {
+            Operands::F32 => {
+                floats = left.floats(rows, 0..left.k);
+                FewRows::Floats(&floats[..n_rows])
+            }
+            Operands::Pairs(bf16) => {
+                pairs = left.pairs(rows, 0..left.k);
+                FewRows::Pairs(bf16, &pairs[..n_rows])
+            }
+            Operands::Rounded => return false,
+        };
+        weight.multiply_few(self.isa, task.column, a, &mut task.rows, task.start)
     }
 
     /// Packs rows `part..` of the right operand at the task's columns.

@@ -4,7 +4,8 @@
 //! last tile.
 
 use super::simd::{
-    Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, nf4_columns, nf4_multiply, nf4_rows, transpose_bytes,
+    FewRows, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, nf4_columns, nf4_multiply, nf4_rows,
+    transpose_bytes,
 };
 use crate::nf4::{BLOCK_LEN, CODE_VALUES, Nf4Matrix};
 
@@ -82,7 +83,7 @@ impl Nf4Tiles {
         &self,
         isa: Isa,
         row_first: usize,
-        a: &[&[f32]],
+        a: FewRows<'_>,
         rows: &mut [&mut [f32]],
         start: Start,
     ) -> bool {

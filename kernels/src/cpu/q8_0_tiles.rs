@@ -4,7 +4,8 @@
 //! tile are zeros.
 
 use super::simd::{
-    Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_multiply, transpose_bytes, versions,
+    FewRows, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_multiply, transpose_bytes,
+    versions,
 };
 use crate::quant::half_at;
 use crate::weight::{Format, SharedBytes};
@@ -86,7 +87,7 @@ impl Q8_0Tiles {
         &self,
         isa: Isa,
         row_first: usize,
-        a: &[&[f32]],
+        a: FewRows<'_>,
         rows: &mut [&mut [f32]],
         start: Start,
     ) -> bool {

@@ -20,7 +20,7 @@ mod x86_few_rows;
 mod tests;
 
 pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
-pub(crate) use few_rows::{Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
+pub(crate) use few_rows::{FewRows, Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};

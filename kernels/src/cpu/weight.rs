@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
 use super::q8_0_tiles::Q8_0Tiles;
-use super::simd::{Isa, Start, TileRow, nf4_run, versions};
+use super::simd::{FewRows, Isa, Start, TileRow, nf4_run, versions};
 use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
 
@@ -142,7 +142,7 @@ impl CpuWeight {
         &self,
         isa: Isa,
         row_first: usize,
-        a: &[&[f32]],
+        a: FewRows<'_>,
         rows: &mut [&mut [f32]],
         start: Start,
     ) -> bool {

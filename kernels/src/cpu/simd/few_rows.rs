@@ -3,7 +3,7 @@
 //! Invariant: the same chains as by way of a panel, bit for bit.
 
 use super::nf4_panel::Nf4TileView;
-use super::{Isa, Start, TILE_COLUMNS, TileRow};
+use super::{Bf16, Isa, Start, TILE_COLUMNS, TileRow};
 #[cfg(target_arch = "x86_64")]
 use super::{Set, x86_few_rows};
 
@@ -42,9 +42,18 @@ impl<'a> Q8_0TileView<'a> {
     }
 }
 
+/// The left rows of such a product, in the form that the backend's operands have.
+#[derive(Clone, Copy)]
+pub(crate) enum FewRows<'a> {
+    /// `[W][K]`.
+    Floats(&'a [&'a [f32]]),
+    /// `[W][K / 2]` pairs, and that this machine multiplies them.
+    Pairs(Bf16, &'a [&'a [u32]]),
+}
+
 /// Defines the product for one form of weight.
 macro_rules! few_rows {
-    ($name:ident, $weight:ident, $avx512:ident) => {
+    ($name:ident, $weight:ident, $floats:ident, $pairs:ident) => {
         /// `rows [W, 32] (+)= a [W, K] · Wᵀ` of one tile, where there is code for that many rows; else does nothing and
         /// says so.
         #[expect(
@@ -56,7 +65,7 @@ macro_rules! few_rows {
             isa: Isa,
             weight: $weight<'_>,
             tile: usize,
-            a: &[&[f32]],
+            a: FewRows<'_>,
             rows: &mut [&mut [f32]],
             start: Start,
         ) -> bool {
@@ -65,8 +74,12 @@ macro_rules! few_rows {
                 return false;
             }
             let (codes, scales) = weight.tile(tile, 0);
-            // SAFETY: this `Isa` exists, so AVX-512 F and BW were detected.
-            unsafe { x86_few_rows::$avx512(codes, scales, a, rows, start) }
+            match a {
+                // SAFETY: this `Isa` exists, so AVX-512 F and BW were detected.
+                FewRows::Floats(a) => unsafe { x86_few_rows::$floats(codes, scales, a, rows, start) },
+                // SAFETY: so do this `Isa` and a `Bf16`, so AVX-512 F, BW and BF16 were detected.
+                FewRows::Pairs(_, a) => unsafe { x86_few_rows::$pairs(codes, scales, a, rows, start) },
+            }
             true
         }
 
@@ -76,7 +89,7 @@ macro_rules! few_rows {
             _: Isa,
             _: $weight<'_>,
             _: usize,
-            _: &[&[f32]],
+            _: FewRows<'_>,
             _: &mut [&mut [f32]],
             _: Start,
         ) -> bool {
@@ -85,5 +98,5 @@ macro_rules! few_rows {
     };
 }
 
-few_rows!(nf4_multiply, Nf4TileView, nf4_multiply);
-few_rows!(q8_0_multiply, Q8_0TileView, q8_0_multiply);
+few_rows!(nf4_multiply, Nf4TileView, nf4_floats, nf4_pairs);
+few_rows!(q8_0_multiply, Q8_0TileView, q8_0_floats, q8_0_pairs);

@@ -20,7 +20,7 @@ fn load_pairs(words: &[u32; 16]) -> __m512bh {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn broadcast_pair(word: u32) -> __m512bh {
+pub(super) fn broadcast_pair(word: u32) -> __m512bh {
     let bits = _mm512_set1_epi32(word.cast_signed());
     // SAFETY: any bits are pairs of bf16.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
@@ -35,6 +35,39 @@ fn round(first: __m512, second: __m512) -> __m512i {
     unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) }
 }
 
+/// 16-bit elements 0, 16, 1, 17, ...: what [`interleave`] wants to be given.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn pair_order() -> __m512i {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            (order[2 * i], order[2 * i + 1]) = (i as u16, i as u16 + 16);
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: the array is 64 bytes.
+    unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }
+}
+
+/// Rounds two rows and puts their elements of a column beside each other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn interleave(even: __m512, odd: __m512, order: __m512i) -> __m512i {
+    _mm512_permutexvar_epi16(order, round(even, odd))
+}
+
+/// [`interleave`] as a factor.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn join_pairs(even: __m512, odd: __m512, order: __m512i) -> __m512bh {
+    let pairs = interleave(even, odd, order);
+    // SAFETY: any bits are pairs of bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(pairs) }
+}
+
 /// See [`super::Bf16::pair_row`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn pair_row(values: &[f32], out: &mut [u32]) {
@@ -47,17 +80,13 @@ pub(super) fn pair_row(values: &[f32], out: &mut [u32]) {
 /// See [`super::Bf16::pair_panel`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn pair_panel(panel: &[TileRow], out: &mut [PairRow]) {
-    // 16-bit elements 0, 16, 1, 17, ...: the rows' elements of a column beside each other
-    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
-    // SAFETY: the array is 64 bytes.
-    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    let order = pair_order();
     for (rows, out) in panel.chunks(2).zip(out) {
         let low = rows[0].as_chunks::<16>().0;
         let high = rows.get(1).map(|row| row.as_chunks::<16>().0);
         for (part, words) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let high = high.map_or(_mm512_setzero_ps(), |high| load_512(&high[part]));
-            let rounded = round(load_512(&low[part]), high);
-            store_words(words, _mm512_permutexvar_epi16(order, rounded));
+            store_words(words, interleave(load_512(&low[part]), high, order));
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use half::bf16;
 
+use super::products::blocks;
 use super::support::*;
 use crate::cpu::simd::round_row;
 use crate::cpu::{Compute, Isa};
 use crate::golden::assert_same_bits;
-use crate::{Backend, Cpu, DoubleQuant, HostWeight, Nf4Matrix};
+use crate::{Backend, Cpu, DoubleQuant, Format, HostWeight, Nf4Matrix};
 
 /// A backend for each instruction set: the best one multiplies pairs, where the machine can.
 fn rounding() -> Vec<Cpu> {
@@ -36,11 +37,12 @@ fn backward(cpu: &Cpu, weight: &HostWeight, dy: &[f32], m: usize) -> Vec<f32> {
     dx
 }
 
-fn weights() -> [HostWeight; 3] {
+fn weights() -> [HostWeight; 4] {
     let nf4 = |n, k| Nf4Matrix::quantize(n, k, &values(3, n * k), DoubleQuant::Yes).unwrap();
     [
         HostWeight::Nf4(nf4(70, 192)),
         HostWeight::Nf4(nf4(5, 64)),
+        blocks(Format::Q8_0, 70, 160),
         HostWeight::from_f32(33, 31, &values(5, 33 * 31)).unwrap(),
     ]
 }
@@ -106,8 +108,10 @@ fn a_row_is_the_same_among_any_number_of_rows() {
             let x = values(1, 40 * k);
             let all = forward(&cpu, &weight, &x, 40);
             for row in [0, 13, 39] {
-                let alone = forward(&cpu, &weight, &x[row * k..(row + 1) * k], 1);
-                assert_same_bits(&alone, &all[row * n..(row + 1) * n]);
+                for m in [1, 3, 4, 5].into_iter().filter(|m| row + m <= 40) {
+                    let few = forward(&cpu, &weight, &x[row * k..(row + m) * k], m);
+                    assert_same_bits(&few, &all[row * n..(row + m) * n]);
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ fn nf4(n: usize, k: usize) -> HostWeight {
 }
 
 /// A matrix in a block format from bytes that are random but for the halves, which must be finite.
-fn blocks(format: Format, n: usize, k: usize) -> HostWeight {
+pub(super) fn blocks(format: Format, n: usize, k: usize) -> HostWeight {
     let len = format.bytes_for(k).unwrap() * n;
     let mut bytes: Vec<u8> = values(4, len)
         .iter()
