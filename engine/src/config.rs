@@ -136,47 +136,10 @@ const SIZE_MAX: usize = 1 << 24;
 impl ModelConfig {
     /// Holds the description to the invariant; `path` names it in errors.
     fn checked(self, path: &Path) -> Result<Self> {
-        let refuse = |field: &str, expected: String, found: String| {
-            Err(Error::Config {
-                path: path.to_owned(),
-                field: field.to_owned(),
-                expected,
-                found,
-            })
-        };
-        let HeadDims {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-        } = self.heads;
-        for (field, size, max) in [
-            ("vocabulary size", self.vocab_size, SIZE_MAX),
-            ("hidden size", self.hidden, SIZE_MAX),
-            ("layers", self.n_layers, LAYERS_MAX),
-            ("attention heads", n_heads, SIZE_MAX),
-            ("key/value heads", n_kv_heads, SIZE_MAX),
-            ("head dimension", head_dim, SIZE_MAX),
-            ("feed-forward size", self.ffn, SIZE_MAX),
-            ("context length", self.context_len, SIZE_MAX),
-        ] {
-            if size == 0 || size > max {
-                return refuse(field, format!("from 1 to {max}"), size.to_string());
-            }
-        }
-        if !n_heads.is_multiple_of(n_kv_heads) {
-            return refuse(
-                "key/value heads",
-                format!("a divisor of {n_heads} heads"),
-                n_kv_heads.to_string(),
-            );
-        }
-        if !head_dim.is_multiple_of(2) {
-            return refuse(
-                "head dimension",
-                "even, for the rotation of pairs".to_owned(),
-                head_dim.to_string(),
-            );
-        }
+        let refuse =
+            |field: &str, expected: String, found: String| Err(refused(path, field, expected, found));
+        self.check_sizes(path)?;
+        let head_dim = self.heads.head_dim;
         if !(self.rms_norm_epsilon.is_finite() && self.rms_norm_epsilon >= 0.0) {
             return refuse(
                 "rms norm epsilon",
@@ -214,6 +177,55 @@ impl ModelConfig {
             }
         }
         Ok(self)
+    }
+
+    /// Each size within its bounds, and those of the heads such that they divide one another.
+    fn check_sizes(&self, path: &Path) -> Result<()> {
+        let refuse =
+            |field: &str, expected: String, found: String| Err(refused(path, field, expected, found));
+        let HeadDims {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = self.heads;
+        for (field, size, max) in [
+            ("vocabulary size", self.vocab_size, SIZE_MAX),
+            ("hidden size", self.hidden, SIZE_MAX),
+            ("layers", self.n_layers, LAYERS_MAX),
+            ("attention heads", n_heads, SIZE_MAX),
+            ("key/value heads", n_kv_heads, SIZE_MAX),
+            ("head dimension", head_dim, SIZE_MAX),
+            ("feed-forward size", self.ffn, SIZE_MAX),
+            ("context length", self.context_len, SIZE_MAX),
+        ] {
+            if size == 0 || size > max {
+                return refuse(field, format!("from 1 to {max}"), size.to_string());
+            }
+        }
+        if !n_heads.is_multiple_of(n_kv_heads) {
+            return refuse(
+                "key/value heads",
+                format!("a divisor of {n_heads} heads"),
+                n_kv_heads.to_string(),
+            );
+        }
+        if !head_dim.is_multiple_of(2) {
+            return refuse(
+                "head dimension",
+                "even, for the rotation of pairs".to_owned(),
+                head_dim.to_string(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn refused(path: &Path, field: &str, expected: String, found: String) -> Error {
+    Error::Config {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        expected,
+        found,
     }
 }
 

@@ -49,21 +49,22 @@ fn judge_prompt_reads_so() {
     );
 }
 
+const EXAMPLES: [ExamplePair<'static>; 2] = [
+    ExamplePair {
+        instruction: "Where is my parcel?",
+        response: "{\"team\": \"shipping\"}",
+    },
+    ExamplePair {
+        instruction: "Refund me!",
+        response: "{\"team\": \"billing\"}",
+    },
+];
+
 #[test]
 fn synthesis_prompt_reads_so() {
     let prompt = Prompt::builtin(PromptName::Synthesize).unwrap();
-    let examples = [
-        ExamplePair {
-            instruction: "Where is my parcel?",
-            response: "{\"team\": \"shipping\"}",
-        },
-        ExamplePair {
-            instruction: "Refund me!",
-            response: "{\"team\": \"billing\"}",
-        },
-    ];
     let input = SynthesisInput {
-        examples: &examples,
+        examples: &EXAMPLES,
         system: Some("Answer in JSON."),
         topic: "ticket triage",
         count: 5,
@@ -105,8 +106,13 @@ fn synthesis_prompt_reads_so() {
         {"contents": [{"instruction": "<what is asked>", "response": "<the response>"}]}
     "#]],
     );
+}
+
+#[test]
+fn synthesis_prompt_of_one_example_without_a_system_message_reads_so() {
+    let prompt = Prompt::builtin(PromptName::Synthesize).unwrap();
     let input = SynthesisInput {
-        examples: &examples[..1],
+        examples: &EXAMPLES[..1],
         system: None,
         topic: "ticket triage",
         count: 1,

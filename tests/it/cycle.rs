@@ -189,6 +189,52 @@ fn user_words(rows: &[Value]) -> BTreeSet<String> {
         .collect()
 }
 
+fn artifact_rows(run: &RunFiles, digest: &str) -> Vec<Value> {
+    rows(&String::from_utf8(run.artifact(digest)).unwrap())
+}
+
+/// How many artifacts the run's adapters were trained on, none of which holds a test prompt or what is close to one.
+fn n_training_sets_without(
+    test: &BTreeSet<String>,
+    run: &RunFiles,
+    test_digest: &str,
+    train_digest: &str,
+) -> usize {
+    let events = run.events();
+    let done = of_kind(&events, "task_done");
+    let trained = done.iter().filter(|event| event["stage"] == "train");
+    let mut n_training_sets = 0;
+    for event in trained {
+        let manifest = run.artifact(event["result"]["manifest"].as_str().unwrap());
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["kind"], "adapter");
+        for parent in manifest["parents"].as_array().unwrap() {
+            let parent = parent.as_str().unwrap();
+            assert_ne!(parent, test_digest);
+            let words = user_words(&artifact_rows(run, parent));
+            assert!(!words.is_empty());
+            assert!(
+                words.is_disjoint(test),
+                "a test prompt is in the training data {parent}"
+            );
+            // The split of the user's own pairs is by whole rows; what was synthesized may not even be close.
+            let is_synthesized = parent != train_digest;
+            let pairs = words
+                .iter()
+                .flat_map(|words| test.iter().map(move |test| (words, test)));
+            for (words, test) in pairs.filter(|_| is_synthesized) {
+                let likeness = rouge_l(words, test);
+                assert!(
+                    likeness < CONTAMINATION_ROUGE_L,
+                    "{likeness}: {words:?} beside the test prompt {test:?}"
+                );
+            }
+            n_training_sets += 1;
+        }
+    }
+    n_training_sets
+}
+
 #[test]
 fn the_test_split_never_reaches_training_or_synthesis() {
     let site = Site::new();
@@ -207,8 +253,7 @@ fn the_test_split_never_reaches_training_or_synthesis() {
         serde_json::from_slice(&std::fs::read(run.path(".llamaduo/run.json")).unwrap()).unwrap();
     let test_digest = record["spec"]["coverage"]["test"].as_str().unwrap();
     let train_digest = record["spec"]["coverage"]["train"].as_str().unwrap();
-    let artifact_rows = |digest: &str| rows(&String::from_utf8(run.artifact(digest)).unwrap());
-    let test = user_words(&artifact_rows(test_digest));
+    let test = user_words(&artifact_rows(&run, test_digest));
     assert_eq!(test.len(), 6);
     assert!(
         run.report()["cycles"][0]["synthesis"]["contaminated"]
@@ -218,38 +263,7 @@ fn the_test_split_never_reaches_training_or_synthesis() {
         "there was what to catch"
     );
 
-    let events = run.events();
-    let done = of_kind(&events, "task_done");
-    let trained = done.iter().filter(|event| event["stage"] == "train");
-    let mut n_training_sets = 0;
-    for event in trained {
-        let manifest = run.artifact(event["result"]["manifest"].as_str().unwrap());
-        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-        assert_eq!(manifest["kind"], "adapter");
-        for parent in manifest["parents"].as_array().unwrap() {
-            let parent = parent.as_str().unwrap();
-            assert_ne!(parent, test_digest);
-            let words = user_words(&artifact_rows(parent));
-            assert!(!words.is_empty());
-            assert!(
-                words.is_disjoint(&test),
-                "a test prompt is in the training data {parent}"
-            );
-            // The split of the user's own pairs is by whole rows; what was synthesized may not even be close.
-            let is_synthesized = parent != train_digest;
-            let pairs = words
-                .iter()
-                .flat_map(|words| test.iter().map(move |test| (words, test)));
-            for (words, test) in pairs.filter(|_| is_synthesized) {
-                let likeness = rouge_l(words, test);
-                assert!(
-                    likeness < CONTAMINATION_ROUGE_L,
-                    "{likeness}: {words:?} beside the test prompt {test:?}"
-                );
-            }
-            n_training_sets += 1;
-        }
-    }
+    let n_training_sets = n_training_sets_without(&test, &run, test_digest, train_digest);
     assert_eq!(
         n_training_sets,
         1 + 2,

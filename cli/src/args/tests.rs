@@ -1,5 +1,6 @@
 use clap::CommandFactory;
 
+use super::cluster::coordinator_url;
 use super::*;
 
 fn parse(words: &str) -> Result<Arguments, clap::Error> {

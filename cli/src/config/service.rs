@@ -100,6 +100,36 @@ fn spec(section: &ServiceSection, budget: &BudgetSection, names: Names<'_>) -> R
             key: names.key("model"),
             expected: "the service LLM's name as its vendor spells it, for example \"gpt-5.4-mini\"",
         })?;
+    check_limits(section, names)?;
+    let api_key = api_key(section, names)?;
+    check_base_url(section.base_url.as_deref(), &api_key, names)?;
+    let usd_per_mtok = usd_per_mtok(section, names)?;
+    if budget.max_usd.is_some() && usd_per_mtok.is_none() && !listed(&model) {
+        return Err(Error::Missing {
+            key: format!("{}.input_usd_per_mtok", names.price_section()).into(),
+            expected: "the model's price, with output_usd_per_mtok beside it, which budget.max_usd needs: the price book \
+                       does not list this model (or limit calls with budget.max_calls)",
+        });
+    }
+    Ok(ServiceLlmSpec {
+        vendor: match section.vendor {
+            sections::Vendor::Openai => Vendor::Openai,
+        },
+        model,
+        base_url: section.base_url.clone(),
+        api_key,
+        temperature: section.temperature,
+        tokens_max: section.max_tokens,
+        concurrency_max: section.concurrency,
+        requests_per_minute_max: section.requests_per_minute,
+        usd_per_mtok,
+        json_schema: section.json_schema,
+        timeout_ms: section.timeout_seconds * 1000,
+    })
+}
+
+/// Holds each number to its range.
+fn check_limits(section: &ServiceSection, names: Names<'_>) -> Result<(), Error> {
     ensure(
         section.max_tokens >= 1,
         names.key("max_tokens"),
@@ -136,31 +166,7 @@ fn spec(section: &ServiceSection, budget: &BudgetSection, names: Names<'_>) -> R
             "at least 1, or absent for no limit",
         )?;
     }
-    let api_key = api_key(section, names)?;
-    check_base_url(section.base_url.as_deref(), &api_key, names)?;
-    let usd_per_mtok = usd_per_mtok(section, names)?;
-    if budget.max_usd.is_some() && usd_per_mtok.is_none() && !listed(&model) {
-        return Err(Error::Missing {
-            key: format!("{}.input_usd_per_mtok", names.price_section()).into(),
-            expected: "the model's price, with output_usd_per_mtok beside it, which budget.max_usd needs: the price book \
-                       does not list this model (or limit calls with budget.max_calls)",
-        });
-    }
-    Ok(ServiceLlmSpec {
-        vendor: match section.vendor {
-            sections::Vendor::Openai => Vendor::Openai,
-        },
-        model,
-        base_url: section.base_url.clone(),
-        api_key,
-        temperature: section.temperature,
-        tokens_max: section.max_tokens,
-        concurrency_max: section.concurrency,
-        requests_per_minute_max: section.requests_per_minute,
-        usd_per_mtok,
-        json_schema: section.json_schema,
-        timeout_ms: seconds * 1000,
-    })
+    Ok(())
 }
 
 /// Whether the price book that ships with the program knows the model.

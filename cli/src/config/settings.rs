@@ -43,6 +43,38 @@ pub(crate) fn quantization(quant: Quant) -> Quantization {
 /// `[train]`.
 pub(crate) fn train_settings(section: &TrainSection) -> Result<TrainSettings, Error> {
     let s = section;
+    check_train(s)?;
+    Ok(TrainSettings {
+        lora_rank: s.lora_rank,
+        lora_alpha: s.lora_alpha,
+        lora_dropout: s.lora_dropout,
+        lora_targets: match s.lora_targets {
+            sections::LoraTargets::AllLinear => LoraTargets::AllLinear,
+            sections::LoraTargets::QueryValue => LoraTargets::QueryValue,
+        },
+        epochs: s.epochs,
+        learning_rate: s.learning_rate,
+        warmup_ratio: s.warmup_ratio,
+        weight_decay: s.weight_decay,
+        gradient_norm_max: (s.gradient_norm_max > 0.0).then_some(s.gradient_norm_max),
+        batch_rows: s.batch_rows,
+        sequence_tokens_max: s.sequence_tokens,
+        loss_on: match s.loss_on {
+            sections::LossOn::WholeSequence => LossOn::WholeSequence,
+            sections::LossOn::ResponseOnly => LossOn::ResponseOnly,
+        },
+        packing: s.packing,
+        checkpoint_steps: s.checkpoint_steps,
+        recompute: s.recompute,
+        train_from: match s.train_from {
+            sections::TrainFrom::Base => TrainFrom::Base,
+            sections::TrainFrom::LastAdapter => TrainFrom::LastAdapter,
+        },
+    })
+}
+
+/// Holds each number of `[train]` to its range.
+fn check_train(s: &TrainSection) -> Result<(), Error> {
     ensure(
         (1..=1024).contains(&s.lora_rank),
         "train.lora_rank",
@@ -99,34 +131,7 @@ pub(crate) fn train_settings(section: &TrainSection) -> Result<TrainSettings, Er
         "train.checkpoint_steps",
         0,
         "at least 1, or absent for each epoch's end",
-    )?;
-    Ok(TrainSettings {
-        lora_rank: s.lora_rank,
-        lora_alpha: s.lora_alpha,
-        lora_dropout: s.lora_dropout,
-        lora_targets: match s.lora_targets {
-            sections::LoraTargets::AllLinear => LoraTargets::AllLinear,
-            sections::LoraTargets::QueryValue => LoraTargets::QueryValue,
-        },
-        epochs: s.epochs,
-        learning_rate: s.learning_rate,
-        warmup_ratio: s.warmup_ratio,
-        weight_decay: s.weight_decay,
-        gradient_norm_max: (norm > 0.0).then_some(norm),
-        batch_rows: s.batch_rows,
-        sequence_tokens_max: s.sequence_tokens,
-        loss_on: match s.loss_on {
-            sections::LossOn::WholeSequence => LossOn::WholeSequence,
-            sections::LossOn::ResponseOnly => LossOn::ResponseOnly,
-        },
-        packing: s.packing,
-        checkpoint_steps: s.checkpoint_steps,
-        recompute: s.recompute,
-        train_from: match s.train_from {
-            sections::TrainFrom::Base => TrainFrom::Base,
-            sections::TrainFrom::LastAdapter => TrainFrom::LastAdapter,
-        },
-    })
+    )
 }
 
 fn positive(number: f32) -> bool {

@@ -64,6 +64,40 @@ fn cost_of(parts: Vec<CostPart>) -> CostReport {
     }
 }
 
+fn about() -> About {
+    About {
+        run: "run-7".to_owned(),
+        task: "support-ticket triage".to_owned(),
+        local_model: "SmolLM2-135M-Instruct".to_owned(),
+        service_model: "stand-in-1".to_owned(),
+        judge_model: "stand-in-1".to_owned(),
+        stand_in: true,
+        judge_stand_in: true,
+        quantization: Quantization::Nf4,
+        adapter_cycle: Some(2),
+        training: Some(Training {
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            epochs: 1.0,
+            learning_rate: 0.002,
+            batch_rows: 2,
+            sequence_tokens: 512,
+            loss_on: "response_only".to_owned(),
+            train_from: "base".to_owned(),
+        }),
+        submitted_at_ms: 1_709_164_800_000,
+        program_version: "0.1.0".to_owned(),
+        seed: 7,
+        train_samples: 60,
+        test_samples: 60,
+        responses_per_prompt: 4,
+        judgings_per_response: 1,
+        coverage_score: 70.0,
+        seconds: 502.0,
+    }
+}
+
 fn report() -> Report {
     let counts = CurationCounts {
         raw: 120,
@@ -97,37 +131,7 @@ fn report() -> Report {
     Report {
         status: Status::Passed,
         reason: cycles[1].gate.as_ref().unwrap().reason.clone(),
-        about: About {
-            run: "run-7".to_owned(),
-            task: "support-ticket triage".to_owned(),
-            local_model: "SmolLM2-135M-Instruct".to_owned(),
-            service_model: "stand-in-1".to_owned(),
-            judge_model: "stand-in-1".to_owned(),
-            stand_in: true,
-            judge_stand_in: true,
-            quantization: Quantization::Nf4,
-            adapter_cycle: Some(2),
-            training: Some(Training {
-                lora_rank: 8,
-                lora_alpha: 16.0,
-                lora_dropout: 0.0,
-                epochs: 1.0,
-                learning_rate: 0.002,
-                batch_rows: 2,
-                sequence_tokens: 512,
-                loss_on: "response_only".to_owned(),
-                train_from: "base".to_owned(),
-            }),
-            submitted_at_ms: 1_709_164_800_000,
-            program_version: "0.1.0".to_owned(),
-            seed: 7,
-            train_samples: 60,
-            test_samples: 60,
-            responses_per_prompt: 4,
-            judgings_per_response: 1,
-            coverage_score: 70.0,
-            seconds: 502.0,
-        },
+        about: about(),
         base: Some(SubjectReport::new(&judged(22))),
         base_unquantized: Some(SubjectReport::new(&judged(24))),
         service: Some(SubjectReport::new(&judged(92))),

@@ -188,15 +188,7 @@ fn write_texts(files: &ModelFiles, stored: StoredType, directory: &Path) -> Resu
 
 /// `config.json` in the spelling of transformers 4, which later releases read as well.
 fn config_json(config: &ModelConfig, stored: StoredType) -> Result<Json> {
-    let refuse = |reason: &str| Error::Export {
-        what: "to safetensors".to_owned(),
-        reason: reason.to_owned(),
-    };
     let window = config.windows.iter().flatten().next().copied();
-    let is_mixed = config.windows.iter().any(|&other| other != window);
-    if is_mixed && config.family != Family::Gemma3 {
-        return Err(refuse("only some of its layers have a sliding window"));
-    }
     let (model_type, class) = match config.family {
         Family::Llama if window.is_some() => ("mistral", "MistralForCausalLM"),
         Family::Llama => ("llama", "LlamaForCausalLM"),
@@ -206,13 +198,7 @@ fn config_json(config: &ModelConfig, stored: StoredType) -> Result<Json> {
         Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
         Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
     };
-    let has_usual_bias = config.attention_bias == (config.family == Family::Qwen2);
-    let has_usual_norms = config.qk_norm == matches!(config.family, Family::Qwen3 | Family::Gemma3);
-    if !has_usual_bias || !has_usual_norms {
-        return Err(refuse(
-            "its attention has biases or norms that its family does not have in transformers",
-        ));
-    }
+    check_has_words(config, window)?;
     let heads = config.heads;
     let activation = match config.activation {
         GateActivation::GeluTanh => "gelu_pytorch_tanh",
@@ -262,6 +248,29 @@ fn config_json(config: &ModelConfig, stored: StoredType) -> Result<Json> {
         }
     }
     Ok(json)
+}
+
+fn refuse(reason: &str) -> Error {
+    Error::Export {
+        what: "to safetensors".to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Refuses what transformers has no words for in this family; `window` is that of the first layer that has one.
+fn check_has_words(config: &ModelConfig, window: Option<usize>) -> Result<()> {
+    let is_mixed = config.windows.iter().any(|&other| other != window);
+    if is_mixed && config.family != Family::Gemma3 {
+        return Err(refuse("only some of its layers have a sliding window"));
+    }
+    let has_usual_bias = config.attention_bias == (config.family == Family::Qwen2);
+    let has_usual_norms = config.qk_norm == matches!(config.family, Family::Qwen3 | Family::Gemma3);
+    if !has_usual_bias || !has_usual_norms {
+        return Err(refuse(
+            "its attention has biases or norms that its family does not have in transformers",
+        ));
+    }
+    Ok(())
 }
 
 /// What only Gemma 3 has.

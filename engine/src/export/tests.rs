@@ -155,9 +155,21 @@ fn every_tensor_of_a_checkpoint_has_a_name_to_be_exported_by() {
     assert!(n_models >= 3);
 }
 
+/// How many bytes were exported; their logits and their likelihoods differ by `tolerance` at most.
+fn n_bytes_if_close(request: &Request<'_>, family: &str, tolerance: f64) -> u64 {
+    let exported = run(request);
+    let difference = exported.difference.unwrap();
+    let told = format!("{family} {:?}: {difference:?}", request.target);
+    println!("{told}");
+    assert!(difference.positions > 32, "{told}");
+    assert!(difference.logits_max <= tolerance, "{told}");
+    assert!(difference.kl_mean <= tolerance, "{told}");
+    exported.bytes
+}
+
 #[test]
 fn merged_models_answer_as_base_and_adapter_do_in_every_format_and_back() {
-    let families = [
+    for family in [
         "llama_tied",
         "llama3",
         "llama_bf16_sharded",
@@ -167,96 +179,51 @@ fn merged_models_answer_as_base_and_adapter_do_in_every_format_and_back() {
         "gemma3",
         "qwen2",
         "qwen3",
-    ];
-    for family in families {
-        let model = directory_with_text(family);
-        let adapter = adapter_of(family, model.path());
-        let root = tempfile::tempdir().unwrap();
-        let place = |name: &str| root.path().join(name);
-        let check = |model: &Path, adapter: Option<&Adapter>, quant, target, out: &Path, tolerance: f64| {
-            let request = Request {
-                quant,
-                ..request(model, adapter, target, out)
-            };
-            let exported = run(&request);
-            let difference = exported.difference.unwrap();
-            println!("{family} {target:?}: {difference:?}");
-            assert!(difference.positions > 32);
-            assert!(
-                difference.logits_max <= tolerance,
-                "{family} {target:?}: {difference:?}"
-            );
-            assert!(
-                difference.kl_mean <= tolerance,
-                "{family} {target:?}: {difference:?}"
-            );
-            exported.bytes
-        };
-        let (gguf, hf) = (place("a.gguf"), place("hf"));
-        let n_bytes = check(
-            model.path(),
-            Some(&adapter),
-            NF4,
-            Target::Gguf(StoredType::F32),
-            &gguf,
-            EXACT,
-        );
-        assert_eq!(std::fs::metadata(&gguf).unwrap().len(), n_bytes);
-        // From GGUF to a checkpoint and back: names, shapes, the order of rows and all settings both ways.
-        let plain = BaseQuant::None;
-        check(
-            &gguf,
-            None,
-            plain,
-            Target::Safetensors(StoredType::F32),
-            &hf,
-            EXACT,
-        );
-        check(
-            &hf,
-            None,
-            plain,
-            Target::Gguf(StoredType::F32),
-            &place("b.gguf"),
-            EXACT,
-        );
-        check(
-            model.path(),
-            Some(&adapter),
-            NF4,
-            Target::Safetensors(StoredType::F32),
-            &place("hf2"),
-            EXACT,
-        );
-        // A GGUF file as the base, whose rows are ordered otherwise.
-        check(
-            &gguf,
-            Some(&adapter),
-            NF4,
-            Target::Gguf(StoredType::F32),
-            &place("c.gguf"),
-            EXACT,
-        );
-        // Rounded: still close, and not by accident the exact one.
-        for stored in [StoredType::F16, StoredType::Bf16, StoredType::Q8_0] {
-            check(
-                model.path(),
-                Some(&adapter),
-                NF4,
-                Target::Gguf(stored),
-                &place("d.gguf"),
-                0.3,
-            );
-        }
-        let same = |other: &str| std::fs::read(place(other)).unwrap() == std::fs::read(&gguf).unwrap();
-        assert!(!same("c.gguf"), "merged twice");
-        let (ours, theirs) = (
-            ModelFiles::open(&gguf).unwrap(),
-            ModelFiles::open(model.path()).unwrap(),
-        );
-        assert_eq!(ours.config.eos, theirs.config.eos);
-        assert_eq!(ours.config.windows, theirs.config.windows, "{family}");
+    ] {
+        check_merged(family);
     }
+}
+
+fn check_merged(family: &str) {
+    let model = directory_with_text(family);
+    let adapter = adapter_of(family, model.path());
+    let root = tempfile::tempdir().unwrap();
+    let place = |name: &str| root.path().join(name);
+    let merged = |model: &Path, target, out: &Path, tolerance| {
+        n_bytes_if_close(&request(model, Some(&adapter), target, out), family, tolerance)
+    };
+    let converted = |model: &Path, target, out: &Path| {
+        let request = Request {
+            quant: BaseQuant::None,
+            ..request(model, None, target, out)
+        };
+        n_bytes_if_close(&request, family, EXACT)
+    };
+    let (to_gguf, to_hf) = (
+        Target::Gguf(StoredType::F32),
+        Target::Safetensors(StoredType::F32),
+    );
+    let (gguf, hf) = (place("a.gguf"), place("hf"));
+    let n_bytes = merged(model.path(), to_gguf, &gguf, EXACT);
+    assert_eq!(std::fs::metadata(&gguf).unwrap().len(), n_bytes);
+    // From GGUF to a checkpoint and back: names, shapes, the order of rows and all settings both ways.
+    converted(&gguf, to_hf, &hf);
+    converted(&hf, to_gguf, &place("b.gguf"));
+    merged(model.path(), to_hf, &place("hf2"), EXACT);
+    // A GGUF file as the base, whose rows are ordered otherwise.
+    merged(&gguf, to_gguf, &place("c.gguf"), EXACT);
+    // Rounded: still close, and not by accident the exact one.
+    for stored in [StoredType::F16, StoredType::Bf16, StoredType::Q8_0] {
+        merged(model.path(), Target::Gguf(stored), &place("d.gguf"), 0.3);
+    }
+    let same = |other: &str| std::fs::read(place(other)).unwrap() == std::fs::read(&gguf).unwrap();
+    assert!(!same("c.gguf"), "merged twice");
+    let (ours, theirs) = (
+        ModelFiles::open(&gguf).unwrap(),
+        ModelFiles::open(model.path()).unwrap(),
+    );
+    assert_eq!(ours.config.eos, theirs.config.eos);
+    assert_eq!(ours.config.windows, theirs.config.windows, "{family}");
 }
 
 #[test]

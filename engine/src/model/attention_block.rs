@@ -161,12 +161,7 @@ impl<B: Backend> AttentionBlock<B> {
             documents,
             self.spec,
         )?;
-        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
-        backend.rope_backward(q, positions, frequencies, heads.n_heads, d, pass.m)?;
-        backend.rope_backward(k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
-        if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {
-            norms.backward(pass, unnormed, (q, k), mixed, zeros)?;
-        }
+        self.unrotate(pass, kept, (q, k), mixed, zeros)?;
 
         let spec = norm_spec(pass);
         backend.rms_norm(
@@ -188,6 +183,27 @@ impl<B: Backend> AttentionBlock<B> {
         dx(&self.value, v, h_value)?;
         if !is_first {
             backend.rms_norm_backward(stream, normed, x, &scratch.rstd, &self.norm, spec, pass.m)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the gradients of queries and keys back through the rotation and the norms before it, in place, by way of
+    /// `spare [M, H, D]`.
+    fn unrotate(
+        &self,
+        pass: &Pass<'_, B>,
+        kept: &AttentionActivations<B>,
+        (q, k): (&mut B::Act, &mut B::Act),
+        spare: &mut B::Act,
+        zeros: &B::Act,
+    ) -> Result<()> {
+        let heads = self.spec.heads;
+        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
+        let backend = pass.backend;
+        backend.rope_backward(q, positions, frequencies, heads.n_heads, d, pass.m)?;
+        backend.rope_backward(k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
+        if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {
+            norms.backward(pass, unnormed, (q, k), spare, zeros)?;
         }
         Ok(())
     }

@@ -98,97 +98,101 @@ fn refused(break_it: impl Fn(&mut wire::RunSpec)) -> String {
     RunSpec::try_from(message).unwrap_err().field
 }
 
+/// Breaks a spec.
+type Break = fn(&mut wire::RunSpec);
+
+/// Which field is refused, and what breaks it.
+const BROKEN: &[(&str, Break)] = &[
+    ("name", |m| m.name.clear()),
+    ("name", |m| m.name = "n".repeat(81)),
+    ("name", |m| m.name = "a\u{7}b".to_owned()),
+    ("topic", |m| m.topic = "t".repeat(4_001)),
+    ("local_model", |m| m.local_model = None),
+    ("local_model.reference", |m| {
+        m.local_model.as_mut().unwrap().reference.clear()
+    }),
+    ("local_model.quantization", |m| {
+        m.local_model.as_mut().unwrap().quantization = 99
+    }),
+    ("local_model.compute", |m| {
+        m.local_model.as_mut().unwrap().compute = 99
+    }),
+    ("service_llm", |m| m.service_llm = None),
+    ("service_llm.vendor", |m| {
+        m.service_llm.as_mut().unwrap().vendor = 0
+    }),
+    ("service_llm.model", |m| {
+        m.service_llm.as_mut().unwrap().model.clear()
+    }),
+    ("service_llm.base_url", |m| {
+        m.service_llm.as_mut().unwrap().base_url = "ftp://x".to_owned()
+    }),
+    ("service_llm.temperature", |m| {
+        m.service_llm.as_mut().unwrap().temperature = Some(f32::NAN)
+    }),
+    ("service_llm.output_usd_per_mtok", |m| {
+        let llm = m.service_llm.as_mut().unwrap();
+        (llm.input_usd_per_mtok, llm.output_usd_per_mtok) = (Some(1.0), None);
+    }),
+    ("judge_llm.tokens_max", |m| {
+        m.judge_llm.as_mut().unwrap().tokens_max = 0
+    }),
+    ("coverage.test_digest", |m| {
+        m.coverage.as_mut().unwrap().test_digest = "AB".repeat(32)
+    }),
+    ("coverage.n_test", |m| m.coverage.as_mut().unwrap().n_test = 0),
+    ("train.lora_rank", |m| m.train.as_mut().unwrap().lora_rank = 0),
+    ("train.lora_dropout", |m| {
+        m.train.as_mut().unwrap().lora_dropout = 1.0
+    }),
+    ("train.learning_rate", |m| {
+        m.train.as_mut().unwrap().learning_rate = f32::INFINITY
+    }),
+    ("train.epochs", |m| m.train.as_mut().unwrap().epochs = -1.0),
+    ("infer.top_p", |m| m.infer.as_mut().unwrap().top_p = 1.5),
+    ("infer.temperature", |m| {
+        m.infer.as_mut().unwrap().temperature = -0.5
+    }),
+    ("infer.min_p", |m| m.infer.as_mut().unwrap().min_p = 1.0),
+    ("infer.repetition_penalty", |m| {
+        m.infer.as_mut().unwrap().repetition_penalty = -1.0
+    }),
+    ("infer.stop", |m| {
+        m.infer.as_mut().unwrap().stop = vec!["a".to_owned(); 17]
+    }),
+    ("infer.stop", |m| {
+        m.infer.as_mut().unwrap().stop = vec![String::new()]
+    }),
+    ("infer.stop", |m| {
+        m.infer.as_mut().unwrap().stop = vec!["a".repeat(1_001)]
+    }),
+    ("judge.gradings_per_response", |m| {
+        m.judge.as_mut().unwrap().gradings_per_response = 1_001
+    }),
+    ("judge.prompt_digest", |m| {
+        m.judge.as_mut().unwrap().prompt_digest = "x".to_owned()
+    }),
+    ("synthesis.samples_per_cycle", |m| {
+        m.synthesis.as_mut().unwrap().samples_per_cycle = 0
+    }),
+    ("synthesis.curation.prompt_words_min", |m| {
+        m.synthesis.as_mut().unwrap().curation = Some(wire::CurationSettings {
+            prompt_words_min: 9,
+            prompt_words_max: 8,
+            ..Default::default()
+        });
+    }),
+    ("gate.rule", |m| m.gate.as_mut().unwrap().rule = None),
+    ("gate.relative.ratio_min", |m| {
+        let rule = wire::gate::Rule::Relative(wire::RelativeGate { ratio_min: 1.6 });
+        m.gate.as_mut().unwrap().rule = Some(rule);
+    }),
+    ("cycles_max", |m| m.cycles_max = 0),
+];
+
 #[test]
 fn a_broken_run_spec_is_refused_by_the_path_of_its_field() {
-    type Break = fn(&mut wire::RunSpec);
-    let cases: &[(&str, Break)] = &[
-        ("name", |m| m.name.clear()),
-        ("name", |m| m.name = "n".repeat(81)),
-        ("name", |m| m.name = "a\u{7}b".to_owned()),
-        ("topic", |m| m.topic = "t".repeat(4_001)),
-        ("local_model", |m| m.local_model = None),
-        ("local_model.reference", |m| {
-            m.local_model.as_mut().unwrap().reference.clear()
-        }),
-        ("local_model.quantization", |m| {
-            m.local_model.as_mut().unwrap().quantization = 99
-        }),
-        ("local_model.compute", |m| {
-            m.local_model.as_mut().unwrap().compute = 99
-        }),
-        ("service_llm", |m| m.service_llm = None),
-        ("service_llm.vendor", |m| {
-            m.service_llm.as_mut().unwrap().vendor = 0
-        }),
-        ("service_llm.model", |m| {
-            m.service_llm.as_mut().unwrap().model.clear()
-        }),
-        ("service_llm.base_url", |m| {
-            m.service_llm.as_mut().unwrap().base_url = "ftp://x".to_owned()
-        }),
-        ("service_llm.temperature", |m| {
-            m.service_llm.as_mut().unwrap().temperature = Some(f32::NAN)
-        }),
-        ("service_llm.output_usd_per_mtok", |m| {
-            let llm = m.service_llm.as_mut().unwrap();
-            (llm.input_usd_per_mtok, llm.output_usd_per_mtok) = (Some(1.0), None);
-        }),
-        ("judge_llm.tokens_max", |m| {
-            m.judge_llm.as_mut().unwrap().tokens_max = 0
-        }),
-        ("coverage.test_digest", |m| {
-            m.coverage.as_mut().unwrap().test_digest = "AB".repeat(32)
-        }),
-        ("coverage.n_test", |m| m.coverage.as_mut().unwrap().n_test = 0),
-        ("train.lora_rank", |m| m.train.as_mut().unwrap().lora_rank = 0),
-        ("train.lora_dropout", |m| {
-            m.train.as_mut().unwrap().lora_dropout = 1.0
-        }),
-        ("train.learning_rate", |m| {
-            m.train.as_mut().unwrap().learning_rate = f32::INFINITY
-        }),
-        ("train.epochs", |m| m.train.as_mut().unwrap().epochs = -1.0),
-        ("infer.top_p", |m| m.infer.as_mut().unwrap().top_p = 1.5),
-        ("infer.temperature", |m| {
-            m.infer.as_mut().unwrap().temperature = -0.5
-        }),
-        ("infer.min_p", |m| m.infer.as_mut().unwrap().min_p = 1.0),
-        ("infer.repetition_penalty", |m| {
-            m.infer.as_mut().unwrap().repetition_penalty = -1.0
-        }),
-        ("infer.stop", |m| {
-            m.infer.as_mut().unwrap().stop = vec!["a".to_owned(); 17]
-        }),
-        ("infer.stop", |m| {
-            m.infer.as_mut().unwrap().stop = vec![String::new()]
-        }),
-        ("infer.stop", |m| {
-            m.infer.as_mut().unwrap().stop = vec!["a".repeat(1_001)]
-        }),
-        ("judge.gradings_per_response", |m| {
-            m.judge.as_mut().unwrap().gradings_per_response = 1_001
-        }),
-        ("judge.prompt_digest", |m| {
-            m.judge.as_mut().unwrap().prompt_digest = "x".to_owned()
-        }),
-        ("synthesis.samples_per_cycle", |m| {
-            m.synthesis.as_mut().unwrap().samples_per_cycle = 0
-        }),
-        ("synthesis.curation.prompt_words_min", |m| {
-            m.synthesis.as_mut().unwrap().curation = Some(wire::CurationSettings {
-                prompt_words_min: 9,
-                prompt_words_max: 8,
-                ..Default::default()
-            });
-        }),
-        ("gate.rule", |m| m.gate.as_mut().unwrap().rule = None),
-        ("gate.relative.ratio_min", |m| {
-            let rule = wire::gate::Rule::Relative(wire::RelativeGate { ratio_min: 1.6 });
-            m.gate.as_mut().unwrap().rule = Some(rule);
-        }),
-        ("cycles_max", |m| m.cycles_max = 0),
-    ];
-    for (field, break_it) in cases {
+    for (field, break_it) in BROKEN {
         assert_eq!(refused(break_it), *field);
     }
 }

@@ -44,22 +44,7 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             test_ratio: None,
             seed,
         },
-        train: TrainSection {
-            lora_rank: 16,
-            lora_alpha: 32.0,
-            lora_dropout: 0.0,
-            epochs: 1.0,
-            // Few samples seen once: many small steps, each far.
-            learning_rate: 2e-3,
-            batch_rows: 2,
-            sequence_tokens: 512,
-            // The messages are made of given sentences; what is to be learnt is the answer.
-            loss_on: LossOn::ResponseOnly,
-            packing: false,
-            // Some twenty seconds of work on two cores.
-            checkpoint_steps: Some(25),
-            ..TrainSection::default()
-        },
+        train: train(),
         infer: InferSection {
             responses_per_prompt: 1,
             temperature: 0.0,
@@ -87,5 +72,24 @@ pub(super) fn config(seed: u64, stand_in_port: u16) -> Config {
             measure_base_unquantized: true,
         },
         ..Config::default()
+    }
+}
+
+fn train() -> TrainSection {
+    TrainSection {
+        lora_rank: 16,
+        lora_alpha: 32.0,
+        lora_dropout: 0.0,
+        epochs: 1.0,
+        // Few samples seen once: many small steps, each far.
+        learning_rate: 2e-3,
+        batch_rows: 2,
+        sequence_tokens: 512,
+        // The messages are made of given sentences; what is to be learnt is the answer.
+        loss_on: LossOn::ResponseOnly,
+        packing: false,
+        // Some twenty seconds of work on two cores.
+        checkpoint_steps: Some(25),
+        ..TrainSection::default()
     }
 }

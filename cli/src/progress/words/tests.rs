@@ -24,24 +24,30 @@ fn done_event(name: &str, stage: Stage, subject: Option<Subject>, output: TaskOu
     }
 }
 
-#[test]
-fn events_read_like_this() {
-    let metric = |mean, coverage| MetricScore {
-        mean: Some(mean),
-        interval: None,
-        coverage: Some(coverage),
-    };
-    let none = MetricScore {
-        mean: None,
-        interval: None,
-        coverage: None,
-    };
-    let failure = Failure {
+fn lease_expired() -> Failure {
+    Failure {
         kind: FailureKind::LeaseExpired,
         message: "no heartbeat for 15 s".to_owned(),
         attempt: AttemptNumber(2),
         worker: WorkerId::new("w").unwrap(),
-    };
+    }
+}
+
+fn metric(mean: Option<f64>, coverage: Option<f64>) -> MetricScore {
+    MetricScore {
+        mean,
+        interval: None,
+        coverage,
+    }
+}
+
+fn told(events: &[RunEventKind]) -> String {
+    let told: Vec<String> = events.iter().filter_map(sentence).collect();
+    told.join("\n")
+}
+
+#[test]
+fn events_of_tasks_read_like_this() {
     let train = TrainOutput {
         n_samples: 1234,
         n_tokens: 45678,
@@ -69,13 +75,6 @@ fn events_read_like_this() {
     };
     let adapter = Some(Subject::Adapter(Cycle(1)));
     let events = [
-        RunEventKind::RunSubmitted {
-            name: "tickets".to_owned(),
-        },
-        RunEventKind::CycleStarted {
-            cycle: Cycle(0),
-            n_samples: 0,
-        },
         RunEventKind::CycleStarted {
             cycle: Cycle(1),
             n_samples: 40,
@@ -91,7 +90,7 @@ fn events_read_like_this() {
             task: task("c01-train"),
             stage: Stage::Train,
             cycle: Cycle(1),
-            failure,
+            failure: lease_expired(),
             retry_in_ms: Some(1500),
         },
         done_event("c01-train", Stage::Train, None, TaskOutput::Train(train)),
@@ -103,12 +102,35 @@ fn events_read_like_this() {
             None,
             TaskOutput::Synthesize(synthesize),
         ),
+    ];
+    expect![[r#"
+        cycle 1: training on 40 samples
+          c01-train on w, attempt 2
+          c01-train lost its lease on w (attempt 2): no heartbeat for 15 s; next try in 1.5 s
+          c01-train done: 1,234 samples, 45,678 tokens a pass, 30 steps, loss 2.500 to 0.510, 3 min 07 s
+          c01-infer-000 done: 32 responses of tuned, cycle 1, 1,900 tokens, 200 tokens/s
+          c01-judge-000 done: 63 verdicts of tuned, cycle 1, 1 unparsed
+          c01-synthesize-000 done: 40 raw pairs, 3 malformed"#]]
+    .assert_eq(&told(&events));
+}
+
+#[test]
+fn events_of_a_run_read_like_this() {
+    let none = metric(None, None);
+    let events = [
+        RunEventKind::RunSubmitted {
+            name: "tickets".to_owned(),
+        },
+        RunEventKind::CycleStarted {
+            cycle: Cycle(0),
+            n_samples: 0,
+        },
         RunEventKind::SubjectScored {
             cycle: Cycle(0),
             subject: Subject::Service,
             scores: Scores {
-                similarity: metric(91.25, 0.975),
-                precision: metric(88.0, 1.0),
+                similarity: metric(Some(91.25), Some(0.975)),
+                precision: metric(Some(88.0), Some(1.0)),
                 n_verdicts: 63,
                 n_unparsed: 1,
             },
@@ -150,22 +172,14 @@ fn events_read_like_this() {
             report: None,
         },
     ];
-    let told: Vec<String> = events.iter().filter_map(sentence).collect();
     expect![[r#"
         run "tickets" begins
         cycle 0: measuring the floor (the untuned base) and the ceiling (the service LLM)
-        cycle 1: training on 40 samples
-          c01-train on w, attempt 2
-          c01-train lost its lease on w (attempt 2): no heartbeat for 15 s; next try in 1.5 s
-          c01-train done: 1,234 samples, 45,678 tokens a pass, 30 steps, loss 2.500 to 0.510, 3 min 07 s
-          c01-infer-000 done: 32 responses of tuned, cycle 1, 1,900 tokens, 200 tokens/s
-          c01-judge-000 done: 63 verdicts of tuned, cycle 1, 1 unparsed
-          c01-synthesize-000 done: 40 raw pairs, 3 malformed
         service LLM: similarity 91.2 (98 % covered), precision 88.0 (100 % covered), 1 reply unparsed
         base, NF4: similarity not graded, precision not graded
         gate after cycle 1: not passed; 0.70 is below 0.90
         curation: 200 raw pairs, 150 kept, 30 duplicates, 12 filtered, 8 contaminated; the next cycle trains on 1,190
-        run ended, passed: the gate was passed"#]].assert_eq(&told.join("\n"));
+        run ended, passed: the gate was passed"#]].assert_eq(&told(&events));
 }
 
 #[test]

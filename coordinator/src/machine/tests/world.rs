@@ -48,24 +48,7 @@ pub(crate) fn spec() -> RunSpec {
             n_train: 20,
             n_test: 10,
         },
-        train: TrainSettings {
-            lora_rank: 8,
-            lora_alpha: 16.0,
-            lora_dropout: 0.0,
-            lora_targets: LoraTargets::AllLinear,
-            epochs: 1.0,
-            learning_rate: 1e-3,
-            warmup_ratio: 0.0,
-            weight_decay: 0.0,
-            gradient_norm_max: None,
-            batch_rows: 1,
-            sequence_tokens_max: 128,
-            loss_on: LossOn::WholeSequence,
-            packing: true,
-            checkpoint_steps: None,
-            recompute: false,
-            train_from: TrainFrom::Base,
-        },
+        train: train_settings(),
         infer: InferSettings {
             responses_per_prompt: 2,
             temperature: 0.0,
@@ -100,6 +83,27 @@ pub(crate) fn spec() -> RunSpec {
         cycles_max: 3,
         seed: 7,
         measure_base_unquantized: true,
+    }
+}
+
+fn train_settings() -> TrainSettings {
+    TrainSettings {
+        lora_rank: 8,
+        lora_alpha: 16.0,
+        lora_dropout: 0.0,
+        lora_targets: LoraTargets::AllLinear,
+        epochs: 1.0,
+        learning_rate: 1e-3,
+        warmup_ratio: 0.0,
+        weight_decay: 0.0,
+        gradient_norm_max: None,
+        batch_rows: 1,
+        sequence_tokens_max: 128,
+        loss_on: LossOn::WholeSequence,
+        packing: true,
+        checkpoint_steps: None,
+        recompute: false,
+        train_from: TrainFrom::Base,
     }
 }
 

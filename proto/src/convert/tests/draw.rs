@@ -1,9 +1,9 @@
 //! Valid domain values, drawn from a seed.
 
+mod events;
 mod messages;
 
 use crate::Digest;
-use crate::event::{RunEvent, RunEventKind};
 use crate::ids::{AttemptNumber, Cycle};
 use crate::run::*;
 use crate::task::*;
@@ -400,97 +400,6 @@ impl Draw {
             n_duplicates,
             n_filtered,
             n_contaminated,
-        }
-    }
-
-    pub(super) fn event(&mut self) -> RunEvent {
-        let (task, stage, cycle, attempt) = (
-            self.id(),
-            self.stage(),
-            self.cycle(),
-            AttemptNumber(self.count(4)),
-        );
-        let kind = match self.below(13) {
-            0 => RunEventKind::RunSubmitted { name: self.text() },
-            1 => RunEventKind::CycleStarted {
-                cycle,
-                n_samples: self.count(99),
-            },
-            2 => RunEventKind::AttemptStarted {
-                task,
-                stage,
-                cycle,
-                attempt,
-                worker: self.id(),
-            },
-            3 => RunEventKind::AttemptFailed {
-                task,
-                stage,
-                cycle,
-                failure: self.failure(),
-                retry_in_ms: self.maybe(Self::next),
-            },
-            4 => RunEventKind::TaskDone {
-                task,
-                stage,
-                cycle,
-                subject: self.maybe(Self::subject),
-                result: self.task_result(),
-            },
-            5 => RunEventKind::TaskQuarantined {
-                task,
-                stage,
-                failure: self.failure(),
-            },
-            6 => RunEventKind::TaskReleased { task },
-            7 => RunEventKind::SubjectScored {
-                cycle,
-                subject: self.subject(),
-                scores: self.scores(),
-            },
-            8 => RunEventKind::GateDecided {
-                cycle,
-                decision: self.decision(),
-            },
-            9 => RunEventKind::Curated {
-                cycle,
-                counts: self.counts(),
-                n_samples_next: self.count(999),
-            },
-            10 => RunEventKind::RunEnded {
-                status: self.pick(&[
-                    RunStatus::Passed,
-                    RunStatus::GateNotReached,
-                    RunStatus::BudgetSpent,
-                    RunStatus::ServiceFailed,
-                    RunStatus::Cancelled,
-                    RunStatus::Failed,
-                ]),
-                reason: self.text(),
-                report: self.maybe(Self::digest),
-            },
-            11 => RunEventKind::RunResumed {
-                was: self.pick(&[RunStatus::Running, RunStatus::BudgetSpent, RunStatus::Cancelled]),
-            },
-            _ => RunEventKind::AttemptProgress {
-                task,
-                stage,
-                cycle,
-                attempt,
-                progress: self.progress(),
-            },
-        };
-        let is_progress = matches!(kind, RunEventKind::AttemptProgress { .. });
-        let seq = if is_progress {
-            0
-        } else {
-            u64::from(self.count(999))
-        };
-        RunEvent {
-            run: self.id(),
-            seq,
-            time_ms: self.next(),
-            kind,
         }
     }
 }

@@ -1,0 +1,140 @@
+//! The command lines that open a local model in this process.
+//!
+//! Invariant: all of them name a model by the same arguments.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Subcommand};
+use llamaduo_engine::Compute;
+
+use crate::config::sections::Quant;
+
+/// A local model opened in this process.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArguments {
+    /// Directory, .gguf file, Hugging Face id, or known name (smollm2-135m-instruct).
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Directory of a PEFT adapter.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// How the base is held: nf4, or none for the file's own values.
+    #[arg(long, value_enum, default_value_t = Quant::Nf4)]
+    pub(crate) quant: Quant,
+    /// Operands of matrix products: f32, or bf16, which is faster where the CPU multiplies it (AVX-512 BF16).
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub(crate) compute: Compute,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("measured").args(["data", "ids"]).required(true))]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Rows of {"messages": [...]}.
+    #[arg(long, value_name = "JSONL")]
+    pub(crate) data: Option<PathBuf>,
+    /// Rows of token ids instead of text, [[1, 2, 3], ...]; the model needs no tokenizer.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) ids: Option<PathBuf>,
+    /// Also write the logits after each token, [rows, tokens, vocabulary] of 32-bit floats. Rows shorter than the longest
+    /// are filled up with NaN.
+    #[arg(long, value_name = "SAFETENSORS", requires = "ids", conflicts_with = "data")]
+    pub(crate) logits: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("asked").args(["prompt", "messages"]).required(true))]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// What the user says.
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// JSON file of the conversation: [{"role": ..., "content": ...}], alone or under "messages".
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: Option<PathBuf>,
+    /// Always the likeliest token.
+    #[arg(long, conflicts_with_all = ["temperature", "top_p", "top_k", "min_p", "seed"])]
+    pub(crate) greedy: bool,
+    /// Longest answer, tokens.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.4)]
+    pub(crate) temperature: f32,
+    /// Keep the smallest set of tokens with this much probability.
+    #[arg(long)]
+    pub(crate) top_p: Option<f32>,
+    /// Keep this many tokens.
+    #[arg(long)]
+    pub(crate) top_k: Option<u32>,
+    /// Drop tokens less likely than this part of the likeliest one.
+    #[arg(long)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens that were asked or said already by this where positive, multiply them where negative.
+    #[arg(long, value_name = "FACTOR")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// End the answer before this text; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// With -o json, also tell how likely each token was, and the so many likeliest in its place.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=20))]
+    pub(crate) logprobs: Option<u32>,
+    /// Seed of sampling.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Tokens in a second of reading prompts and of answering them.
+    Generate(BenchGenerate),
+    /// Tokens in a second of fine-tuning.
+    Train(BenchTrain),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchModel {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    /// Compute threads; one for each core when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchGenerate {
+    #[command(flatten)]
+    pub(crate) model: BenchModel,
+    /// Prompts answered together; one run for each number.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: Vec<u32>,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt_tokens: u32,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) new_tokens: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrain {
+    #[command(flatten)]
+    pub(crate) model: BenchModel,
+    /// Rows of a step.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
+    /// Tokens of a row.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) seq: u32,
+    /// Steps that are timed, after one that is not.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) steps: u32,
+    /// Rank of the adapter.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) rank: u32,
+    /// Make activations again in the backward instead of keeping them.
+    #[arg(long)]
+    pub(crate) recompute: bool,
+}
