@@ -6,7 +6,7 @@
 use llamaduo_kernels::{AttentionSpec, Backend, Documents, RmsNormSpec};
 
 use super::activations::{AttentionActivations, Gradients, Scratch, UnnormedHeads};
-use super::feed_forward::norm_spec;
+use super::feed_forward::{norm_spec, norm_stream};
 use super::linear::{self, Linear};
 use super::post_norm::PostNorm;
 use super::{Context, Pass};
@@ -48,14 +48,7 @@ impl<B: Backend> AttentionBlock<B> {
         x: &B::Act,
     ) -> Result<()> {
         let backend = pass.backend;
-        backend.rms_norm(
-            &mut scratch.normed,
-            &mut scratch.rstd,
-            x,
-            &self.norm,
-            norm_spec(pass),
-            pass.m,
-        )?;
+        norm_stream(pass, scratch, x, &self.norm)?;
         self.project(pass, kept, scratch)?;
         match context {
             Context::Packed(documents) => {
@@ -163,15 +156,7 @@ impl<B: Backend> AttentionBlock<B> {
         )?;
         self.unrotate(pass, kept, (q, k), mixed, zeros)?;
 
-        let spec = norm_spec(pass);
-        backend.rms_norm(
-            &mut scratch.normed,
-            &mut scratch.rstd,
-            x,
-            &self.norm,
-            spec,
-            pass.m,
-        )?;
+        norm_stream(pass, scratch, x, &self.norm)?;
         let is_first = self.query.layer == 0;
         backend.copy_act(normed, zeros, pass.m * pass.config.hidden)?;
         let mut dx = |linear: &Linear<B>, dy: &B::Act, h: &B::F32| {
@@ -182,6 +167,7 @@ impl<B: Backend> AttentionBlock<B> {
         dx(&self.key, k, h_key)?;
         dx(&self.value, v, h_value)?;
         if !is_first {
+            let spec = norm_spec(pass);
             backend.rms_norm_backward(stream, normed, x, &scratch.rstd, &self.norm, spec, pass.m)?;
         }
         Ok(())

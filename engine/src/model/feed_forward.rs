@@ -33,15 +33,7 @@ impl<B: Backend> FeedForwardBlock<B> {
         x: &B::Act,
     ) -> Result<()> {
         let [h_gate, h_up, h_down] = &mut kept.h;
-        let spec = norm_spec(pass);
-        pass.backend.rms_norm(
-            &mut scratch.normed,
-            &mut scratch.rstd,
-            x,
-            &self.norm,
-            spec,
-            pass.m,
-        )?;
+        norm_stream(pass, scratch, x, &self.norm)?;
         let both = [
             (&self.gate, &mut kept.gate, h_gate),
             (&self.up, &mut kept.up, h_up),
@@ -95,25 +87,37 @@ impl<B: Backend> FeedForwardBlock<B> {
         pass.backend
             .gated_backward(gate, up, gated, &kept.gate, &kept.up, activation, len)?;
 
-        let spec = norm_spec(pass);
-        pass.backend.rms_norm(
-            &mut scratch.normed,
-            &mut scratch.rstd,
-            x,
-            &self.norm,
-            spec,
-            pass.m,
-        )?;
+        norm_stream(pass, scratch, x, &self.norm)?;
         pass.backend
             .copy_act(normed, zeros, pass.m * pass.config.hidden)?;
         self.gate
             .backward(pass, Some(normed), grads, gate, &scratch.normed, h_gate)?;
         self.up
             .backward(pass, Some(normed), grads, up, &scratch.normed, h_up)?;
-        pass.backend
-            .rms_norm_backward(stream, normed, x, &scratch.rstd, &self.norm, spec, pass.m)?;
+        pass.backend.rms_norm_backward(
+            stream,
+            normed,
+            x,
+            &scratch.rstd,
+            &self.norm,
+            norm_spec(pass),
+            pass.m,
+        )?;
         Ok(())
     }
+}
+
+/// `scratch.normed [M, C]`: the stream `x [M, C]` normed.
+pub(crate) fn norm_stream<B: Backend>(
+    pass: &Pass<'_, B>,
+    scratch: &mut Scratch<B>,
+    x: &B::Act,
+    weight: &B::F32,
+) -> Result<()> {
+    let Scratch { normed, rstd, .. } = scratch;
+    pass.backend
+        .rms_norm(normed, rstd, x, weight, norm_spec(pass), pass.m)?;
+    Ok(())
 }
 
 /// The norm over a row of the residual stream.

@@ -42,77 +42,31 @@ raw_integers!(
     u8 as u8, u16 as u16, u32 as u32, u64 as u64, i8 as u8, i16 as u16, i32 as u32, i64 as u64
 );
 
-impl Raw for f32 {
-    #[inline(always)]
-    fn of_raw(raw: u64) -> Self {
-        Self::from_bits(raw as u32)
-    }
-    #[inline(always)]
-    fn raw(self) -> u64 {
-        u64::from(self.to_bits())
-    }
+macro_rules! raw_floats {
+    ($($ty:ty as $bits:ty),*) => {$(
+        impl Raw for $ty {
+            #[inline(always)]
+            fn of_raw(raw: u64) -> Self {
+                Self::from_bits(raw as $bits)
+            }
+            #[inline(always)]
+            fn raw(self) -> u64 {
+                self.to_bits() as u64
+            }
+        }
+    )*};
 }
 
-impl Raw for f64 {
-    #[inline(always)]
-    fn of_raw(raw: u64) -> Self {
-        Self::from_bits(raw)
-    }
-    #[inline(always)]
-    fn raw(self) -> u64 {
-        self.to_bits()
-    }
-}
-
-impl Raw for f16 {
-    #[inline(always)]
-    fn of_raw(raw: u64) -> Self {
-        Self::from_bits(raw as u16)
-    }
-    #[inline(always)]
-    fn raw(self) -> u64 {
-        u64::from(self.to_bits())
-    }
-}
-
-impl Raw for bf16 {
-    #[inline(always)]
-    fn of_raw(raw: u64) -> Self {
-        Self::from_bits(raw as u16)
-    }
-    #[inline(always)]
-    fn raw(self) -> u64 {
-        u64::from(self.to_bits())
-    }
-}
+raw_floats!(f64 as u64, f32 as u32, f16 as u16, bf16 as u16);
 
 /// A [`Function`] of a formula on one lane's values.
 macro_rules! lane_function {
-    (|$a:ident: $ta:ty| $body:expr) => {{
+    (|$($input:ident: $ty:ty),+| $body:expr) => {{
         fn all(inputs: [&$crate::lanes::Lanes; 4], out: &mut $crate::lanes::Lanes) {
+            let mut inputs = inputs.into_iter();
+            $(let Some($input) = inputs.next() else { return };)+
             for lane in 0..$crate::lanes::N_LANES {
-                let $a = <$ta as $crate::lanes::Raw>::of_raw(inputs[0][lane]);
-                out[lane] = $crate::lanes::Raw::raw($body);
-            }
-        }
-        all as $crate::lanes::Function
-    }};
-    (|$a:ident: $ta:ty, $b:ident: $tb:ty| $body:expr) => {{
-        fn all(inputs: [&$crate::lanes::Lanes; 4], out: &mut $crate::lanes::Lanes) {
-            for lane in 0..$crate::lanes::N_LANES {
-                let $a = <$ta as $crate::lanes::Raw>::of_raw(inputs[0][lane]);
-                let $b = <$tb as $crate::lanes::Raw>::of_raw(inputs[1][lane]);
-                out[lane] = $crate::lanes::Raw::raw($body);
-            }
-        }
-        all as $crate::lanes::Function
-    }};
-    (|$a:ident: $ta:ty, $b:ident: $tb:ty, $c:ident: $tc:ty| $body:expr) => {{
-        fn all(inputs: [&$crate::lanes::Lanes; 4], out: &mut $crate::lanes::Lanes) {
-            for lane in 0..$crate::lanes::N_LANES {
-                let $a = <$ta as $crate::lanes::Raw>::of_raw(inputs[0][lane]);
-                let $b = <$tb as $crate::lanes::Raw>::of_raw(inputs[1][lane]);
-                let $c = <$tc as $crate::lanes::Raw>::of_raw(inputs[2][lane]);
+                $(let $input = <$ty as $crate::lanes::Raw>::of_raw($input[lane]);)+
                 out[lane] = $crate::lanes::Raw::raw($body);
             }
         }

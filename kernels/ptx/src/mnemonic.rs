@@ -323,43 +323,25 @@ impl Decoder {
     }
 
     fn multiply(&mut self, parts: &[&str], operands: &[&str]) -> Decoded {
-        let ty = match parts {
-            [
-                "mma",
-                "sync",
-                "aligned",
-                "m16n8k16",
-                "row",
-                "col",
-                "f32",
-                "bf16",
-                "bf16",
-                "f32",
-            ] => MatrixType::Bf16,
-            [
-                "mma",
-                "sync",
-                "aligned",
-                "m16n8k16",
-                "row",
-                "col",
-                "f32",
-                "f16",
-                "f16",
-                "f32",
-            ] => MatrixType::F16,
-            [
-                "mma",
-                "sync",
-                "aligned",
-                "m16n8k8",
-                "row",
-                "col",
-                "f32",
-                "tf32",
-                "tf32",
-                "f32",
-            ] => MatrixType::Tf32,
+        let [
+            "mma",
+            "sync",
+            "aligned",
+            shape,
+            "row",
+            "col",
+            "f32",
+            left,
+            right,
+            "f32",
+        ] = parts
+        else {
+            return Err(unknown(parts));
+        };
+        let ty = match (*shape, *left, *right) {
+            ("m16n8k16", "bf16", "bf16") => MatrixType::Bf16,
+            ("m16n8k16", "f16", "f16") => MatrixType::F16,
+            ("m16n8k8", "tf32", "tf32") => MatrixType::Tf32,
             _ => return Err(unknown(parts)),
         };
         let [to, a, b, c] = exactly(operands)?;

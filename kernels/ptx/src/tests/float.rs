@@ -211,50 +211,30 @@ fn a_product_of_halves_is_rounded_once() {
     );
     assert_eq!(got, both(odd));
     check_bits("fma.rn.bf16 %h1, %ha, %hb, %hc;", "%h1", 7, |a, b, c| {
-        let [a, b, c] = [a, b, c].map(|x| bf16::from_bits(x.to_bits() as u16).to_f64());
+        let value = |bits: u16| bf16::from_bits(bits).to_f64();
+        let [a, b, c] = [a, b, c].map(|x| value(x.to_bits() as u16));
         let exact = a.mul_add(b, c);
-        // by trying the neighbours of a first guess
-        let guess = bf16::from_f32(exact as f32);
-        let candidates = [
-            guess.to_bits().wrapping_sub(1),
-            guess.to_bits(),
-            guess.to_bits().wrapping_add(1),
-        ];
-        let best = candidates
-            .into_iter()
-            .filter(|&bits| bf16::from_bits(bits).is_finite())
-            .min_by(|&x, &y| {
-                let distance = |bits: u16| (bf16::from_bits(bits).to_f64() - exact).abs();
-                distance(x).total_cmp(&distance(y)).then((x & 1).cmp(&(y & 1)))
-            });
-        u32::from(if guess.is_finite() {
-            best.unwrap()
-        } else {
-            guess.to_bits()
-        })
+        u32::from(nearest(exact, bf16::from_f32(exact as f32).to_bits(), value))
     });
     check_bits("fma.rn.f16 %h1, %ha, %hb, %hc;", "%h1", 10, |a, b, c| {
-        let [a, b, c] = [a, b, c].map(|x| f16::from_bits(x.to_bits() as u16).to_f64());
+        let value = |bits: u16| f16::from_bits(bits).to_f64();
+        let [a, b, c] = [a, b, c].map(|x| value(x.to_bits() as u16));
         let exact = a.mul_add(b, c);
-        let guess = f16::from_f32(exact as f32);
-        let candidates = [
-            guess.to_bits().wrapping_sub(1),
-            guess.to_bits(),
-            guess.to_bits().wrapping_add(1),
-        ];
-        let best = candidates
-            .into_iter()
-            .filter(|&bits| f16::from_bits(bits).is_finite())
-            .min_by(|&x, &y| {
-                let distance = |bits: u16| (f16::from_bits(bits).to_f64() - exact).abs();
-                distance(x).total_cmp(&distance(y)).then((x & 1).cmp(&(y & 1)))
-            });
-        u32::from(if guess.is_finite() {
-            best.unwrap()
-        } else {
-            guess.to_bits()
-        })
+        u32::from(nearest(exact, f16::from_f32(exact as f32).to_bits(), value))
     });
+}
+
+/// The bits of the value nearest to `exact`, the even one of two, by trying the neighbours of a first guess.
+fn nearest(exact: f64, guess: u16, value: impl Fn(u16) -> f64) -> u16 {
+    if !value(guess).is_finite() {
+        return guess;
+    }
+    let distance = |bits: u16| (value(bits) - exact).abs();
+    let candidates = [guess.wrapping_sub(1), guess, guess.wrapping_add(1)];
+    let finite = candidates.into_iter().filter(|&bits| value(bits).is_finite());
+    finite
+        .min_by(|&x, &y| distance(x).total_cmp(&distance(y)).then((x & 1).cmp(&(y & 1))))
+        .unwrap()
 }
 
 #[test]

@@ -1,10 +1,23 @@
 use super::{kernel, run};
 use crate::{Fault, Problem};
 
+/// Fails, with the report's own words, where it is on something else.
+macro_rules! assert_problem {
+    ($fault:expr, $problem:pat) => {{
+        let fault = &$fault;
+        assert!(matches!(fault.problem, $problem), "{fault}");
+    }};
+}
+
 /// The report on `body`, run by 64 threads with 256 bytes of shared memory, 256 of input and 256 of output.
 fn report(body: &str) -> Fault {
     let source = kernel("", body);
     run(&source, [2, 64], 256, &[0; 256], &mut [0; 256]).unwrap_err()
+}
+
+/// Fails where there is something to report on `body`, run in the same way.
+fn assert_clean(body: &str) {
+    run(&kernel("", body), [2, 64], 256, &[0; 256], &mut [0; 256]).unwrap();
 }
 
 /// The line of `text` in a kernel of that body.
@@ -19,67 +32,49 @@ fn an_access_past_the_end_is_reported_with_its_line() {
     let fault = report(body);
     assert_eq!(fault.line, line_of(body, "ld.global.u32 %r1"));
     assert_eq!((fault.thread, fault.block), (63, [0; 3]));
-    assert!(
-        matches!(
-            fault.problem,
-            Problem::OutOfBounds {
-                space: "global",
-                n_bytes: 4,
-                ..
-            }
-        ),
-        "{fault}"
+    assert_problem!(
+        fault,
+        Problem::OutOfBounds {
+            space: "global",
+            n_bytes: 4,
+            ..
+        }
     );
     let fault = report("	mov.u64 %d1, 64;\n	st.global.u8 [%d1], 1;\n");
-    assert!(
-        matches!(fault.problem, Problem::OutOfBounds { address: 64, .. }),
-        "{fault}"
-    );
+    assert_problem!(fault, Problem::OutOfBounds { address: 64, .. });
     let fault = report("	mov.u32 %r1, dynamic;\n	st.shared.u32 [%r1+256], %tid;\n");
-    assert!(
-        matches!(
-            fault.problem,
-            Problem::OutOfBounds {
-                space: "shared",
-                address: 256,
-                ..
-            }
-        ),
-        "{fault}"
+    assert_problem!(
+        fault,
+        Problem::OutOfBounds {
+            space: "shared",
+            address: 256,
+            ..
+        }
     );
 }
 
 #[test]
 fn a_misaligned_access_is_reported() {
     let fault = report("	ld.global.u32 %r1, [%in+2];\n");
-    assert!(
-        matches!(
-            fault.problem,
-            Problem::Misaligned {
-                space: "global",
-                n_bytes: 4,
-                ..
-            }
-        ),
-        "{fault}"
+    assert_problem!(
+        fault,
+        Problem::Misaligned {
+            space: "global",
+            n_bytes: 4,
+            ..
+        }
     );
     // a vector must be aligned as a whole
     let fault = report("	ld.global.v4.u32 {%r1,%r2,%r3,%r4}, [%in+8];\n");
-    assert!(
-        matches!(fault.problem, Problem::Misaligned { n_bytes: 16, .. }),
-        "{fault}"
-    );
+    assert_problem!(fault, Problem::Misaligned { n_bytes: 16, .. });
     let fault = report("	mov.u32 %r1, dynamic;\n	st.shared.u32 [%r1+2], %tid;\n");
-    assert!(
-        matches!(
-            fault.problem,
-            Problem::Misaligned {
-                space: "shared",
-                address: 2,
-                ..
-            }
-        ),
-        "{fault}"
+    assert_problem!(
+        fault,
+        Problem::Misaligned {
+            space: "shared",
+            address: 2,
+            ..
+        }
     );
 }
 
@@ -149,21 +144,13 @@ fn a_missing_barrier_is_a_race() {
     let fault = report(&body);
     // the second warp has not written yet when the first one reads
     assert_eq!(fault.line, line_of(&body, "ld.shared"));
-    assert!(matches!(fault.problem, Problem::Uninitialised { .. }), "{fault}");
+    assert_problem!(fault, Problem::Uninitialised { .. });
     // a barrier of the warp does not reach another warp
-    assert!(matches!(
-        report(&exchange(32, "bar.warp.sync -1;")).problem,
+    assert_problem!(
+        report(&exchange(32, "bar.warp.sync -1;")),
         Problem::Uninitialised { .. }
-    ));
-    let mut out = [0; 256];
-    run(
-        &kernel("", &exchange(32, "bar.sync 0;")),
-        [2, 64],
-        256,
-        &[0; 256],
-        &mut out,
-    )
-    .unwrap();
+    );
+    assert_clean(&exchange(32, "bar.sync 0;"));
 }
 
 #[test]
@@ -176,14 +163,7 @@ fn lanes_of_one_warp_need_a_barrier_too() {
         other: 1,
     };
     assert_eq!(fault.problem, race);
-    run(
-        &kernel("", &exchange(1, "bar.warp.sync -1;")),
-        [2, 64],
-        256,
-        &[0; 256],
-        &mut [0; 256],
-    )
-    .unwrap();
+    assert_clean(&exchange(1, "bar.warp.sync -1;"));
 }
 
 #[test]
@@ -201,14 +181,7 @@ fn writing_what_others_still_read_is_a_race() {
         other: 0,
     };
     assert_eq!(report(&again("")).problem, race);
-    run(
-        &kernel("", &again("bar.sync 0;")),
-        [2, 64],
-        256,
-        &[0; 256],
-        &mut [0; 256],
-    )
-    .unwrap();
+    assert_clean(&again("bar.sync 0;"));
 }
 
 #[test]
@@ -248,33 +221,20 @@ fn a_copy_that_was_not_waited_for_is_pending() {
         report(&copy("cp.async.wait_group 1;")).problem,
         Problem::Pending { address: 0, other: 0 }
     );
-    run(
-        &kernel("", &copy("cp.async.wait_group 0;")),
-        [1, 64],
-        256,
-        &[0; 256],
-        &mut [0; 256],
-    )
-    .unwrap();
+    assert_clean(&copy("cp.async.wait_group 0;"));
 }
 
 #[test]
 fn blocks_must_not_share_what_one_of_them_writes() {
     let fault = report("	st.global.u32 [%out], %tid;\n");
-    assert!(
-        matches!(fault.problem, Problem::BlockRace { now: "writes", .. }),
-        "{fault}"
-    );
+    assert_problem!(fault, Problem::BlockRace { now: "writes", .. });
     assert_eq!(fault.block, [1, 0, 0]);
     let body = "	mov.u32 %r1, %ctaid.x;
 	setp.eq.u32 %p1, %r1, 0;
 	@%p1 st.global.u32 [%out], %tid;
 	ld.global.u32 %r2, [%out];
 ";
-    assert!(matches!(
-        report(body).problem,
-        Problem::BlockRace { now: "reads", .. }
-    ));
+    assert_problem!(report(body), Problem::BlockRace { now: "reads", .. });
 }
 
 #[test]
@@ -290,7 +250,7 @@ fn a_collective_needs_its_lanes() {
         }
     );
     let body = "	setp.lt.u32 %p1, %tid, 5;\n	@%p1 bra $SKIP;\n	bar.sync 0;\n$SKIP:\n";
-    assert!(matches!(report(body).problem, Problem::Diverged { .. }));
+    assert_problem!(report(body), Problem::Diverged { .. });
 }
 
 #[test]
@@ -310,7 +270,7 @@ fn a_launch_that_no_card_takes_is_refused() {
     let source = kernel("", "");
     for (shape, shared_bytes) in [([1, 1025], 0), ([0, 32], 0), ([1, 0], 0), ([1, 32], 200 << 10)] {
         let fault = run(&source, shape, shared_bytes, &[0; 4], &mut [0; 4]).unwrap_err();
-        assert!(matches!(fault.problem, Problem::Shape { .. }), "{fault}");
+        assert_problem!(fault, Problem::Shape { .. });
     }
 }
 

@@ -117,69 +117,89 @@ macro_rules! by_rows {
 }
 pub(super) use by_rows;
 
-/// See [`super::multiply_tile`]; rows are 16 or 32 long.
-#[target_feature(enable = "avx512f")]
-pub(super) fn multiply_tile_avx512(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
-    let n = rows.len();
-    if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
-        by_rows!(rows_avx512, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
-    } else {
-        by_rows!(rows_avx512, 2, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
-    }
-}
+/// A tile's function and that of W of its rows, each of R registers. They take the type of an element of the left operand
+/// and how it fills a register, that of a row of the right one and how a part of it becomes a register, and what is
+/// added to a sum. A macro, because a closure or a function's value would not be compiled for the set of instructions.
+macro_rules! tile_512 {
+    (
+        $(#[$documented:meta])*
+        $tile:ident with $rows_of:ident, $features:tt,
+        $left:ty => $fill:ident, $right:ty => $load:ident,
+        |$x:ident, $y:ident, $sum:ident| $added:expr
+    ) => {
+        $(#[$documented])*
+        #[target_feature(enable = $features)]
+        pub(super) fn $tile(a: &[&[$left]], b: &[$right], rows: &mut [&mut [f32]], start: Start) {
+            let n = rows.len();
+            if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
+                by_rows!($rows_of, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+            } else {
+                by_rows!($rows_of, 2, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+            }
+        }
 
-/// W rows of R registers.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn rows_avx512<const W: usize, const R: usize>(
-    a: &[&[f32]],
-    b: &[TileRow],
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
-    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
-        return;
-    };
-    let len = shortest(a, b.len());
-    let mut left: [&[f32]; W] = [&[]; W];
-    for i in 0..W {
-        left[i] = &a[i][..len];
-    }
-    let (a, b) = (left, &b[..len]);
-    let mut sums = [[_mm512_setzero_ps(); R]; W];
-    if start == Start::Current {
-        for i in 0..W {
-            let Some(parts) = rows[i].as_chunks().0.first_chunk::<R>() else {
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn $rows_of<const W: usize, const R: usize>(
+            a: &[&[$left]],
+            b: &[$right],
+            rows: &mut [&mut [f32]],
+            start: Start,
+        ) {
+            let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
                 return;
             };
-            for part in 0..R {
-                sums[i][part] = load_512(&parts[part]);
+            let len = shortest(a, b.len());
+            let mut left: [&[$left]; W] = [&[]; W];
+            for i in 0..W {
+                left[i] = &a[i][..len];
+            }
+            let (a, b) = (left, &b[..len]);
+            let mut sums = [[_mm512_setzero_ps(); R]; W];
+            if start == Start::Current {
+                for i in 0..W {
+                    let Some(parts) = rows[i].as_chunks().0.first_chunk::<R>() else {
+                        return;
+                    };
+                    for part in 0..R {
+                        sums[i][part] = load_512(&parts[part]);
+                    }
+                }
+            }
+            for p in 0..len {
+                let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
+                    return;
+                };
+                let mut y = [$fill(<$left>::default()); R];
+                for part in 0..R {
+                    y[part] = $load(&parts[part]);
+                }
+                for i in 0..W {
+                    let $x = $fill(a[i][p]);
+                    for part in 0..R {
+                        let ($y, $sum) = (y[part], sums[i][part]);
+                        sums[i][part] = $added;
+                    }
+                }
+            }
+            for i in 0..W {
+                let Some(parts) = rows[i].as_chunks_mut().0.first_chunk_mut::<R>() else {
+                    return;
+                };
+                for part in 0..R {
+                    store_512(&mut parts[part], sums[i][part]);
+                }
             }
         }
-    }
-    for p in 0..len {
-        let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
-            return;
-        };
-        let mut y = [_mm512_setzero_ps(); R];
-        for part in 0..R {
-            y[part] = load_512(&parts[part]);
-        }
-        for i in 0..W {
-            let x = _mm512_set1_ps(a[i][p]);
-            for part in 0..R {
-                sums[i][part] = _mm512_fmadd_ps(x, y[part], sums[i][part]);
-            }
-        }
-    }
-    for i in 0..W {
-        let Some(parts) = rows[i].as_chunks_mut().0.first_chunk_mut::<R>() else {
-            return;
-        };
-        for part in 0..R {
-            store_512(&mut parts[part], sums[i][part]);
-        }
-    }
+    };
+}
+pub(super) use tile_512;
+
+tile_512! {
+    /// See [`super::multiply_tile`]; rows are 16 or 32 long.
+    multiply_tile_avx512 with rows_avx512, "avx512f",
+    f32 => _mm512_set1_ps, TileRow => load_512,
+    |x, y, sum| _mm512_fmadd_ps(x, y, sum)
 }
 
 /// See [`super::multiply_tile`]; rows are 16 or 32 long. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::bf16::PairRow;
 use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
-use super::x86::{by_rows, load_512, load_from_512, shortest, store_512};
+use super::x86::{by_rows, load_512, load_from_512, shortest, store_512, tile_512};
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -100,67 +100,9 @@ fn store_words(words: &mut [u32], register: __m512i) {
     unsafe { _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, register) }
 }
 
-/// See [`super::Bf16::multiply`]; rows are 16 or 32 long.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn multiply(a: &[&[u32]], b: &[PairRow], rows: &mut [&mut [f32]], start: Start) {
-    let n = rows.len();
-    if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
-        by_rows!(pairs_avx512, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
-    } else {
-        by_rows!(pairs_avx512, 2, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
-    }
-}
-
-/// W rows of R registers.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn pairs_avx512<const W: usize, const R: usize>(
-    a: &[&[u32]],
-    b: &[PairRow],
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
-    let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
-        return;
-    };
-    let len = shortest(a, b.len());
-    let mut left: [&[u32]; W] = [&[]; W];
-    for i in 0..W {
-        left[i] = &a[i][..len];
-    }
-    let (a, b) = (left, &b[..len]);
-    let mut sums = [[_mm512_setzero_ps(); R]; W];
-    if start == Start::Current {
-        for i in 0..W {
-            let Some(parts) = rows[i].as_chunks().0.first_chunk::<R>() else {
-                return;
-            };
-            for part in 0..R {
-                sums[i][part] = load_512(&parts[part]);
-            }
-        }
-    }
-    for p in 0..len {
-        let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
-            return;
-        };
-        let mut y = [broadcast_pair(0); R];
-        for part in 0..R {
-            y[part] = load_pairs(&parts[part]);
-        }
-        for i in 0..W {
-            let x = broadcast_pair(a[i][p]);
-            for part in 0..R {
-                sums[i][part] = _mm512_dpbf16_ps(sums[i][part], x, y[part]);
-            }
-        }
-    }
-    for i in 0..W {
-        let Some(parts) = rows[i].as_chunks_mut().0.first_chunk_mut::<R>() else {
-            return;
-        };
-        for part in 0..R {
-            store_512(&mut parts[part], sums[i][part]);
-        }
-    }
+tile_512! {
+    /// See [`super::Bf16::multiply`]; rows are 16 or 32 long.
+    multiply with pairs_avx512, "avx512f,avx512bf16",
+    u32 => broadcast_pair, PairRow => load_pairs,
+    |x, y, sum| _mm512_dpbf16_ps(sum, x, y)
 }
