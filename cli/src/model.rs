@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here runs beside an event loop; the callers that have one move it off.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,10 +10,13 @@ use llamaduo_data::Sample;
 use llamaduo_engine::{
     BaseQuant, Compute, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
 };
+use llamaduo_proto::run;
 use llamaduo_worker::models::{Fetching, Places, resolve};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::sections::Quant;
+use crate::args::ModelArguments;
+use crate::config::sections::{LocalSection, Quant};
 use crate::error::{Error, Result};
 use crate::output::Output;
 
@@ -55,6 +59,49 @@ pub(crate) fn base_quant(quant: Quant) -> BaseQuant {
         Quant::Nf4 => BaseQuant::Nf4 { double: true },
         Quant::Nf4Single => BaseQuant::Nf4 { double: false },
         Quant::None => BaseQuant::None,
+    }
+}
+
+/// How a local model is held and computed with, in the words of the config and the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Held {
+    pub(crate) quant: Quant,
+    pub(crate) compute: run::Compute,
+}
+
+impl From<&ModelArguments> for Held {
+    fn from(arguments: &ModelArguments) -> Self {
+        Self {
+            quant: arguments.quant,
+            compute: match arguments.compute {
+                Compute::F32 => run::Compute::F32,
+                Compute::Bf16 => run::Compute::Bf16,
+            },
+        }
+    }
+}
+
+impl From<&LocalSection> for Held {
+    fn from(section: &LocalSection) -> Self {
+        Self {
+            quant: section.quant,
+            compute: section.compute,
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quant = match self.quant {
+            Quant::Nf4 => "nf4",
+            Quant::Nf4Single => "nf4_single",
+            Quant::None => "none",
+        };
+        let compute = match self.compute {
+            run::Compute::F32 => "f32",
+            run::Compute::Bf16 => "bf16",
+        };
+        write!(f, "quant {quant}, compute {compute}")
     }
 }
 

@@ -10,7 +10,7 @@ mod plots;
 
 use serde::{Deserialize, Serialize};
 
-pub use about::{About, Quantization, Training, Who};
+pub use about::{About, Compute, Quantization, Training, Who};
 pub use page::thousands;
 
 use crate::Error;

@@ -62,6 +62,16 @@ impl Output {
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or(-1)
     }
+
+    /// Fails unless it ended with `code` and told why in each of `words`, with no data.
+    pub fn assert_refused(&self, code: i32, words: &[&str]) {
+        let Self { stdout, stderr, .. } = self;
+        assert_eq!(self.code(), code, "{stdout}\n{stderr}");
+        assert_eq!(stdout, "", "an error is no data");
+        for word in words {
+            assert!(stderr.contains(word), "no `{word}` in: {stderr}");
+        }
+    }
 }
 
 /// Runs to the end, which must not be a panic's.

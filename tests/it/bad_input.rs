@@ -17,11 +17,7 @@ use serde_json::{Value, json};
 /// Runs a command that must be refused with `code`, saying each of `words`.
 fn refused(command: &mut Command, code: i32, words: &[&str]) -> Output {
     let output = process::run(command);
-    assert_eq!(output.code(), code, "{}\n{}", output.stdout, output.stderr);
-    assert_eq!(output.stdout, "", "an error is no data");
-    for word in words {
-        assert!(output.stderr.contains(word), "no `{word}` in: {}", output.stderr);
-    }
+    output.assert_refused(code, words);
     output
 }
 

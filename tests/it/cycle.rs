@@ -32,7 +32,11 @@ fn stand_in(site: &Site) -> (Process, String) {
 fn a_run_leaves_what_it_promises() {
     let site = Site::new();
     let (_stand_in, url) = stand_in(&site);
-    let output = process::run(&mut site.run("out", &url, &["run.measure_base_unquantized=true"]));
+    let output = process::run(&mut site.run(
+        "out",
+        &url,
+        &["run.measure_base_unquantized=true", "local.compute=bf16"],
+    ));
     assert_eq!(output.code(), 3, "{}", output.stderr);
 
     let run = site.files("out");
@@ -52,6 +56,7 @@ fn a_run_leaves_what_it_promises() {
 fn check_report(report: &Value) {
     assert_eq!(report["status"], "gate_not_reached");
     assert!(report["base_unquantized"].is_object());
+    assert_eq!(report["about"]["compute"], "bf16");
     let cycles = report["cycles"].as_array().unwrap();
     assert_eq!(cycles.len(), 2);
     for subject in [&report["base"], &report["service"]].into_iter().chain(cycles) {

@@ -76,18 +76,12 @@ fn a_card_that_cannot_do_the_work_is_refused_before_it_begins() {
         "generate", "--model", "nowhere", "--prompt", "p", "--device", "cuda:0",
     ];
     let output = process::run(&mut with_driver(folder.path(), &words, &[]));
-    assert_eq!((output.code(), output.stdout.as_str()), (2, ""));
-    assert!(output.stderr.contains("no model runs on it yet") && output.stderr.contains("--device cpu"));
+    output.assert_refused(2, &["no model runs on it yet", "--device cpu"]);
     let words = [
         "generate", "--model", "nowhere", "--prompt", "p", "--device", "cuda:3",
     ];
     let output = process::run(&mut with_driver(folder.path(), &words, &[]));
-    assert_eq!((output.code(), output.stdout.as_str()), (2, ""));
-    assert!(
-        output.stderr.contains("there is no CUDA device 3"),
-        "{}",
-        output.stderr
-    );
+    output.assert_refused(2, &["there is no CUDA device 3"]);
 }
 
 #[test]

@@ -22,17 +22,6 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(&output.stdout).unwrap()
 }
 
-/// Wrong input, told of before anything was printed.
-fn assert_refused(output: &Output, said: &str) {
-    assert_eq!(
-        (output.code(), output.stdout.as_str()),
-        (2, ""),
-        "{}",
-        output.stderr
-    );
-    assert!(output.stderr.contains(said), "{}", output.stderr);
-}
-
 #[test]
 fn responses_are_judged_by_their_own_split_with_means_and_once() {
     let site = Site::new();
@@ -45,7 +34,7 @@ fn responses_are_judged_by_their_own_split_with_means_and_once() {
     assert!(
         inferred
             .stderr
-            .contains("the untuned base answers 6 test prompts"),
+            .contains("the untuned base (quant nf4, compute f32) answers 6 test prompts"),
         "{}",
         inferred.stderr
     );
@@ -64,12 +53,7 @@ fn responses_are_judged_by_their_own_split_with_means_and_once() {
     }
     let n_calls = service.requests().len();
     let other = stage(&site, service.url(), &["judge"], &["data.seed=5"]);
-    assert_eq!((other.code(), other.stdout.as_str()), (2, ""), "{}", other.stderr);
-    assert!(
-        other.stderr.contains("responses.jsonl, line ") && other.stderr.contains("infer again"),
-        "{}",
-        other.stderr
-    );
+    other.assert_refused(2, &["responses.jsonl, line ", "infer again"]);
     assert_eq!(service.requests().len(), n_calls, "nothing was paid for");
 
     let url = service.url().to_owned();
@@ -101,7 +85,7 @@ fn models_and_files_that_are_missing_are_wrong_input_everywhere() {
     }
     let refused = |words: &[&str], said: &str| {
         let output = process::run(llamaduo().args(words).current_dir(site.root()));
-        assert_refused(&output, said);
+        output.assert_refused(2, &[said]);
     };
     fs::create_dir(site.path("empty")).unwrap();
     refused(&["generate", "--prompt", "a", "--model", "./nowhere"], "nowhere");
@@ -228,13 +212,7 @@ fn an_answer_tells_its_likelihoods_and_ends_before_a_stop_text() {
         (&["--temperature=-1"], "temperature"),
     ] {
         let output = generate(more);
-        assert_eq!(
-            (output.code(), output.stdout.as_str()),
-            (2, ""),
-            "{}",
-            output.stderr
-        );
-        assert!(output.stderr.contains(said), "{}", output.stderr);
+        output.assert_refused(2, &[said]);
     }
 }
 
@@ -280,16 +258,32 @@ fn benches_print_what_they_measured() {
         (&measured["threads"], &measured["runs"][1]["batch"]),
         (&1.into(), &3.into())
     );
+    assert_eq!(
+        (&measured["quant"], &measured["compute"]),
+        (&"nf4".into(), &"f32".into())
+    );
     for rate in ["prefill_tokens_per_s", "tokens_per_s"] {
         assert!(
             measured["runs"][0][rate].as_f64().is_some_and(|rate| rate > 0.0),
             "{measured}"
         );
     }
-    let measured = json(&bench(&[
-        "train", "--batch", "2", "--seq", "16", "--steps", "2", "-o", "json",
-    ]));
-    assert_eq!(measured["runs"][0]["steps"], 2);
+    let measured = bench(&[
+        "train",
+        "--batch",
+        "2",
+        "--seq",
+        "16",
+        "--steps",
+        "2",
+        "--compute",
+        "bf16",
+    ]);
+    assert!(
+        measured.stdout.contains("model, quant nf4, compute bf16, "),
+        "{}",
+        measured.stdout
+    );
     let too_long = bench(&["generate", "--prompt-tokens", "100000"]);
     assert_eq!(too_long.code(), 2, "{}", too_long.stderr);
     assert!(
@@ -309,13 +303,7 @@ fn a_place_that_cannot_take_the_result_is_refused_before_the_work() {
         (["train", "--out", "file"], "name a directory"),
     ] {
         let output = stage(&site, "http://127.0.0.1:9/v1", &words, &[]);
-        assert_eq!(
-            (output.code(), output.stdout.as_str()),
-            (2, ""),
-            "{}",
-            output.stderr
-        );
-        assert!(output.stderr.contains(said), "{}", output.stderr);
+        output.assert_refused(2, &[said]);
     }
     assert!(!site.path(".llamaduo").exists(), "nothing was begun");
 }

@@ -116,6 +116,10 @@ fn rows_of_different_lengths_are_filled_up_and_that_is_said() {
     // One token predicts nothing, which is no loss of 0.
     let single = bench.measure(&json!([[5]]), &["--logits", "out.safetensors"]);
     assert_eq!(single.get("loss"), None);
+    assert_eq!(
+        (&single["quant"], &single["compute"]),
+        (&json!("none"), &json!("f32"))
+    );
     assert_eq!(tensor(&bench.path("out.safetensors"), "logits").0, [1, 1, 384]);
 }
 
@@ -140,13 +144,7 @@ fn ids_that_the_model_cannot_be_given_are_wrong_input() {
             &["--logits", "out.safetensors"]
         };
         let output = bench.eval(&rows, more);
-        assert_eq!(
-            (output.code(), output.stdout.as_str()),
-            (2, ""),
-            "{}",
-            output.stderr
-        );
-        assert!(output.stderr.contains(said), "{}", output.stderr);
+        output.assert_refused(2, &[said]);
         assert!(!bench.path("out.safetensors").exists());
     }
     let unwritable = bench.eval(&json!([[1, 2]]), &["--logits", "nowhere/out.safetensors"]);

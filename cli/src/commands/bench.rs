@@ -12,12 +12,15 @@ use super::local_model;
 use crate::args::{Bench, BenchGenerate, BenchModel, BenchTrain};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::model::Held;
 use crate::output::Output;
 
 /// What a benchmark found.
 #[derive(Serialize)]
 struct Measured<R> {
     model: String,
+    #[serde(flatten)]
+    held: Held,
     threads: usize,
     load_seconds: f64,
     /// Most memory the process ever held, MB; null where the system does not tell.
@@ -97,6 +100,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
     }
     let measured = Measured {
         model: arguments.model.model.model.clone(),
+        held: Held::from(&arguments.model.model),
         threads,
         load_seconds,
         peak_memory_mb: peak_memory_mb(),
@@ -169,6 +173,7 @@ fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
     };
     let measured = Measured {
         model: arguments.model.model.model.clone(),
+        held: Held::from(&arguments.model.model),
         threads,
         load_seconds,
         peak_memory_mb: peak_memory_mb(),
@@ -194,8 +199,8 @@ impl<R> Measured<R> {
             None => "memory unknown on this system".to_owned(),
         };
         format!(
-            "{}, {} threads, loaded in {:.2} s, {memory}",
-            self.model, self.threads, self.load_seconds
+            "{}, {}, {} threads, loaded in {:.2} s, {memory}",
+            self.model, self.held, self.threads, self.load_seconds
         )
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Eval, Format, Generate, ModelArguments};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::model;
+use crate::model::{self, Held};
 use crate::output::Output;
 use crate::progress::words::counted;
 
@@ -65,13 +65,26 @@ fn eval_conversations(path: &Path, arguments: &Eval, output: &Output) -> Result<
         )),
         error => Error::Engine(error),
     })?;
-    output.result(&loss, || loss_in_words(loss))?;
+    let measured = Measured {
+        loss,
+        held: Held::from(&arguments.model),
+    };
+    output.result(&measured, || loss_in_words(loss, measured.held))?;
     Ok(Exit::Ok)
 }
 
-fn loss_in_words(loss: EvalLoss) -> String {
+/// A loss, and of what.
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    loss: EvalLoss,
+    #[serde(flatten)]
+    held: Held,
+}
+
+fn loss_in_words(loss: EvalLoss, held: Held) -> String {
     let tokens = counted(loss.tokens, "token", "tokens");
-    format!("loss {:.6} nats over {tokens}", loss.loss)
+    format!("loss {:.6} nats over {tokens} ({held})", loss.loss)
 }
 
 /// How far a measurement is: a bar on a terminal, a line now and then elsewhere.

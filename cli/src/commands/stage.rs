@@ -23,7 +23,7 @@ use crate::config::settings::{gate, infer_settings, train_settings};
 use crate::config::{self, Config, service};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::model;
+use crate::model::{self, Held};
 use crate::output::Output;
 use crate::progress::words::counted;
 use task::Stage;
@@ -98,7 +98,9 @@ pub(super) async fn train(arguments: &Train, output: &Output) -> Result<Exit> {
     let settings = train_settings(&inputs.config.train)?;
     let mut data = vec![inputs.train.0];
     let mut told = format!(
-        "training on the {} of the train split",
+        "training an adapter of {} ({}) on the {} of the train split",
+        local_model.reference,
+        Held::from(&inputs.config.local),
         counted(inputs.train.1.len() as u64, "pair", "pairs")
     );
     for path in &arguments.samples {
@@ -168,6 +170,7 @@ pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
             Some(_) => model::check_fit_if_here(reference, test, max_tokens, output).await?,
         }
     }
+    let held = Held::from(&inputs.config.local);
     let (cycle, answerer, who) = match &arguments.adapter {
         _ if arguments.service => {
             let service_llm = inputs.reached(service::service_llm(&inputs.config)?, &arguments.stage);
@@ -177,11 +180,11 @@ pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
         None => (
             Cycle(0),
             Answerer::Base { local_model },
-            "the untuned base".to_owned(),
+            format!("the untuned base ({held})"),
         ),
         Some(directory) => {
             let adapter = upload_adapter(&mut inputs, directory)?;
-            let who = format!("the adapter in {}", directory.display());
+            let who = format!("the adapter in {} ({held})", directory.display());
             (CYCLE, Answerer::Adapter { local_model, adapter }, who)
         }
     };

@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use llamaduo_artifacts::Directory;
 use llamaduo_data::gate;
 use llamaduo_data::report::{
-    About, CycleReport, LossPoint, Quantization as Held, Report, Status, SubjectReport, SynthesisReport,
-    TrainReport, Training,
+    About, Compute as Products, CycleReport, LossPoint, Quantization as Held, Report, Status, SubjectReport,
+    SynthesisReport, TrainReport, Training,
 };
 use llamaduo_data::score::Judged;
 use llamaduo_proto::Digest;
 use llamaduo_proto::ids::Cycle;
 use llamaduo_proto::manifest::{Manifest, ManifestKind};
 use llamaduo_proto::run::{
-    Cost, LossOn, Quantization, RunSpec, RunStatus, Subject, TrainFrom, TrainSettings,
+    Compute, Cost, LossOn, Quantization, RunSpec, RunStatus, Subject, TrainFrom, TrainSettings,
 };
 use llamaduo_proto::task::{TaskOutput, TrainOutput};
 
@@ -139,6 +139,10 @@ fn about(run: &Run, spec: &RunSpec, time_ms: u64) -> About {
             Quantization::Nf4Double => Held::Nf4,
             Quantization::Nf4 => Held::Nf4Single,
             Quantization::None => Held::None,
+        },
+        compute: match spec.local_model.compute {
+            Compute::F32 => Products::F32,
+            Compute::Bf16 => Products::Bf16,
         },
         stand_in: spec.service_llm.model.starts_with(STAND_IN_PREFIX),
         judge_stand_in: spec.judge_llm.model.starts_with(STAND_IN_PREFIX),

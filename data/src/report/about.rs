@@ -16,6 +16,9 @@ pub struct About {
     /// How the frozen base was held.
     #[serde(default)]
     pub quantization: Quantization,
+    /// What the operands of its matrix products were rounded to.
+    #[serde(default)]
+    pub compute: Compute,
     /// The service LLM that answers and synthesizes.
     pub service_model: String,
     /// The service LLM that judges.
@@ -75,6 +78,27 @@ impl Quantization {
             Self::Nf4 => "NF4",
             Self::Nf4Single => "NF4, float32 scales",
             Self::None => "none: as its file holds it",
+        }
+    }
+}
+
+/// What the operands of matrix products are rounded to, as the config spells it; their sums are float32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// Not rounded.
+    #[default]
+    F32,
+    /// To bfloat16.
+    Bf16,
+}
+
+impl Compute {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "operands rounded to bfloat16, sums in float32",
         }
     }
 }

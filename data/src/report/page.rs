@@ -234,6 +234,7 @@ fn facts(about: &About) -> Vec<Fact> {
         ("time", duration(about.seconds)),
         ("local model", about.local_model.clone()),
         ("its quantization", about.quantization.name().to_owned()),
+        ("its matrix products", about.compute.name().to_owned()),
         ("service LLM", stand_in(about.stand_in, &about.service_model)),
         ("judge", stand_in(about.judge_stand_in, &about.judge_model)),
         (

@@ -74,6 +74,7 @@ fn about() -> About {
         stand_in: true,
         judge_stand_in: true,
         quantization: Quantization::Nf4,
+        compute: Compute::Bf16,
         adapter_cycle: Some(2),
         training: Some(Training {
             lora_rank: 8,

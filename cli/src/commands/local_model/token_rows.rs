@@ -13,6 +13,7 @@ use super::{Told, loss_in_words, open, read};
 use crate::args::Eval;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::model::Held;
 use crate::output::Output;
 use crate::progress::words::counted;
 
@@ -28,6 +29,8 @@ struct Measured {
     /// Absent: no row has two tokens, so none is predicted.
     #[serde(flatten)]
     loss: Option<EvalLoss>,
+    #[serde(flatten)]
+    held: Held,
     /// Absent: not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     logits: Option<Written>,
@@ -70,6 +73,7 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
     let measured = Measured {
         rows: rows.len(),
         loss,
+        held: Held::from(&arguments.model),
         logits,
     };
     output.result(&measured, || in_words(&measured))?;
@@ -77,7 +81,8 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
 }
 
 fn in_words(measured: &Measured) -> String {
-    let mut lines: Vec<String> = measured.loss.map(loss_in_words).into_iter().collect();
+    let loss = measured.loss.map(|loss| loss_in_words(loss, measured.held));
+    let mut lines: Vec<String> = loss.into_iter().collect();
     if let Some(Written { path, shape }) = &measured.logits {
         lines.push(format!("logits {shape:?} in {}", path.display()));
     }

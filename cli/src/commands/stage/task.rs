@@ -13,7 +13,7 @@ use llamaduo_proto::Digest;
 use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::{AttemptNumber, RequestId, RunId, TaskId};
 use llamaduo_proto::run::{Budget, RunStatus};
-use llamaduo_proto::task::{TaskOutput, TaskResult, TaskSpec};
+use llamaduo_proto::task::{Answerer, InferTask, TaskOutput, TaskResult, TaskSpec};
 use llamaduo_proto::view::{ResumeRun, RunDetails};
 use serde::Serialize;
 
@@ -30,6 +30,7 @@ use crate::directory::write_file;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::interrupt::Interrupts;
+use crate::model::Held;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::progress::words::{self, counted};
@@ -49,6 +50,9 @@ struct Outcome {
     out: String,
     /// Whether the same task had been done before.
     reused: bool,
+    /// How the local model was held and computed with; of a task that uses one.
+    #[serde(flatten)]
+    held: Option<Held>,
     result: Option<TaskOutput>,
     #[serde(flatten)]
     found: Found,
@@ -217,9 +221,22 @@ impl Stage<'_> {
             reason: details.run.reason,
             out: self.out.display().to_string(),
             reused,
+            held: self.held(),
             result: result.map(|result| result.output),
             found,
         })
+    }
+
+    fn held(&self) -> Option<Held> {
+        match &self.spec {
+            TaskSpec::Infer(InferTask {
+                answerer: Answerer::Service { .. },
+                ..
+            })
+            | TaskSpec::Judge(_)
+            | TaskSpec::Synthesize(_) => None,
+            TaskSpec::Infer(_) | TaskSpec::Train(_) => Some(Held::from(&self.inputs.config.local)),
+        }
     }
 
     fn reused_words(&self, is_here: bool, run: &RunId) -> String {
