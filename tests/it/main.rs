@@ -11,6 +11,7 @@ mod cycle;
 mod device;
 mod export;
 mod fuzz;
+mod resume;
 mod smollm2;
 mod stages;
 mod token_rows;
