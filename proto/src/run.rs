@@ -40,6 +40,10 @@ pub struct RunSpec {
     pub seed: u64,
     /// Also measure the base as the file holds it.
     pub measure_base_unquantized: bool,
+    /// What the submitter's command line changed in its config, as `key=value`. Decides nothing: it is for whoever goes
+    /// on with the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<String>,
 }
 
 /// The student model.

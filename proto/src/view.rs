@@ -44,6 +44,8 @@ pub struct ResumeRun {
     pub judge_llm: Option<ServiceLlmSpec>,
     /// Training cycles before the run gives up; `None` is as before.
     pub cycles_max: Option<u32>,
+    /// What the command line changes in the config from now on; empty is as before.
+    pub overrides: Vec<String>,
 }
 
 /// A run as it stands.

@@ -54,14 +54,7 @@ fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
     let Some(settings) = record.settings else {
         return Ok(given.clone());
     };
-    let remembered = settings.set_beside(given);
-    if !remembered.is_empty() {
-        output.line(&format!(
-            "as this run was given before: --set {}",
-            remembered.join(" --set ")
-        ));
-    }
-    Ok(settings.set_with(given))
+    Ok(resume::with_remembered(settings.set(), given, output))
 }
 
 /// Runs the plan in `out`, or goes on with the run that is there, and prints what it came to.

@@ -25,12 +25,11 @@ struct Submitted {
 
 /// `submit`.
 pub(super) async fn submit(arguments: &Submit, output: &Output) -> Result<Exit> {
-    let plan = plan(&arguments.config, output)?;
-    let reference = &plan.spec.local_model.reference;
-    model::check_fit_if_here(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
     if let Some(run) = &arguments.resume {
-        return go_on(&connect(&arguments.remote).await?, &run_id(run)?, &plan, output).await;
+        let client = connect(&arguments.remote).await?;
+        return go_on(&client, &run_id(run)?, &arguments.config, output).await;
     }
+    let plan = fitting_plan(&arguments.config, output).await?;
     let request = match &arguments.request_id {
         Some(id) => RequestId::new(id).map_err(|error| Error::Usage(error.to_string()))?,
         None => new_request("submit")?,
@@ -54,6 +53,15 @@ pub(super) async fn submit(arguments: &Submit, output: &Output) -> Result<Exit> 
     Ok(Exit::Ok)
 }
 
+/// The plan, which tells the coordinator what the command line changes in the config.
+async fn fitting_plan(arguments: &ConfigArguments, output: &Output) -> Result<Plan> {
+    let mut plan = plan(arguments, output)?;
+    plan.spec.overrides.clone_from(&arguments.set);
+    let reference = &plan.spec.local_model.reference;
+    model::check_fit_if_here(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
+    Ok(plan)
+}
+
 fn follow_words(run: &RunId) -> String {
     format!("follow it with `llamaduo watch {run}`, fetch its report with `llamaduo report {run}`")
 }
@@ -63,13 +71,15 @@ async fn refuse_other_limits(client: &Client, run: &RunId, request: &RequestId, 
     let Some(stored) = client.run(run).await?.spec else {
         return Ok(());
     };
-    if stored == plan.spec {
+    let mut wanted = plan.spec.clone();
+    wanted.overrides.clone_from(&stored.overrides);
+    if stored == wanted {
         return Ok(());
     }
     Err(Error::Usage(format!(
         "request id {request} made run {run} under other limits or with its service LLMs reached in another way; go on \
          with it under those of now by `submit --resume {run}`, or choose another request id for a new run:\n  {}",
-        changes_between(&stored, &plan.spec, plan)
+        changes_between(&stored, &wanted, plan)
     )))
 }
 
@@ -85,18 +95,21 @@ struct Resumed {
     resumed: bool,
 }
 
-/// `submit --resume`.
-async fn go_on(client: &Client, run: &RunId, plan: &Plan, output: &Output) -> Result<Exit> {
+/// `submit --resume`: with the `--set` options that the run was last given.
+async fn go_on(client: &Client, run: &RunId, arguments: &ConfigArguments, output: &Output) -> Result<Exit> {
     let Some(stored) = client.run(run).await?.spec else {
         return Err(Error::Usage(format!(
             "{run} is a single task; give the command that made it again, which goes on with it"
         )));
     };
+    let mut arguments = arguments.clone();
+    arguments.set = resume::with_remembered(&stored.overrides, &arguments.set, output);
+    let plan = fitting_plan(&arguments, output).await?;
     let wanted = resume::comparable(&stored, &plan.spec);
     if stored != wanted {
         return Err(Error::Usage(format!(
             "run {run} has other settings; undo the change, or submit a new run without --resume:\n  {}",
-            changes_between(&stored, &wanted, plan)
+            changes_between(&stored, &wanted, &plan)
         )));
     }
     resume::refuse_fewer_cycles(&format!("run {run}"), stored.cycles_max, plan.spec.cycles_max)?;

@@ -35,17 +35,16 @@ impl Settings {
         Self { set, ..self }
     }
 
-    /// The `--set` options of then and, over them, those `given` now.
-    pub(crate) fn set_with(&self, given: &[String]) -> Vec<String> {
-        let kept = self.set.iter().filter(|old| !names(given, key_of(old)));
-        kept.chain(given).cloned().collect()
+    /// The `--set` options, as they were given.
+    pub(crate) fn set(&self) -> &[String] {
+        &self.set
     }
+}
 
-    /// The `--set` options of then that `given` leaves as they were.
-    pub(crate) fn set_beside(&self, given: &[String]) -> Vec<&str> {
-        let kept = self.set.iter().filter(|old| !names(given, key_of(old)));
-        kept.map(String::as_str).collect()
-    }
+/// The `--set` options of `then` that those `given` now leave as they were.
+pub(crate) fn kept<'a>(then: &'a [String], given: &[String]) -> Vec<&'a str> {
+    let kept = then.iter().filter(|old| !names(given, key_of(old)));
+    kept.map(String::as_str).collect()
 }
 
 /// A value as the file would hold it: what was a 32-bit number shows no digits beyond those.
@@ -121,7 +120,7 @@ pub(crate) fn describe(
         lines.push(format!("as it was: {}", back.join(" ")));
     }
     if let Some(old) = old {
-        let lacking = old.set_beside(&new.set).into_iter();
+        let lacking = kept(&old.set, &new.set).into_iter();
         let lacking: Vec<String> = lacking
             .filter(|set| told.iter().any(|key| key == key_of(set)))
             .map(|set| format!("--set {set}"))
@@ -292,8 +291,7 @@ mod tests {
     fn options_are_remembered_and_may_be_given_anew() {
         let then = settings(&["train.epochs=2", "budget.max_calls=5"]);
         let given = ["budget.max_calls=9".to_owned()];
-        assert_eq!(then.set_with(&given), ["train.epochs=2", "budget.max_calls=9"]);
-        assert_eq!(then.set_beside(&given), ["train.epochs=2"]);
+        assert_eq!(kept(then.set(), &given), ["train.epochs=2"]);
     }
 
     #[test]

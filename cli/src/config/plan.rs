@@ -104,6 +104,7 @@ pub(crate) fn plan(config: &Config, directory: &Path) -> Result<Plan, Error> {
         cycles_max: config.run.cycles_max,
         seed: config.run.seed,
         measure_base_unquantized: config.run.measure_base_unquantized,
+        overrides: Vec::new(),
     };
     Ok(Plan {
         spec,

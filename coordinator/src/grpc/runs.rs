@@ -208,12 +208,14 @@ impl RunService for Services {
             service_llm,
             judge_llm,
             cycles_max,
+            overrides,
         } = parse(request)?;
         let amendment = Amendment {
             budget,
             service_llm,
             judge_llm,
             cycles_max,
+            overrides,
         };
         let run = self.step(&run, Event::Resume(amendment)).await?;
         Ok(Response::new(wire::ResumeRunResponse {

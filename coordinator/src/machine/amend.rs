@@ -104,6 +104,7 @@ fn amend(work: &Work, amendment: Amendment) -> Result<Work, Refusal> {
         service_llm,
         judge_llm,
         cycles_max,
+        overrides,
     } = amendment;
     let mut work = work.clone();
     match &mut work {
@@ -131,6 +132,9 @@ fn amend(work: &Work, amendment: Amendment) -> Result<Work, Refusal> {
             let new_judge = judge_llm.or_else(|| service_llm.clone().filter(|_| teacher_judges));
             replace(&mut spec.judge_llm, new_judge)?;
             replace(&mut spec.service_llm, service_llm)?;
+            if !overrides.is_empty() {
+                spec.overrides = overrides;
+            }
         }
     }
     Ok(work)
@@ -155,6 +159,7 @@ pub fn is_same_run(stored: &Work, wanted: &Work) -> bool {
     match (&mut wanted, &mut stored) {
         (Work::Migration(wanted), Work::Migration(stored)) => {
             (wanted.budget, wanted.cycles_max) = (stored.budget, stored.cycles_max);
+            wanted.overrides.clone_from(&stored.overrides);
             reach_as(&mut wanted.service_llm, &stored.service_llm);
             reach_as(&mut wanted.judge_llm, &stored.judge_llm);
         }

@@ -99,6 +99,8 @@ pub struct Amendment {
     pub judge_llm: Option<ServiceLlmSpec>,
     /// Training cycles.
     pub cycles_max: Option<u32>,
+    /// What the command line changes in the config; empty is as before.
+    pub overrides: Vec<String>,
 }
 
 /// A computation over artifacts that decides what comes next.

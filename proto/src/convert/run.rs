@@ -14,6 +14,9 @@ use crate::wire;
 pub(super) const RUN_NAME_CHARS_MAX: usize = 80;
 /// Most cycles: each takes minutes to hours, and the data grows with each.
 pub(super) const CYCLES_MAX: u32 = 1_000;
+/// Most options of a command line that are kept, and characters of each: more than there are keys, and room for a topic.
+const OVERRIDES_MAX: usize = 64;
+const OVERRIDE_CHARS_MAX: usize = TOPIC_CHARS_MAX + 200;
 /// Most tasks of one stage of a cycle: what one scan of the state store reads in a second.
 const TASKS_PER_STAGE_MAX: u32 = 10_000;
 /// Calls of one cycle's synthesis: their numbers are 20 bits of the seed that tells calls apart.
@@ -47,10 +50,21 @@ impl TryFrom<wire::RunSpec> for RunSpec {
             cycles_max: up_to("cycles_max", wire.cycles_max, CYCLES_MAX)?,
             seed: wire.seed,
             measure_base_unquantized: wire.measure_base_unquantized,
+            overrides: overrides(wire.overrides)?,
         };
         check_task_counts(&spec)?;
         Ok(spec)
     }
+}
+
+pub(super) fn overrides(overrides: Vec<String>) -> Result<Vec<String>> {
+    if overrides.len() > OVERRIDES_MAX {
+        let expected = format!("at most {OVERRIDES_MAX} options; put some into the config file");
+        return Err(InvalidMessage::new("overrides", &expected, overrides.len()));
+    }
+    let each = overrides.into_iter();
+    each.map(|option| text("overrides", option, OVERRIDE_CHARS_MAX))
+        .collect()
 }
 
 /// A slip in a size must neither fill the state store with tasks nor ask for more calls than can be told apart.
@@ -97,6 +111,7 @@ impl From<RunSpec> for wire::RunSpec {
             cycles_max: spec.cycles_max,
             seed: spec.seed,
             measure_base_unquantized: spec.measure_base_unquantized,
+            overrides: spec.overrides,
         }
     }
 }

@@ -188,6 +188,8 @@ const BROKEN: &[(&str, Break)] = &[
         m.gate.as_mut().unwrap().rule = Some(rule);
     }),
     ("cycles_max", |m| m.cycles_max = 0),
+    ("overrides", |m| m.overrides = vec![String::new()]),
+    ("overrides", |m| m.overrides = vec!["a=1".to_owned(); 65]),
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! `run_service.proto`: submissions, and runs, tasks and workers as clients see them.
 
-use super::run::{CYCLES_MAX, RUN_NAME_CHARS_MAX};
+use super::run::{CYCLES_MAX, RUN_NAME_CHARS_MAX, overrides};
 use super::{
     InvalidMessage, Result, at_least_1, digest, digest_text, enumeration, id, list, nested, optional,
     optional_digest, optional_id, required, text, text_for_people, unless_zero, up_to,
@@ -80,6 +80,7 @@ impl TryFrom<wire::ResumeRunRequest> for ResumeRun {
             cycles_max: cycles_max
                 .map(|cycles| up_to("cycles_max", cycles, CYCLES_MAX))
                 .transpose()?,
+            overrides: overrides(wire.overrides)?,
         })
     }
 }
@@ -92,6 +93,7 @@ impl From<ResumeRun> for wire::ResumeRunRequest {
             service_llm: resume.service_llm.map(Into::into),
             judge_llm: resume.judge_llm.map(Into::into),
             cycles_max: resume.cycles_max.unwrap_or_default(),
+            overrides: resume.overrides,
         }
     }
 }

@@ -61,82 +61,145 @@ fn a_used_directory_or_name_is_refused_by_who_has_it() {
     assert_says(&overview, &["worker one (cpu", "idle"]);
 }
 
+impl Cluster<'_> {
+    /// `submit` of the site's config with `more` arguments and `settings`, which must end with `code`.
+    fn submitted(&self, more: &[&str], settings: &[&str], code: i32) -> String {
+        let mut command = llamaduo();
+        command.args(["submit", "--coordinator", &self.url]).args(more);
+        self.site
+            .configure(&mut command, "http://127.0.0.1:9/v1", settings);
+        said(&mut command, code)
+    }
+
+    /// Any other command.
+    fn told(&self, arguments: &[&str], code: i32) -> String {
+        let mut command = llamaduo();
+        said(command.args(arguments).args(["--coordinator", &self.url]), code)
+    }
+}
+
+/// The run that was submitted: the first line of stdout.
+fn run_of(said: &str) -> String {
+    said.lines().next().unwrap().to_owned()
+}
+
 #[test]
-fn a_run_is_submitted_once_cancelled_and_gone_on_with() {
+fn a_request_id_names_one_submission() {
     let site = Site::new();
     let cluster = Cluster::new(&site);
     let _coordinator = cluster.coordinator();
-    let submit = |more: &[&str], settings: &[&str]| {
-        let mut command = llamaduo();
-        command.args(["submit", "--coordinator", &cluster.url]).args(more);
-        site.configure(&mut command, "http://127.0.0.1:9/v1", settings);
-        command
-    };
     let named = ["--request-id", "the-one"];
-    let submitted = process::run(&mut submit(&named, &[]));
-    let run = submitted.stdout.trim().to_owned();
+    let submitted = cluster.submitted(&named, &[], 0);
+    let run = run_of(&submitted);
     assert_says(
-        &submitted.stderr,
+        &submitted,
         &[
             "note: seen from this machine",
             "127.0.0.1:9",
             "its workers may reach it",
         ],
     );
-    assert_says(&said(&mut submit(&named, &[]), 0), &[&run, "before"]);
+    assert_says(&cluster.submitted(&named, &[], 0), &[&run, "before"]);
+    // What a default says anyway is no other setting.
+    assert_says(&cluster.submitted(&named, &["run.seed=0"], 0), &[&run, "before"]);
     assert_says(
-        &said(&mut submit(&named, &["train.epochs=1"]), 2),
+        &cluster.submitted(&named, &["train.epochs=1"], 2),
         &["the-one", &run, "other settings"],
     );
     assert_says(
-        &said(&mut submit(&named, &["budget.max_calls=7"]), 2),
+        &cluster.submitted(&named, &["budget.max_calls=7"], 2),
         &["the-one", &run, "--resume"],
     );
-    let client = |arguments: &[&str], code| {
-        let mut command = llamaduo();
-        said(
-            command.args(arguments).args(["--coordinator", &cluster.url]),
-            code,
-        )
-    };
+}
+
+#[test]
+fn a_run_is_cancelled_and_gone_on_with() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let _coordinator = cluster.coordinator();
+    let run = run_of(&cluster.submitted(&[], &[], 0));
     assert_says(
-        &client(&["status", &run], 0),
+        &cluster.told(&["status", &run], 0),
         &["running", "no worker is connected"],
     );
-    assert_says(&client(&["cancel", &run], 0), &["cancelled", "submit --resume"]);
-    assert_says(&client(&["watch", &run], 1), &["run ended, cancelled"]);
-    assert_says(&client(&["cancel", &run], 0), &["had ended already: cancelled"]);
     assert_says(
-        &client(&["watch", &run, "--from", "999"], 1),
+        &cluster.told(&["cancel", &run], 0),
+        &["cancelled", "submit --resume"],
+    );
+    assert_says(&cluster.told(&["watch", &run], 1), &["run ended, cancelled"]);
+    assert_says(
+        &cluster.told(&["cancel", &run], 0),
+        &["had ended already: cancelled"],
+    );
+    assert_says(
+        &cluster.told(&["watch", &run, "--from", "999"], 1),
         &["has ended and has no event number 999"],
     );
 
     let resume = ["--resume", run.as_str()];
     assert_says(
-        &said(&mut submit(&resume, &["train.epochs=1"]), 2),
+        &cluster.submitted(&resume, &["train.epochs=1"], 2),
         &["train.epochs", "without --resume"],
     );
     assert_says(
-        &said(&mut submit(&resume, &["infer.max_tokens=7"]), 2),
+        &cluster.submitted(&resume, &["infer.max_tokens=7"], 2),
         &["infer.max_tokens was 48, is 7", "--set infer.max_tokens=48"],
     );
     assert_says(
-        &said(&mut submit(&resume, &["run.cycles_max=1"]), 2),
+        &cluster.submitted(&resume, &["run.cycles_max=1"], 2),
         &[&run, "may use 2 cycles", "not fewer"],
     );
     assert_says(
-        &said(&mut submit(&resume, &["budget.max_calls=7"]), 0),
+        &cluster.submitted(&resume, &["budget.max_calls=7"], 0),
         &[&run, "goes on"],
     );
-    assert_says(&client(&["status", &run], 0), &["running"]);
+    assert_says(&cluster.told(&["status", &run], 0), &["running"]);
     assert_says(
-        &said(&mut submit(&resume, &["budget.max_calls=7"]), 0),
+        &cluster.submitted(&resume, &["budget.max_calls=7"], 0),
         &["running already"],
     );
-    client(&["cancel", &run], 0);
+    cluster.told(&["cancel", &run], 0);
     assert_says(
-        &client(&["watch", &run], 1),
+        &cluster.told(&["watch", &run], 1),
         &["the run goes on; it had ended before: cancelled"],
+    );
+}
+
+#[test]
+fn a_run_is_gone_on_with_as_its_command_line_made_it() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let _coordinator = cluster.coordinator();
+    let run = run_of(&cluster.submitted(&[], &["train.epochs=1", "budget.max_calls=5"], 0));
+    cluster.told(&["cancel", &run], 0);
+    let config = site.path("llamaduo.toml");
+    let resume = |more: &[&str], code| {
+        let mut command = llamaduo();
+        command.args(["submit", "--resume", &run, "--coordinator", &cluster.url]);
+        said(command.arg("--config").arg(&config).args(more), code)
+    };
+    // Neither the file nor this command line says what the first one did.
+    let told = resume(&["--set", "budget.max_calls=9"], 0);
+    assert_says(
+        &told,
+        &[
+            "as this run was given before: --set service.base_url=http://127.0.0.1:9/v1 --set train.epochs=1\n",
+            "goes on",
+        ],
+    );
+    // What was given on the way is remembered too, and comes in place of what had been.
+    let told = resume(&[], 0);
+    assert_says(
+        &told,
+        &[
+            "--set train.epochs=1 --set budget.max_calls=9\n",
+            "running already",
+        ],
+    );
+    // What is given now is said to differ, not what is remembered.
+    assert_says(
+        &resume(&["--set", "train.epochs=2"], 2),
+        &["train.epochs was 1.0, is 2.0"],
     );
 }
 

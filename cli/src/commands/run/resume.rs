@@ -7,7 +7,9 @@ use llamaduo_proto::run::{RunSpec, RunStatus};
 use llamaduo_proto::view::ResumeRun;
 
 use crate::client::Client;
+use crate::config::changes;
 use crate::error::{Error, Result};
+use crate::output::Output;
 
 /// What became of the wish to go on with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,23 @@ pub(in crate::commands) enum GoneOn {
     CyclesUsed,
 }
 
+/// The `--set` options of `then` and, over them, those `given` now; tells which of then hold.
+pub(in crate::commands) fn with_remembered(
+    then: &[String],
+    given: &[String],
+    output: &Output,
+) -> Vec<String> {
+    let kept = changes::kept(then, given);
+    if !kept.is_empty() {
+        output.line(&format!(
+            "as this run was given before: --set {}",
+            kept.join(" --set ")
+        ));
+    }
+    let kept = kept.into_iter().map(str::to_owned);
+    kept.chain(given.iter().cloned()).collect()
+}
+
 /// `wanted` with what a resume may change as in `stored`: limits, the ways to the service LLMs and what the report only
 /// compares with. Where it is not `stored` then, it is another run.
 pub(in crate::commands) fn comparable(stored: &RunSpec, wanted: &RunSpec) -> RunSpec {
@@ -29,6 +48,7 @@ pub(in crate::commands) fn comparable(stored: &RunSpec, wanted: &RunSpec) -> Run
     comparable.budget = stored.budget;
     comparable.cycles_max = stored.cycles_max;
     comparable.gate.compared = stored.gate.compared;
+    comparable.overrides.clone_from(&stored.overrides);
     for (theirs, ours) in [
         (&mut comparable.service_llm, &stored.service_llm),
         (&mut comparable.judge_llm, &stored.judge_llm),
@@ -78,6 +98,7 @@ pub(in crate::commands) async fn go_on(client: &Client, run: &RunId, spec: &RunS
         service_llm: Some(spec.service_llm.clone()),
         judge_llm: Some(spec.judge_llm.clone()),
         cycles_max: Some(spec.cycles_max),
+        overrides: spec.overrides.clone(),
     };
     client.resume(resume).await?;
     Ok(GoneOn::Resumed)

@@ -428,6 +428,7 @@ async fn resume_if_ended(client: &Client, run: &RunId, budget: Budget) -> Result
                 service_llm: None,
                 judge_llm: None,
                 cycles_max: None,
+                overrides: Vec::new(),
             };
             client.resume(resume).await?;
         }

@@ -262,6 +262,7 @@ async fn the_budget_stops_a_run_and_a_larger_one_resumes_it() {
         service_llm: None,
         judge_llm: None,
         cycles_max: None,
+        overrides: Vec::new(),
     };
     cluster.resume(resume).await.expect("it may go on");
     worker

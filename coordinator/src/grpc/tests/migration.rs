@@ -19,6 +19,7 @@ fn resume_of(run: &RunId) -> ResumeRun {
         service_llm: None,
         judge_llm: None,
         cycles_max: None,
+        overrides: Vec::new(),
     }
 }
 
@@ -106,9 +107,12 @@ async fn watching_from_the_middle_gives_the_rest() {
     assert_eq!(report_of(&cluster, &run).await["status"], "gate_not_reached");
     let more = ResumeRun {
         cycles_max: Some(2),
+        overrides: vec!["run.cycles_max=2".to_owned()],
         ..resume_of(&run)
     };
     cluster.resume(more).await.expect("it has cycles again");
+    let spec = cluster.details(&run).await.spec.expect("a migration");
+    assert_eq!(spec.overrides, ["run.cycles_max=2"], "for whoever goes on next");
     let next = all.len() as u64 + 1;
     cluster
         .worker("w2")

@@ -83,6 +83,7 @@ pub(crate) fn spec() -> RunSpec {
         cycles_max: 3,
         seed: 7,
         measure_base_unquantized: true,
+        overrides: Vec::new(),
     }
 }
 

@@ -226,6 +226,7 @@ impl Draw {
             cycles_max: self.count(9),
             seed: self.next(),
             measure_base_unquantized: self.flag(),
+            overrides: self.some(Self::text),
         }
     }
 

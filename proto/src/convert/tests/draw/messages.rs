@@ -151,6 +151,7 @@ impl Draw {
             service_llm: self.maybe(Self::service_llm),
             judge_llm: self.maybe(Self::service_llm),
             cycles_max: self.maybe(|d| d.count(1_000)),
+            overrides: self.some(Self::text),
         }
     }
 
