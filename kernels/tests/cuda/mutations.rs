@@ -3,7 +3,7 @@
 //! Invariant: the list is made from the PTX itself: each barrier and wait removed, each access to memory off by one
 //! element. A kernel that gets a new barrier is covered without a word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamaduo_kernels::Cpu;
 use llamaduo_kernels::cuda::Source;
@@ -11,19 +11,17 @@ use llamaduo_kernels::cuda::Source;
 use crate::case::Case;
 use crate::{cases, driver};
 
-/// Lines of `ptx` with `change` made to the one of that index.
-fn changed(ptx: &str, index: usize, line: &str) -> String {
-    let lines = ptx
-        .lines()
-        .enumerate()
-        .map(|(i, original)| if i == index { line } else { original });
-    lines.collect::<Vec<_>>().join("\n") + "\n"
+/// The rows that launch a kernel, those of the fewest instructions first, and all kernels that these rows launch.
+#[derive(Default)]
+struct Rows<'a> {
+    rows: Vec<(u64, &'a Case)>,
+    kernels: BTreeSet<String>,
 }
 
-/// The rows that launch each kernel, those of the fewest instructions first.
-fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Vec<&'a Case>> {
+/// The rows of each kernel.
+fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Rows<'a>> {
     let cuda = driver::open().unwrap();
-    let mut rows: BTreeMap<String, Vec<(u64, &Case)>> = BTreeMap::new();
+    let mut by_kernel: BTreeMap<String, Rows<'a>> = BTreeMap::new();
     for case in cases {
         driver::take_launched();
         case.check(cpu, &cuda)
@@ -33,34 +31,60 @@ fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Vec<&'a 
         for (kernel, n_instructions) in driver::take_launched() {
             *n_by_kernel.entry(kernel).or_default() += n_instructions;
         }
-        for (kernel, n_instructions) in n_by_kernel {
-            rows.entry(kernel).or_default().push((n_instructions, case));
+        for (kernel, &n_instructions) in &n_by_kernel {
+            let rows = by_kernel.entry(kernel.clone()).or_default();
+            rows.rows.push((n_instructions, case));
+            rows.kernels.extend(n_by_kernel.keys().cloned());
         }
     }
-    let sorted = rows.into_iter().map(|(kernel, mut rows)| {
-        rows.sort_by_key(|(n_instructions, _)| *n_instructions);
-        (kernel, rows.into_iter().map(|(_, case)| case).collect())
-    });
-    sorted.collect()
+    for rows in by_kernel.values_mut() {
+        rows.rows.sort_by_key(|(n_instructions, _)| *n_instructions);
+    }
+    by_kernel
+}
+
+/// The name of the kernel that begins in a line.
+fn entry(line: &str) -> Option<&str> {
+    Some(line.strip_prefix(".visible .entry ")?.trim_end_matches('('))
+}
+
+/// `ptx` with the body of every kernel but `kept` empty, as it costs time to read them; each line keeps its number.
+fn only(ptx: &str, kept: &BTreeSet<String>) -> Vec<String> {
+    let (mut skipped, mut within) = (false, false);
+    ptx.lines()
+        .map(|line| {
+            skipped = entry(line).map_or(skipped, |kernel| !kept.contains(kernel));
+            let (begins, ends) = (line == "{", line == "}");
+            within = (within || begins) && !ends;
+            match skipped && within {
+                true if begins => "{ ret;".to_owned(),
+                true => String::new(),
+                false => line.to_owned(),
+            }
+        })
+        .collect()
 }
 
 /// How many lines `mutate` changes, and those where no row notices it.
 fn survivors(mutate: impl Fn(&str) -> Option<String>) -> (usize, Vec<String>) {
     let cpu = Cpu::new(Some(1)).unwrap();
     let cases = cases::all();
-    let rows = rows_by_kernel(&cpu, &cases);
+    let by_kernel = rows_by_kernel(&cpu, &cases);
+    let unlaunched = Rows::default();
     let (mut n_mutants, mut survivors) = (0, Vec::new());
     for source in Source::ALL {
-        let mut kernel = "";
+        let (mut rows, mut lines) = (&unlaunched, only(source.ptx(), &unlaunched.kernels));
         for (index, line) in source.ptx().lines().enumerate() {
-            if let Some(name) = line.strip_prefix(".visible .entry ") {
-                kernel = name.trim_end_matches('(');
+            if let Some(kernel) = entry(line) {
+                rows = by_kernel.get(kernel).unwrap_or(&unlaunched);
+                lines = only(source.ptx(), &rows.kernels);
             }
             let Some(mutant) = mutate(line) else { continue };
             n_mutants += 1;
-            let cuda = driver::open_with(source.ptx(), &changed(source.ptx(), index, &mutant)).unwrap();
-            let rows = rows.get(kernel).map_or(&[][..], Vec::as_slice);
-            if rows.iter().all(|case| case.check(&cpu, &cuda).is_ok()) {
+            let original = std::mem::replace(&mut lines[index], mutant);
+            let cuda = driver::open_with(source.ptx(), &(lines.join("\n") + "\n")).unwrap();
+            lines[index] = original;
+            if rows.rows.iter().all(|(_, case)| case.check(&cpu, &cuda).is_ok()) {
                 survivors.push(format!("{}.ptx:{}: {}", source.name(), index + 1, line.trim()));
             }
         }
