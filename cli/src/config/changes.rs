@@ -170,6 +170,9 @@ fn key_of_spec(path: &str) -> &str {
         "gate.rule.absolute.similarity_mean_min" => "gate.similarity_mean_min",
         "gate.rule.absolute.precision_mean_min" => "gate.precision_mean_min",
         "gate.rule.absolute.coverage_min" => "gate.coverage_min",
+        "budget.calls_max" => "budget.max_calls",
+        "budget.nano_usd_max" => "budget.max_usd",
+        "cycles_max" => "run.cycles_max",
         "seed" => "run.seed",
         "measure_base_unquantized" => "run.measure_base_unquantized",
         path => path,
@@ -181,6 +184,10 @@ fn in_config(key: &str, value: &Value) -> Value {
     match (key, value.as_str()) {
         ("local.quant", Some("nf4_double")) => "nf4".into(),
         ("local.quant", Some("nf4")) => "nf4_single".into(),
+        ("budget.max_usd", _) => match value.as_u64() {
+            Some(nano_usd) => (nano_usd as f64 / 1e9).into(),
+            None => Value::Null,
+        },
         ("train.gradient_norm_max", None) if value.is_null() => 0.into(),
         _ => value.clone(),
     }
@@ -327,6 +334,19 @@ mod tests {
             ]
         );
         assert_eq!(bare(&"to the point".into()), "'to the point'");
+        let budget = |nano_usd: u64| serde_json::json!({"budget": {"nano_usd_max": nano_usd}});
+        assert_eq!(
+            describe(
+                None,
+                &settings(&[]),
+                &budget(2_500_000_000),
+                &budget(3_000_000_000)
+            ),
+            [
+                "budget.max_usd was 2.5, is 3.0",
+                "as it was: --set budget.max_usd=2.5",
+            ]
+        );
     }
 
     /// Whatever a specification holds is called as the config calls it, also what is added to it later.
@@ -348,16 +368,9 @@ mod tests {
             let known = crate::config::known_keys();
             for path in leaves(&plain(&plan.spec)).keys() {
                 let may_differ = |prefix: &str| path.starts_with(prefix);
-                if [
-                    "budget.",
-                    "service_llm.",
-                    "judge_llm.",
-                    "coverage.",
-                    "gate.compared",
-                ]
-                .into_iter()
-                .any(may_differ)
-                    || path == "cycles_max"
+                if ["service_llm.", "judge_llm.", "coverage.", "gate.compared"]
+                    .into_iter()
+                    .any(may_differ)
                 {
                     continue;
                 }

@@ -108,7 +108,7 @@ fn a_request_id_names_one_submission() {
     );
     assert_says(
         &cluster.submitted(&named, &["budget.max_calls=7"], 2),
-        &["the-one", &run, "--resume"],
+        &["the-one", &run, "--resume", "budget.max_calls was not set, is 7"],
     );
 }
 
