@@ -3,6 +3,7 @@
 //! Invariant: only shapes and defaults live here; what a command does lives in `commands`.
 
 mod cluster;
+mod device;
 mod export;
 mod models;
 mod runs;

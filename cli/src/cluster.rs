@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use llamaduo_coordinator as coordinator;
+use llamaduo_kernels::Device;
 use llamaduo_proto::ids::WorkerId;
 use llamaduo_worker as worker;
 use tokio::net::TcpListener;
@@ -23,6 +24,7 @@ const COORDINATOR_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Does `work` with a coordinator and a worker whose state lies in `state`.
 pub(crate) async fn with_cluster<T>(
     state: &Path,
+    device: Device,
     output: &Output,
     work: impl AsyncFnOnce(Client) -> Result<T>,
 ) -> Result<T> {
@@ -34,7 +36,7 @@ pub(crate) async fn with_cluster<T>(
     let mut head = Part::start("coordinator", |stop| async move {
         opened.serve(listener, stop).await.map_err(coordinator_error)
     });
-    let mut hands = Part::start("worker", |stop| run_worker(state, url.clone(), stop));
+    let mut hands = Part::start("worker", |stop| run_worker(state, url.clone(), device, stop));
     let outcome = tokio::select! {
         outcome = async { work(Client::connect(&url, None).await?).await } => outcome,
         ended = head.join() => Err(ended.err().unwrap_or_else(|| stopped("coordinator"))),
@@ -121,6 +123,7 @@ fn coordinator_error(error: coordinator::Error) -> Error {
 fn run_worker(
     state: &Path,
     url: String,
+    device: Device,
     stop: CancellationToken,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
     let (directory, artifacts) = (state.join("worker"), state.join("artifacts"));
@@ -129,6 +132,7 @@ fn run_worker(
         let id = WorkerId::new("local").map_err(|error| Error::Usage(error.to_string()))?;
         let mut options = worker::Options::new(&url, id, directory).map_err(failed)?;
         options.shared_artifacts = Some(artifacts);
+        options.device = device;
         worker::run(options, stop).await.map_err(failed)
     }
 }

@@ -28,8 +28,9 @@ use crate::output::Output;
 const THREADS_STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Runs the command. A device on which no model can run is refused before anything else.
-pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<Exit> {
+pub(crate) fn run(mut arguments: Arguments, output: &Output) -> Result<Exit> {
     arguments.device.check()?;
+    arguments.command.set_device(arguments.device);
     match arguments.command {
         Command::Doctor => doctor::doctor(output),
         Command::Init(arguments) => init::init(&arguments, output),

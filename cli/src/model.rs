@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use llamaduo_data::Sample;
 use llamaduo_engine::{
-    BaseQuant, Compute, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
+    BaseQuant, Compute, Device, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
 };
 use llamaduo_proto::run;
 use llamaduo_worker::models::{Fetching, Places, resolve};
@@ -111,6 +111,7 @@ pub(crate) fn open(
     quant: Quant,
     threads: Option<usize>,
     compute: Compute,
+    device: Device,
 ) -> Result<LocalModel> {
     let quant = base_quant(quant);
     Ok(LocalModel::open(
@@ -119,6 +120,7 @@ pub(crate) fn open(
             quant,
             threads,
             compute,
+            device,
         },
     )?)
 }

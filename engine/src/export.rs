@@ -20,7 +20,7 @@ mod vocabulary;
 
 use std::path::Path;
 
-use llamaduo_kernels::Compute;
+use llamaduo_kernels::{Compute, Device};
 use serde::Serialize;
 
 pub use compare::Difference;
@@ -265,6 +265,7 @@ impl Work<'_> {
             quant: self.request.quant,
             threads: None,
             compute: self.request.compute,
+            device: Device::Cpu,
         };
         let model = LocalModel::open(ModelFiles::open(self.request.model)?, &options)?;
         probes.logits(&model, self.request.adapter)
@@ -306,6 +307,7 @@ impl Work<'_> {
             quant: BaseQuant::None,
             threads: None,
             compute: self.request.compute,
+            device: Device::Cpu,
         };
         LocalModel::open(ModelFiles::open(path)?, &options)
     }

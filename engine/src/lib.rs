@@ -34,7 +34,7 @@ pub use generate::{
     BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Likelihood, Sampling,
     TokenLogprob, generate,
 };
-pub use llamaduo_kernels::Compute;
+pub use llamaduo_kernels::{Compute, Device};
 pub use local_model::{BaseQuant, LoadOptions, LocalModel};
 pub use lora::{Adapter, LinearName, LoraConfig, LoraTargets};
 pub use tokenizer::Tokenizer;

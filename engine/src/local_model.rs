@@ -2,8 +2,7 @@
 //!
 //! Invariant: its weights never change; one `LocalModel` serves any number of adapters.
 
-use llamaduo_kernels::cpu::{Compute, Cpu};
-use llamaduo_kernels::{Backend, DoubleQuant, HostWeight};
+use llamaduo_kernels::{AnyBackend, Backend, Compute, Device, DoubleQuant, HostWeight};
 use serde::{Deserialize, Serialize};
 
 use crate::chat_template::ChatTemplate;
@@ -39,28 +38,35 @@ pub struct LoadOptions {
     pub quant: BaseQuant,
     /// Compute threads; `None` for one on each core.
     pub threads: Option<usize>,
-    /// How products are computed.
+    /// How the CPU computes products.
     pub compute: Compute,
+    /// What the model runs on.
+    pub device: Device,
 }
 
 /// Base weights with their description, tokenizer and chat template.
 #[derive(Debug)]
-pub struct LocalModel<B: Backend = Cpu> {
+pub struct LocalModel<B: Backend = AnyBackend> {
     model: Model<B>,
     files: ModelFiles,
     identity: String,
 }
 
-impl LocalModel<Cpu> {
-    /// Loads a model onto the CPU, layer by layer.
+impl LocalModel<AnyBackend> {
+    /// Loads a model onto the device that the options name, layer by layer.
     pub fn open(files: ModelFiles, options: &LoadOptions) -> Result<Self> {
-        let backend = Cpu::new(options.threads)?.with_compute(options.compute);
+        let backend = AnyBackend::open(options.device, options.threads, options.compute)?;
         Self::with_backend(backend, files, options.quant)
     }
 
     /// Compute threads.
     pub fn n_threads(&self) -> usize {
         self.model.backend.n_threads()
+    }
+
+    /// What the model runs on, in words.
+    pub fn device(&self) -> String {
+        self.model.backend.to_string()
     }
 }
 

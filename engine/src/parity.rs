@@ -3,11 +3,13 @@
 //! Invariant: a tolerance is the issue's, a few times the references' own drift between thread counts; nothing is
 //! compared with what this engine itself has made.
 
+#[cfg(target_os = "linux")] // where the loader finds a library that is already there by its name
+mod cuda;
 mod gguf;
 mod nf4_checkpoints;
 mod packed;
 
-use llamaduo_kernels::{NO_LABEL, SequenceSpan};
+use llamaduo_kernels::{Backend, NO_LABEL, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};
 use crate::generate::{BatchOptions, Completion, GenerateOptions, PromptIds, Sampling, generate_ids};
@@ -109,8 +111,8 @@ const PAGE_LEN: usize = 8;
 
 /// Logits of two sequences after each token of `follow`, one token at a time over the cached keys and values of
 /// `prompts`.
-fn decoded(
-    model: &LocalModel,
+fn decoded<B: Backend>(
+    model: &LocalModel<B>,
     adapter: Option<&Adapter>,
     prompts: &[Vec<i64>],
     follow: &[Vec<i64>],
@@ -198,8 +200,8 @@ fn decoding_with_an_adapter_equals_peft() {
     }
 }
 
-fn greedy(
-    model: &LocalModel,
+fn greedy<B: Backend>(
+    model: &LocalModel<B>,
     adapter: Option<&Adapter>,
     prompts: &[Vec<i64>],
     max_tokens: usize,
@@ -364,8 +366,8 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 /// AdamW as the references run it: no schedule, no decay, no clipping, no dropout.
-fn plain_step(
-    trainer: &mut Trainer<'_, llamaduo_kernels::cpu::Cpu>,
+fn plain_step<B: Backend>(
+    trainer: &mut Trainer<'_, B>,
     batches: &[MicroBatch],
     number: u32,
     learning_rate: f64,

@@ -4,6 +4,7 @@
 //! Invariant: the CPU backend is the specification. Each element of a result is one fixed chain of 32-bit operations,
 //! whatever the number of rows, threads or the instruction set, so results are equal bit for bit.
 
+mod any_backend;
 pub mod backend;
 pub mod cpu;
 pub mod cuda;
@@ -18,6 +19,7 @@ mod quant;
 pub mod random;
 mod weight;
 
+pub use any_backend::{AnyBackend, Either};
 pub use backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
     NO_LABEL, RmsNormSpec,

@@ -69,14 +69,41 @@ fn what_is_too_old_is_named() {
     }
 }
 
-#[test]
-fn a_card_that_cannot_do_the_work_is_refused_before_it_begins() {
-    let folder = driver();
+/// What `eval` finds of a row of token ids.
+fn loss(folder: &Path, device: &str) -> f64 {
+    let ids = folder.join("ids.json");
+    std::fs::write(&ids, "[[5, 17, 80, 3, 9, 33, 61, 2]]").unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/mistral");
     let words = [
-        "generate", "--model", "nowhere", "--prompt", "p", "--device", "cuda:0",
+        "eval",
+        "--model",
+        model.to_str().unwrap(),
+        "--ids",
+        ids.to_str().unwrap(),
+        "--device",
+        device,
+        "-o",
+        "json",
     ];
-    let output = process::run(&mut with_driver(folder.path(), &words, &[]));
-    output.assert_refused(2, &["no model runs on it yet", "--device cpu"]);
+    json(&mut with_driver(folder, &words, &[]))["loss"]
+        .as_f64()
+        .unwrap()
+}
+
+#[test]
+fn a_model_runs_on_the_card_that_is_asked_for() {
+    let folder = driver();
+    let [on_card, on_cpu] = ["cuda:0", "cpu"].map(|device| loss(folder.path(), device));
+    // bf16 shows that it was not the CPU again
+    assert!(
+        on_card != on_cpu && (on_card - on_cpu).abs() < 0.01 * on_cpu,
+        "{on_card}, on the CPU {on_cpu}"
+    );
+}
+
+#[test]
+fn a_card_that_is_not_there_is_refused_before_the_work_begins() {
+    let folder = driver();
     let words = [
         "generate", "--model", "nowhere", "--prompt", "p", "--device", "cuda:3",
     ];

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use llamaduo_data::price::PriceBook;
+use llamaduo_engine::Device;
 use llamaduo_proto::ids::WorkerId;
 
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub struct Options {
     pub service_slots: u32,
     /// Threads that compute; `None` is one for each core.
     pub threads: Option<usize>,
+    /// What the local model runs on.
+    pub device: Device,
     /// Proves to the coordinator that this worker may join.
     pub token: Option<Secret>,
     /// Where models are looked for.
@@ -63,6 +66,7 @@ impl Options {
             local_model_slots: 1,
             service_slots: 4,
             threads: None,
+            device: Device::Auto,
             token: None,
             models: Places::from_env(),
             prices: PriceBook::builtin()?,

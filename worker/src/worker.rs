@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamaduo_engine::Device;
 use llamaduo_proto::ids::{Incarnation, WorkerId};
 use llamaduo_proto::session::{Assignment, AttemptFailure, AttemptOutcome, Completion, Credits};
 use llamaduo_proto::task::TaskResult;
@@ -76,7 +77,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
             calls,
             services: Services::default(),
             models: Models::new(options.models.clone()),
-            executor: Executor::start(options.local_model_slots, options.threads)?,
+            executor: Executor::start(options.local_model_slots, options.threads, options.device)?,
         }),
         spool,
         registry,
@@ -104,8 +105,13 @@ fn incarnation() -> Result<Incarnation, Error> {
     })
 }
 
-fn device(threads: Option<usize>) -> String {
-    let n_threads = threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
+fn device(options: &Options) -> String {
+    if let Device::Cuda(_) = options.device {
+        return options.device.to_string();
+    }
+    let n_threads = options
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok().map(usize::from));
     format!("cpu, {} threads", n_threads.unwrap_or(1))
 }
 
@@ -143,7 +149,7 @@ impl Worker {
             worker: self.id.clone(),
             incarnation: incarnation()?,
             directory: self.home.id.clone(),
-            device: device(options.threads),
+            device: device(options),
             credits,
             registry: Arc::clone(&self.registry),
             assignments,

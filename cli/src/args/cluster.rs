@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use llamaduo_kernels::Device;
 
 /// How a client finds its coordinator.
 #[derive(Clone, Debug, Args)]
@@ -68,6 +69,9 @@ pub(crate) struct Coordinator {
 
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
+    /// What local models run on: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
     #[command(flatten)]
     pub(crate) remote: Remote,
     /// Its name, stable over restarts; the host's name when absent.

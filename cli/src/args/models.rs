@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 use llamaduo_engine::Compute;
+use llamaduo_kernels::Device;
 
 use crate::config::sections::Quant;
 
@@ -24,6 +25,9 @@ pub(crate) struct ModelArguments {
     /// Operands of matrix products: f32, or bf16, which is faster where the CPU multiplies it (AVX-512 BF16).
     #[arg(long, value_name = "TYPE", default_value_t)]
     pub(crate) compute: Compute,
+    /// What local models run on: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
 }
 
 #[derive(Debug, Args)]

@@ -5,11 +5,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use llamaduo_kernels::Device;
 
 use super::{ConfigArguments, Remote};
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
+    /// What local models run on: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
     /// Seed of the task's data, the stand-in's noise and the training.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(crate) seed: u64,
@@ -27,6 +31,9 @@ pub(crate) struct Init {
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
+    /// What local models run on: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
     #[command(flatten)]
     pub(crate) config: ConfigArguments,
     /// Only go on with a run that is there, with its --set options; without it a new run is started where there is none.

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
+use llamaduo_kernels::Device;
 
 use super::cluster::coordinator_url;
 use super::{ConfigArguments, TokenFile};
@@ -12,6 +13,9 @@ use super::{ConfigArguments, TokenFile};
 /// Where a single stage runs: in this process, or by a coordinator's workers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StageArguments {
+    /// What local models run on: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
     /// Let a coordinator's workers do it; without it this process does.
     #[arg(long, value_name = "URL", value_parser = coordinator_url)]
     pub(crate) coordinator: Option<String>,

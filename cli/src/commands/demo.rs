@@ -45,7 +45,7 @@ pub(super) async fn demo(arguments: &Demo, output: &Output) -> Result<Exit> {
         stop.clone(),
     ));
     let exit = tokio::select! {
-        exit = migrate(plan, &arguments.out, output) => exit,
+        exit = migrate(plan, &arguments.out, arguments.device, output) => exit,
         ended = service.join_next() => Err(match ended {
             Some(Ok(Err(error))) => Error::from(error),
             _ => Error::Stopped { what: "the stand-in service".to_owned() },

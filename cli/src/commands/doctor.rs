@@ -107,7 +107,7 @@ impl Machine {
             lines.push(format!("cuda: {reason}"));
         }
         lines.push(format!(
-            "--device auto is {}: models are not yet run on CUDA, though all their operations have kernels",
+            "--device auto is {}; --device cuda:N runs models on a card, which no one has measured yet",
             self.auto
         ));
         lines.join("\n")

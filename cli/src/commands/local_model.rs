@@ -374,7 +374,13 @@ pub(super) fn load(
     output: &Output,
 ) -> Result<(LocalModel, Option<Adapter>)> {
     output.line(&format!("loading {}", path.display()));
-    let model = model::open(path, arguments.quant, threads, arguments.compute)?;
+    let model = model::open(
+        path,
+        arguments.quant,
+        threads,
+        arguments.compute,
+        arguments.device,
+    )?;
     let adapter = arguments
         .adapter
         .as_ref()

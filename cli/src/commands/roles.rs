@@ -58,6 +58,7 @@ pub(super) async fn worker(arguments: &args::Worker, output: &Output) -> Result<
     options.local_model_slots = arguments.local_model_slots;
     options.service_slots = arguments.service_slots;
     options.threads = arguments.threads;
+    options.device = arguments.device;
     options.token = token(&arguments.remote.token)?
         .as_deref()
         .and_then(worker::Secret::new);

@@ -7,6 +7,7 @@ pub(super) mod resume;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use llamaduo_kernels::Device;
 use llamaduo_proto::event::{RunEvent, RunEventKind};
 use llamaduo_proto::ids::{Cycle, RequestId, RunId};
 use llamaduo_proto::run::{RunSpec, RunStatus};
@@ -39,7 +40,7 @@ pub(super) async fn run(arguments: &Run, output: &Output) -> Result<Exit> {
     for llm in [&mut plan.spec.service_llm, &mut plan.spec.judge_llm] {
         config::service::key_beside_config(llm, directory);
     }
-    migrate(plan, &arguments.out, output).await
+    migrate(plan, &arguments.out, arguments.device, output).await
 }
 
 /// The `--set` options that the run was last given, and over them those of now.
@@ -58,7 +59,7 @@ fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
 }
 
 /// Runs the plan in `out`, or goes on with the run that is there, and prints what it came to.
-pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<Exit> {
+pub(super) async fn migrate(plan: Plan, out: &Path, device: Device, output: &Output) -> Result<Exit> {
     let is_over = reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
     if !is_over && let Some(record) = RunDirectory::existing(out).record()? {
         let allowed = record.cycles_max.unwrap_or(record.spec.cycles_max);
@@ -75,7 +76,7 @@ pub(super) async fn migrate(plan: Plan, out: &Path, output: &Output) -> Result<E
     }
     let reference = &plan.spec.local_model.reference;
     model::check_fit(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
-    let details = with_cluster(&directory.state(), output, async |client| {
+    let details = with_cluster(&directory.state(), device, output, async |client| {
         // Only now is the directory this process's alone.
         let mut record = recorded(&directory, &plan, out)?;
         directory.set_record(&record)?;

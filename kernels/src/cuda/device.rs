@@ -57,16 +57,6 @@ pub enum DeviceError {
         /// Major and minor.
         capability: (i32, i32),
     },
-    /// The device is fine, and the program does not run models on it yet.
-    #[error(
-        "CUDA device {ordinal} ({name}) is there and has all kernels, but no model runs on it yet; use --device cpu"
-    )]
-    NotYet {
-        /// Its number.
-        ordinal: usize,
-        /// Its name.
-        name: String,
-    },
     /// The device's memory is full.
     #[error("the CUDA device has no room for {bytes} more bytes; take a smaller batch or shorter samples")]
     OutOfMemory {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use llamaduo_engine::ModelFiles;
 use llamaduo_engine::local_model::{BaseQuant, LoadOptions, LocalModel};
+use llamaduo_engine::{Device, ModelFiles};
 use llamaduo_proto::run::{Compute, Quantization};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,6 +32,7 @@ type Held = (PathBuf, Quantization, Compute);
 /// The model that a thread holds, kept for the next task that asks for the same one.
 pub(crate) struct Loaded {
     n_compute_threads: Option<usize>,
+    device: Device,
     model: Option<(Held, LocalModel)>,
 }
 
@@ -60,6 +61,7 @@ impl Loaded {
                         Compute::F32 => llamaduo_engine::Compute::F32,
                         Compute::Bf16 => llamaduo_engine::Compute::Bf16,
                     },
+                    device: self.device,
                 };
                 LocalModel::open(ModelFiles::open(path)?, &options)?
             }
@@ -69,8 +71,12 @@ impl Loaded {
 }
 
 impl Executor {
-    /// Starts `n_threads` threads, each computing on `n_compute_threads`.
-    pub(crate) fn start(n_threads: u32, n_compute_threads: Option<usize>) -> Result<Self, Error> {
+    /// Starts `n_threads` threads, each computing on `device`, the CPU with `n_compute_threads`.
+    pub(crate) fn start(
+        n_threads: u32,
+        n_compute_threads: Option<usize>,
+        device: Device,
+    ) -> Result<Self, Error> {
         let (sender, receiver) = mpsc::channel::<Work>(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         let mut threads = Vec::new();
@@ -79,6 +85,7 @@ impl Executor {
             let serve = move || {
                 let mut loaded = Loaded {
                     n_compute_threads,
+                    device,
                     model: None,
                 };
                 loop {
@@ -147,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_runs_a_panic_is_an_error_and_the_thread_goes_on() {
-        let executor = Executor::start(1, Some(1)).unwrap();
+        let executor = Executor::start(1, Some(1), Device::Cpu).unwrap();
         assert_eq!(executor.run(|_| Ok(1)).await.unwrap(), 1);
         let panicked = executor.run::<()>(|_| panic!("made for the test")).await;
         assert!(matches!(panicked, Err(Error::Gone(_))));

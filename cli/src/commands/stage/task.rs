@@ -88,7 +88,7 @@ impl Stage<'_> {
                     Err(error) if !self.state().exists() => return Err(error),
                     checked => checked.err(),
                 };
-                with_cluster(&self.state(), output, async |client| {
+                with_cluster(&self.state(), stage.device, output, async |client| {
                     self.submit(&client, true, hindrance, output).await
                 })
                 .await?

@@ -38,6 +38,7 @@ fn config_of(site: &Path, address: std::net::SocketAddr) -> ConfigArguments {
 
 fn here() -> StageArguments {
     StageArguments {
+        device: llamaduo_kernels::Device::Cpu,
         coordinator: None,
         token: TokenFile { token_file: None },
     }

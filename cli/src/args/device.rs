@@ -1,0 +1,37 @@
+//! The general option `--device`, given to the commands that use it.
+//!
+//! Invariant: a command that loads a model for its work gets the device; `export`, which compares files, runs on the CPU.
+
+use llamaduo_kernels::Device;
+
+use super::{Bench, Command};
+
+impl Command {
+    /// Sets what its local models run on.
+    pub(crate) fn set_device(&mut self, device: Device) {
+        let place = match self {
+            Self::Demo(arguments) => &mut arguments.device,
+            Self::Run(arguments) => &mut arguments.device,
+            Self::Worker(arguments) => &mut arguments.device,
+            Self::Train(arguments) => &mut arguments.stage.device,
+            Self::Infer(arguments) => &mut arguments.stage.device,
+            Self::Judge(arguments) => &mut arguments.stage.device,
+            Self::Synth(arguments) => &mut arguments.stage.device,
+            Self::Eval(arguments) => &mut arguments.model.device,
+            Self::Generate(arguments) => &mut arguments.model.device,
+            Self::Bench(Bench::Generate(arguments)) => &mut arguments.model.model.device,
+            Self::Bench(Bench::Train(arguments)) => &mut arguments.model.model.device,
+            Self::Doctor
+            | Self::Init(_)
+            | Self::Coordinator(_)
+            | Self::Submit(_)
+            | Self::Status(_)
+            | Self::Watch(_)
+            | Self::Cancel(_)
+            | Self::Export(_)
+            | Self::Report(_)
+            | Self::StandInService(_) => return,
+        };
+        *place = device;
+    }
+}

@@ -1,0 +1,467 @@
+//! A backend that is chosen when the program runs.
+//!
+//! Invariant: a value made by one device is never given to another: that is an error that names the operation.
+
+use std::fmt;
+
+use crate::backend::{
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
+    RmsNormSpec,
+};
+use crate::cpu::{Compute, Cpu, CpuKvCache, CpuWeight};
+use crate::cuda::{Cuda, CudaAct, CudaF32, CudaKvCache, CudaU32, CudaWeight};
+use crate::device::Device;
+use crate::dims::{Documents, HeadDims, SequenceSpan};
+use crate::error::{Error, Result};
+use crate::weight::HostWeight;
+
+/// The CPU or a CUDA device.
+#[derive(Debug)]
+pub enum AnyBackend {
+    /// The CPU.
+    Cpu(Cpu),
+    /// A CUDA device.
+    Cuda(Box<Cuda>),
+}
+
+impl AnyBackend {
+    /// Opens a device. `threads` and `compute` are the CPU's.
+    pub fn open(device: Device, threads: Option<usize>, compute: Compute) -> Result<Self> {
+        match device {
+            Device::Auto | Device::Cpu => Ok(Self::Cpu(Cpu::new(threads)?.with_compute(compute))),
+            Device::Cuda(ordinal) => match Cuda::new(ordinal) {
+                Ok(cuda) => Ok(Self::Cuda(Box::new(cuda))),
+                Err(source) => Err(Error::Device {
+                    op: "opening",
+                    source,
+                }),
+            },
+        }
+    }
+
+    /// Threads that compute: the CPU's, or the one that gives a CUDA device its work.
+    pub fn n_threads(&self) -> usize {
+        match self {
+            Self::Cpu(backend) => backend.n_threads(),
+            Self::Cuda(_) => 1,
+        }
+    }
+}
+
+/// What one of the two holds.
+#[derive(Debug)]
+pub enum Either<C, D> {
+    /// In the machine's memory.
+    Cpu(C),
+    /// In a device's memory.
+    Cuda(D),
+}
+
+type Act = Either<Vec<f32>, CudaAct>;
+type F32 = Either<Vec<f32>, CudaF32>;
+type U32 = Either<Vec<u32>, CudaU32>;
+type Weight = Either<CpuWeight, CudaWeight>;
+type KvCache = Either<CpuKvCache, CudaKvCache>;
+
+fn mixed(op: &'static str) -> Error {
+    Error::Setting {
+        op,
+        what: "all operands",
+        expected: "on the device that computes",
+    }
+}
+
+impl<C, D> Either<C, D> {
+    fn cpu(&self, op: &'static str) -> Result<&C> {
+        match self {
+            Self::Cpu(value) => Ok(value),
+            Self::Cuda(_) => Err(mixed(op)),
+        }
+    }
+
+    fn cpu_mut(&mut self, op: &'static str) -> Result<&mut C> {
+        match self {
+            Self::Cpu(value) => Ok(value),
+            Self::Cuda(_) => Err(mixed(op)),
+        }
+    }
+
+    fn cuda(&self, op: &'static str) -> Result<&D> {
+        match self {
+            Self::Cuda(value) => Ok(value),
+            Self::Cpu(_) => Err(mixed(op)),
+        }
+    }
+
+    fn cuda_mut(&mut self, op: &'static str) -> Result<&mut D> {
+        match self {
+            Self::Cuda(value) => Ok(value),
+            Self::Cpu(_) => Err(mixed(op)),
+        }
+    }
+}
+
+/// An operation whose operands are all on the device that computes.
+macro_rules! on {
+    ($backend:ident.$op:ident($($operand:ident),*; $($value:expr),*)) => {
+        match ($backend, $($operand),*) {
+            (Self::Cpu(backend), $(Either::Cpu($operand)),*) => Backend::$op(backend, $($operand,)* $($value),*),
+            (Self::Cuda(backend), $(Either::Cuda($operand)),*) => {
+                Backend::$op(&**backend, $($operand,)* $($value),*)
+            }
+            _ => Err(mixed(stringify!($op))),
+        }
+    };
+}
+
+/// What makes a value.
+macro_rules! make {
+    ($backend:ident.$op:ident($($value:expr),*)) => {
+        match $backend {
+            Self::Cpu(backend) => Backend::$op(backend, $($value),*).map(Either::Cpu),
+            Self::Cuda(backend) => Backend::$op(&**backend, $($value),*).map(Either::Cuda),
+        }
+    };
+}
+
+/// The same linears with the operands of one device, given to its `linears`.
+macro_rules! linears {
+    ($backend:expr, $x:expr, $linears:expr, $m:expr, $get:ident, $get_mut:ident) => {{
+        const OP: &str = "linears";
+        let mut linears = Vec::with_capacity($linears.len());
+        for LinearForward { y, weight, lora } in $linears {
+            let lora = match lora {
+                Some(pair) => Some(LoraForward {
+                    h: pair.h.$get_mut(OP)?,
+                    params: pair.params.$get(OP)?,
+                    slot: pair.slot,
+                    dropout: pair.dropout,
+                }),
+                None => None,
+            };
+            linears.push(LinearForward {
+                y: y.$get_mut(OP)?,
+                weight: weight.$get(OP)?,
+                lora,
+            });
+        }
+        Backend::linears($backend, $x.$get(OP)?, &mut linears, $m)
+    }};
+}
+
+impl Backend for AnyBackend {
+    type Act = Act;
+    type F32 = F32;
+    type U32 = U32;
+    type Weight = Weight;
+    type KvCache = KvCache;
+
+    fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Self::Cpu(backend) => backend.step(run),
+            Self::Cuda(backend) => backend.step(run),
+        }
+    }
+
+    fn alloc_act(&self, len: usize) -> Result<Act> {
+        make!(self.alloc_act(len))
+    }
+
+    fn alloc_f32(&self, len: usize) -> Result<F32> {
+        make!(self.alloc_f32(len))
+    }
+
+    fn upload_f32(&self, values: &[f32]) -> Result<F32> {
+        make!(self.upload_f32(values))
+    }
+
+    fn upload_u32(&self, values: &[u32]) -> Result<U32> {
+        make!(self.upload_u32(values))
+    }
+
+    fn write_f32(&self, target: &mut F32, offset: usize, values: &[f32]) -> Result<()> {
+        on!(self.write_f32(target; offset, values))
+    }
+
+    fn zero_f32(&self, target: &mut F32) -> Result<()> {
+        on!(self.zero_f32(target; ))
+    }
+
+    fn copy_act(&self, target: &mut Act, source: &Act, len: usize) -> Result<()> {
+        on!(self.copy_act(target, source; len))
+    }
+
+    fn read_f32(&self, source: &F32, offset: usize, out: &mut [f32]) -> Result<()> {
+        on!(self.read_f32(source; offset, out))
+    }
+
+    fn read_act(&self, source: &Act, offset: usize, out: &mut [f32]) -> Result<()> {
+        on!(self.read_act(source; offset, out))
+    }
+
+    fn load_weight(&self, weight: HostWeight) -> Result<Weight> {
+        make!(self.load_weight(weight))
+    }
+
+    fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<KvCache> {
+        make!(self.alloc_kv_cache(heads, n_pages, page_len))
+    }
+
+    fn embed(&self, out: &mut Act, ids: &U32, table: &Weight, scale: f32, m: usize) -> Result<()> {
+        on!(self.embed(out, ids, table; scale, m))
+    }
+
+    fn rms_norm(
+        &self,
+        out: &mut Act,
+        rstd: &mut F32,
+        x: &Act,
+        weight: &F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rms_norm(out, rstd, x, weight; spec, m))
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Act,
+        dy: &Act,
+        x: &Act,
+        rstd: &F32,
+        weight: &F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rms_norm_backward(dx, dy, x, rstd, weight; spec, m))
+    }
+
+    fn rope(
+        &self,
+        x: &mut Act,
+        positions: &U32,
+        frequencies: &F32,
+        n_heads: usize,
+        head_dim: usize,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rope(x, positions, frequencies; n_heads, head_dim, m))
+    }
+
+    fn rope_backward(
+        &self,
+        dx: &mut Act,
+        positions: &U32,
+        frequencies: &F32,
+        n_heads: usize,
+        head_dim: usize,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rope_backward(dx, positions, frequencies; n_heads, head_dim, m))
+    }
+
+    fn linears(&self, x: &Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
+        match self {
+            Self::Cpu(backend) => linears!(backend, x, linears, m, cpu, cpu_mut),
+            Self::Cuda(backend) => linears!(&**backend, x, linears, m, cuda, cuda_mut),
+        }
+    }
+
+    fn matmul_backward(&self, dx: &mut Act, dy: &Act, weight: &Weight, m: usize) -> Result<()> {
+        on!(self.matmul_backward(dx, dy, weight; m))
+    }
+
+    fn logits(&self, logits: &mut F32, x: &Act, head: &Weight, m: usize) -> Result<()> {
+        on!(self.logits(logits, x, head; m))
+    }
+
+    fn add_bias(&self, y: &mut Act, bias: &F32, n: usize, m: usize) -> Result<()> {
+        on!(self.add_bias(y, bias; n, m))
+    }
+
+    fn lora_backward(
+        &self,
+        dx: Option<&mut Act>,
+        grads: &mut F32,
+        dy: &Act,
+        x: &Act,
+        h: &F32,
+        params: &F32,
+        slot: LoraSlot,
+        dropout: Option<Dropout>,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "lora_backward";
+        match self {
+            Self::Cpu(backend) => {
+                let dx = dx.map(|dx| dx.cpu_mut(OP)).transpose()?;
+                Backend::lora_backward(
+                    backend,
+                    dx,
+                    grads.cpu_mut(OP)?,
+                    dy.cpu(OP)?,
+                    x.cpu(OP)?,
+                    h.cpu(OP)?,
+                    params.cpu(OP)?,
+                    slot,
+                    dropout,
+                    m,
+                )
+            }
+            Self::Cuda(backend) => {
+                let dx = dx.map(|dx| dx.cuda_mut(OP)).transpose()?;
+                Backend::lora_backward(
+                    &**backend,
+                    dx,
+                    grads.cuda_mut(OP)?,
+                    dy.cuda(OP)?,
+                    x.cuda(OP)?,
+                    h.cuda(OP)?,
+                    params.cuda(OP)?,
+                    slot,
+                    dropout,
+                    m,
+                )
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        out: &mut Act,
+        lse: &mut F32,
+        q: &Act,
+        k: &Act,
+        v: &Act,
+        documents: &Documents,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        on!(self.attention(out, lse, q, k, v; documents, spec))
+    }
+
+    fn attention_backward(
+        &self,
+        dq: &mut Act,
+        dk: &mut Act,
+        dv: &mut Act,
+        dout: &Act,
+        out: &Act,
+        lse: &F32,
+        q: &Act,
+        k: &Act,
+        v: &Act,
+        documents: &Documents,
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        on!(self.attention_backward(dq, dk, dv, dout, out, lse, q, k, v; documents, spec))
+    }
+
+    fn write_kv(&self, cache: &mut KvCache, k: &Act, v: &Act, sequences: &[SequenceSpan]) -> Result<()> {
+        on!(self.write_kv(cache, k, v; sequences))
+    }
+
+    fn attention_paged(
+        &self,
+        out: &mut Act,
+        q: &Act,
+        cache: &KvCache,
+        sequences: &[SequenceSpan],
+        spec: AttentionSpec,
+    ) -> Result<()> {
+        on!(self.attention_paged(out, q, cache; sequences, spec))
+    }
+
+    fn gated(
+        &self,
+        out: &mut Act,
+        gate: &Act,
+        up: &Act,
+        activation: GateActivation,
+        len: usize,
+    ) -> Result<()> {
+        on!(self.gated(out, gate, up; activation, len))
+    }
+
+    fn gated_backward(
+        &self,
+        dgate: &mut Act,
+        dup: &mut Act,
+        dout: &Act,
+        gate: &Act,
+        up: &Act,
+        activation: GateActivation,
+        len: usize,
+    ) -> Result<()> {
+        on!(self.gated_backward(dgate, dup, dout, gate, up; activation, len))
+    }
+
+    fn add(&self, y: &mut Act, x: &Act, len: usize) -> Result<()> {
+        on!(self.add(y, x; len))
+    }
+
+    fn cross_entropy(
+        &self,
+        losses: &mut F32,
+        dx: Option<&mut Act>,
+        x: &Act,
+        head: &Weight,
+        labels: &U32,
+        loss_scale: f32,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "cross_entropy";
+        match self {
+            Self::Cpu(backend) => {
+                let dx = dx.map(|dx| dx.cpu_mut(OP)).transpose()?;
+                Backend::cross_entropy(
+                    backend,
+                    losses.cpu_mut(OP)?,
+                    dx,
+                    x.cpu(OP)?,
+                    head.cpu(OP)?,
+                    labels.cpu(OP)?,
+                    loss_scale,
+                    m,
+                )
+            }
+            Self::Cuda(backend) => {
+                let dx = dx.map(|dx| dx.cuda_mut(OP)).transpose()?;
+                Backend::cross_entropy(
+                    &**backend,
+                    losses.cuda_mut(OP)?,
+                    dx,
+                    x.cuda(OP)?,
+                    head.cuda(OP)?,
+                    labels.cuda(OP)?,
+                    loss_scale,
+                    m,
+                )
+            }
+        }
+    }
+
+    fn sum_squares(&self, values: &F32, len: usize) -> Result<f64> {
+        on!(self.sum_squares(values; len))
+    }
+
+    fn adamw(
+        &self,
+        params: &mut F32,
+        grads: &F32,
+        first_moment: &mut F32,
+        second_moment: &mut F32,
+        spec: AdamwSpec,
+        len: usize,
+    ) -> Result<()> {
+        on!(self.adamw(params, grads, first_moment, second_moment; spec, len))
+    }
+}
+
+impl fmt::Display for AnyBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu(backend) => write!(f, "cpu, {} threads", backend.n_threads()),
+            Self::Cuda(backend) => write!(f, "cuda:{}, {}", backend.info().ordinal, backend.info().name),
+        }
+    }
+}
