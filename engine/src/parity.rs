@@ -243,6 +243,7 @@ fn check_greedy(family: &str, model: &LocalModel) {
 
 #[test]
 fn adapters_gradients_and_training_equal_peft() {
+    let mut n_undecided = 0;
     for family in FAMILIES {
         for (quant, prefix) in [(BaseQuant::None, ""), (BaseQuant::Nf4 { double: false }, "nf4.")] {
             let model = open(family, quant);
@@ -256,12 +257,21 @@ fn adapters_gradients_and_training_equal_peft() {
                 family,
                 &values(&file, &name("logits")),
             );
-            check_training(family, prefix, &model, &adapter, &file);
+            n_undecided += check_training(family, prefix, &model, &adapter, &file);
         }
+    }
+    if std::env::var_os("LLAMADUO_GOLDEN").is_none() {
+        assert_eq!(n_undecided, UNDECIDED.len(), "entries that speak of nothing");
     }
 }
 
-fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adapter, file: &SafetensorsFile) {
+fn check_training(
+    family: &str,
+    prefix: &str,
+    model: &LocalModel,
+    adapter: &Adapter,
+    file: &SafetensorsFile,
+) -> usize {
     let batches = micro_batches(&labelled_rows(family), 512);
     let state = OptimizerState::start(adapter.params().to_vec());
     let layout = adapter.layout().clone();
@@ -295,7 +305,7 @@ fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adap
         &values(file, &format!("{prefix}losses")),
         TOLERANCE,
     );
-    compare_trained(family, prefix, &trainer.params().unwrap(), adapter.layout(), file);
+    compare_trained(family, prefix, &trainer.params().unwrap(), adapter.layout(), file)
 }
 
 /// An element whose trained value rounding decides: AdamW divides a gradient by its own size, and this gradient is some
@@ -315,31 +325,39 @@ struct Undecided {
 /// A fifth of one step of AdamW.
 const UNDECIDED_TOLERANCE: f64 = 2e-4;
 
-/// Both of them, of 187,904 elements; all others are held to [`TOLERANCE`]. The references are 3.2e-5 and 5.7e-5 off.
+/// Both of them, of 187,904 elements; all others are held to [`TOLERANCE`]. The references are 2.4e-5 and 6.1e-5 off.
 const UNDECIDED: [Undecided; 2] = [
     Undecided {
         family: "llama3",
         tensor: "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight",
         index: 358,
         reference_gradient: -2.115_414_9e-8,
-        gradient: -2.4573e-8,
-        trained: 0.051_808_77,
+        gradient: -2.3574e-8,
+        trained: 0.051_799_99,
     },
     Undecided {
         family: "qwen2",
         tensor: "nf4.base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
         index: 143,
         reference_gradient: 5.127_415_4e-9,
-        gradient: 6.5328e-9,
-        trained: -0.082_658_37,
+        gradient: 6.6211e-9,
+        trained: -0.082_661_67,
     },
 ];
 
-fn compare_trained(family: &str, prefix: &str, params: &[f32], layout: &LoraLayout, file: &SafetensorsFile) {
+/// Compares what 20 steps made of every tensor; returns how many elements were held to f64.
+fn compare_trained(
+    family: &str,
+    prefix: &str,
+    params: &[f32],
+    layout: &LoraLayout,
+    file: &SafetensorsFile,
+) -> usize {
+    let mut n_undecided = 0;
     for (name, _, range) in peft::tensors(layout) {
         let gradients = values(file, &format!("{prefix}grad.{name}"));
         let mut theirs = values(file, &format!("{prefix}trained.{name}"));
-        let ours = &params[range];
+        let mut ours = params[range].to_vec();
         let tensor = format!("{prefix}{name}");
         for element in &UNDECIDED {
             if (element.family, element.tensor) != (family, &*tensor)
@@ -351,14 +369,15 @@ fn compare_trained(family: &str, prefix: &str, params: &[f32], layout: &LoraLayo
                 element.gradient.abs() < 5e-6 * f64::from(largest(&gradients)),
                 "{tensor}"
             );
-            let ours = ours[element.index];
-            let off = (f64::from(ours) - element.trained).abs();
+            theirs.remove(element.index);
+            let off = (f64::from(ours.remove(element.index)) - element.trained).abs();
             println!("{family} {tensor}[{}]: {off:.1e} off f64", element.index);
             assert!(off <= UNDECIDED_TOLERANCE, "{tensor} differs by {off:e} from f64");
-            theirs[element.index] = ours;
+            n_undecided += 1;
         }
-        assert_close(&format!("{family} trained {tensor}"), ours, &theirs, TOLERANCE);
+        assert_close(&format!("{family} trained {tensor}"), &ours, &theirs, TOLERANCE);
     }
+    n_undecided
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -159,7 +159,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn read_f32(&self, source: &Self::F32, offset: usize, out: &mut [f32]) -> Result<()>;
     /// Waits, then converts `source[offset..offset + out.len()]`.
     fn read_act(&self, source: &Self::Act, offset: usize, out: &mut [f32]) -> Result<()>;
-    /// Takes a host matrix into the backend's own form. NF4 stays NF4; other formats keep the file's own values.
+    /// Takes a host matrix into the backend's own form. NF4 stays NF4; other formats keep the file's own
+    /// values, as far as [`Backend::Act`]'s type holds them.
     fn load_weight(&self, weight: HostWeight) -> Result<Self::Weight>;
     /// A cache of `n_pages` pages of `page_len` tokens each for one layer.
     fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<Self::KvCache>;

@@ -52,7 +52,8 @@ pub enum Compute {
     /// Exact operands: the specification.
     #[default]
     F32,
-    /// Operands rounded to bf16: faster where the machine multiplies bf16 (AVX-512 BF16), no slower elsewhere.
+    /// Operands rounded to bf16: faster where the machine multiplies bf16 (AVX-512 BF16). Elsewhere the same
+    /// operands are multiplied as floats, slower than F32 where rows are few.
     Bf16,
 }
 

@@ -1,4 +1,5 @@
-//! Maps a model file into memory, so that weights are read from the page cache and never copied.
+//! Maps a model file into memory, so that weights are read from the page cache: those that are computed with as the file
+//! holds them are not copied, of the others the pages are given back.
 //!
 //! Invariant: this is the only place that maps a file, and what it returns is read-only.
 #![expect(

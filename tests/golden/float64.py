@@ -52,11 +52,11 @@ def trained(directory, nf4):
             for name, linear in model.named_modules():
                 if isinstance(linear, torch.nn.Linear) and "lm_head" not in name:
                     linear.weight.copy_(nf4_round_trip(linear.weight))
-    # the frequencies of the rotation are float32 numbers in the references, so they stay what they were
+    # the frequencies of the rotation are float32 numbers in the references, so they stay these, as doubles
     frequencies = [(part, part.inv_freq.clone()) for part in model.modules() if hasattr(part, "inv_freq")]
     model = model.to(torch.float64)
     for part, values in frequencies:
-        part.inv_freq = values
+        part.inv_freq = values.double()
     model = PeftModel.from_pretrained(model, f"{directory}/adapter", is_trainable=True, autocast_adapter_dtype=False).eval()
     rows = load_file(f"{directory}/reference.safetensors")
     train = {}

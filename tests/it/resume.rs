@@ -1,6 +1,6 @@
 //! A training that is killed over and over, step by step, against the same training undisturbed.
 //!
-//! Invariant: SIGKILL once new checkpoints lie in the store, so that the processes go on from different steps; the
+//! Invariant: SIGKILL once the coordinator was told of a checkpoint, so that the processes go on from different steps; the
 //! adapters are compared by bytes.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use llamaduo_tests::process::{self, Process, llamaduo, pause};
-use llamaduo_tests::run_files::n_artifacts;
 use llamaduo_tests::site::Site;
 
 /// Far beyond what any of these trainings takes on a busy machine.
@@ -18,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// A checkpoint of each step; dropout, packing, clipping, decay and warm-up all take part.
 const SETTINGS: [&str; 7] = [
     "train.checkpoint_steps=1",
-    "train.epochs=60",
+    "train.epochs=240",
     "train.lora_dropout=0.05",
     "train.packing=true",
     "train.batch_rows=2",
@@ -26,11 +25,12 @@ const SETTINGS: [&str; 7] = [
     "train.warmup_ratio=0.2",
 ];
 
-/// How many artifacts each killed process leaves: checkpoints, some of which the coordinator has not been told of yet.
-const LEFT: usize = 6;
+/// A heartbeat, which tells the coordinator of the newest checkpoint, and a second more. A kill that comes before it all
+/// the same costs one more kill, no more.
+const TOLD_AFTER: Duration = Duration::from_secs(6);
 
 /// Different steps that processes must have gone on from, and most that are killed until then.
-const STEPS: usize = 3;
+const STEPS: usize = 2;
 const KILLS_MAX: usize = 20;
 
 /// Training cannot be held back as a service's answers can: on a busy machine it may end before the kill.
@@ -62,19 +62,28 @@ fn resumed_from(log: &str) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Starts the training and kills it once it has left [`LEFT`] artifacts more; false when it ended before.
+/// Attempts that a log tells of.
+fn n_attempts(log: &str) -> usize {
+    log.matches("attempt begins").count()
+}
+
+/// Starts the training and kills it when it has gone on for [`TOLD_AFTER`]; false when it ended before.
 fn kill_midway(site: &Site, name: &str) -> bool {
-    let store = site.path(name).join(".llamaduo/artifacts");
+    let path = site.path(&format!("{name}.log"));
+    let n_before = fs::read_to_string(&path).map_or(0, |log| n_attempts(&log));
     let begun = Instant::now();
-    let at_start = n_artifacts(&store);
-    let mut process = Process::start(&mut train(site, name), &site.path(&format!("{name}.log")));
+    let mut training_since = None;
+    let mut process = Process::start(&mut train(site, name), &path);
     while process.is_running() {
-        if n_artifacts(&store) >= at_start + LEFT {
-            process.kill();
-            assert!(!process.log().contains("panicked at"), "{}", process.log());
-            return true;
+        if n_attempts(&process.log()) > n_before {
+            let since = *training_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= TOLD_AFTER {
+                process.kill();
+                assert!(!process.log().contains("panicked at"), "{}", process.log());
+                return true;
+            }
         }
-        assert!(begun.elapsed() < LIMIT, "no checkpoint:\n{}", process.log());
+        assert!(begun.elapsed() < LIMIT, "no attempt:\n{}", process.log());
         pause();
     }
     false

@@ -62,8 +62,7 @@ fn names(sets: &[String], key: &str) -> bool {
     sets.iter().any(|set| key_of(set) == key)
 }
 
-/// What would make the run with the specification `old` another one, for people: each line one change. `old_spec` and
-/// `new_spec` hold only what may not change.
+/// What would make the run with the specification `old` another one, for people: each line one change.
 pub(crate) fn describe(
     old: Option<&Settings>,
     new: &Settings,

@@ -1,6 +1,6 @@
 //! CUDA's operations under the names of the contract.
 //!
-//! Invariant: one line each; what an operation does is in the file of its name, and there it has the same name, so that
+//! Invariant: one call each; what an operation does is in the file of its name, and there it has the same name, so that
 //! `self.add(..)` is that one and not this.
 
 use super::{Cuda, CudaAct, CudaF32, CudaKvCache, CudaU32, CudaWeight, LossInputs};

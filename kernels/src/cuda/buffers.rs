@@ -161,7 +161,7 @@ impl Cuda {
             .map_err(|error| failed("zero_f32", error))
     }
 
-    /// `target[..len] = 0`, of which the caller knows that it is there.
+    /// `target[..len] = 0`.
     pub(super) fn zero_part<T: DeviceRepr + ValidAsZeroBits>(
         &self,
         target: &mut CudaSlice<T>,

@@ -22,7 +22,7 @@ impl Cuda {
         n_column_blocks: usize,
     ) -> Result<Launch<'_>> {
         let (kernel, rows) = if m <= 16 { (few, 16) } else { (many, 32) };
-        let expected = "at most 2,097,120 on CUDA; run this model on the CPU";
+        let expected = "no more than CUDA's grids hold; run this model on the CPU";
         check::setting(
             op,
             "the number of features",

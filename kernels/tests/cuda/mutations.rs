@@ -128,7 +128,7 @@ fn every_removed_barrier_is_reported() {
         let is_barrier = barriers.iter().any(|name| line.trim_start().starts_with(name));
         is_barrier.then(String::new)
     });
-    assert!(n_mutants >= 7, "only {n_mutants} barriers were found");
+    assert!(n_mutants >= 70, "only {n_mutants} barriers were found");
     assert!(
         survivors.is_empty(),
         "removed unnoticed, of {n_mutants}:\n{}",
@@ -151,7 +151,7 @@ fn every_index_off_by_one_is_noticed() {
         let offset = offset.parse::<usize>().ok()? + n_bytes;
         Some(format!("{before}[{base}+{offset}]{after}"))
     });
-    assert!(n_mutants >= 100, "only {n_mutants} accesses were found");
+    assert!(n_mutants >= 5_000, "only {n_mutants} accesses were found");
     assert!(
         survivors.is_empty(),
         "unnoticed, of {n_mutants}:\n{}",

@@ -14,9 +14,10 @@ use crate::wire;
 pub(super) const RUN_NAME_CHARS_MAX: usize = 80;
 /// Most cycles: each takes minutes to hours, and the data grows with each.
 pub(super) const CYCLES_MAX: u32 = 1_000;
-/// Most options of a command line that are kept, and characters of each: more than there are keys, and room for a topic.
+/// Most options of a command line that are kept, and characters of each: more than there are keys, and room for the longest
+/// value, sixteen stop strings of 1,000 characters, with each character escaped.
 const OVERRIDES_MAX: usize = 64;
-const OVERRIDE_CHARS_MAX: usize = TOPIC_CHARS_MAX + 200;
+const OVERRIDE_CHARS_MAX: usize = 100_000;
 /// Most tasks of one stage of a cycle: what one scan of the state store reads in a second.
 const TASKS_PER_STAGE_MAX: u32 = 10_000;
 /// Calls of one cycle's synthesis: their numbers are 20 bits of the seed that tells calls apart.

@@ -190,6 +190,7 @@ const BROKEN: &[(&str, Break)] = &[
     ("cycles_max", |m| m.cycles_max = 0),
     ("overrides", |m| m.overrides = vec![String::new()]),
     ("overrides", |m| m.overrides = vec!["a=1".to_owned(); 65]),
+    ("overrides", |m| m.overrides = vec!["a".repeat(100_001)]),
 ];
 
 #[test]

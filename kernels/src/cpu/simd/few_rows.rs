@@ -44,6 +44,10 @@ impl<'a> Q8_0TileView<'a> {
 
 /// The left rows of such a product, in the form that the backend's operands have.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only code for x86-64 reads them")
+)]
 pub(crate) enum FewRows<'a> {
     /// `[W][K]`.
     Floats(&'a [&'a [f32]]),

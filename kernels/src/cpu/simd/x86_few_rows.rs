@@ -187,6 +187,7 @@ fn begin<'a, T, const W: usize>(
     len: usize,
     start: Start,
 ) -> Option<([&'a [T]; W], Sums<W>)> {
+    debug_assert_eq!((a.len(), rows.len()), (W, W));
     let (a, rows) = (a.first_chunk::<W>()?, rows.first_chunk::<W>()?);
     let len = shortest(a, len);
     let mut left: [&[T]; W] = [&[]; W];

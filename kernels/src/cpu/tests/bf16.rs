@@ -108,7 +108,7 @@ fn a_row_is_the_same_among_any_number_of_rows() {
             let x = values(1, 40 * k);
             let all = forward(&cpu, &weight, &x, 40);
             for row in [0, 13, 39] {
-                for m in [1, 3, 4, 5].into_iter().filter(|m| row + m <= 40) {
+                for m in [1, 2, 3, 4, 5].into_iter().filter(|m| row + m <= 40) {
                     let few = forward(&cpu, &weight, &x[row * k..(row + m) * k], m);
                     assert_same_bits(&few, &all[row * n..(row + m) * n]);
                 }

@@ -141,6 +141,19 @@ fn a_row_is_the_same_among_any_number_of_rows() {
 }
 
 #[test]
+fn few_rows_of_q8_0_are_those_of_many() {
+    let weight = blocks(Format::Q8_0, 70, 160);
+    for isa in Isa::all() {
+        let cpu = Cpu::with_isa(Some(2), isa).unwrap();
+        let x = values(1, 40 * 160);
+        let all = forward(&cpu, &weight, &x, 40);
+        for m in 1..=5 {
+            assert_same_bits(&forward(&cpu, &weight, &x, m), &all[..m * 70]);
+        }
+    }
+}
+
+#[test]
 fn a_product_over_nothing_is_zero() {
     let cpu = cpu();
     let weight = HostWeight::from_f32(3, 0, &[]).unwrap();
