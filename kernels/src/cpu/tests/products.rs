@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::support::*;
+use crate::cpu::Isa;
 use crate::golden::assert_same_bits;
 use crate::{
     Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix,
