@@ -2,11 +2,7 @@
 //! stand-in over the PTX interpreter, beside this test's own file, or with `LLAMADUO_TEST_CUDA=real` the machine's.
 //!
 //! Invariant: both have the same weights, adapter, rows and dropout; what differs is that activations are bf16 here.
-#![expect(unsafe_code, reason = "loading a library")]
 
-use std::sync::OnceLock;
-
-use libloading::Library;
 use llamaduo_kernels::{Backend, Compute, Cuda};
 
 use super::*;
@@ -25,15 +21,8 @@ const RUN: [(&str, BaseQuant); 3] = [
 const PROMPT_LEN: usize = 21;
 
 fn open_on_cuda(family: &str, quant: BaseQuant) -> LocalModel<Cuda> {
-    static STAND_IN: OnceLock<Library> = OnceLock::new();
     if std::env::var_os("LLAMADUO_TEST_CUDA").is_none_or(|value| value != "real") {
-        STAND_IN.get_or_init(|| {
-            let path = std::env::current_exe()
-                .unwrap()
-                .with_file_name("libllamaduo_stand_in_driver.so");
-            // SAFETY: the library begins nothing when it is loaded.
-            unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        });
+        llamaduo_stand_in_driver::load().unwrap();
     }
     LocalModel::with_backend(Cuda::new(0).unwrap(), golden_model(family), quant).unwrap()
 }

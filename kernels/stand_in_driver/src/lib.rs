@@ -18,5 +18,8 @@ mod calls;
 mod device;
 mod driver;
 mod launch_calls;
+mod load;
 mod memory_calls;
 mod work;
+
+pub use load::load;
