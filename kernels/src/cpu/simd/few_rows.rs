@@ -5,11 +5,18 @@
 use super::nf4_panel::Nf4TileView;
 use super::{Bf16, Isa, Start, TILE_COLUMNS, TileRow};
 #[cfg(target_arch = "x86_64")]
-use super::{Set, x86_few_rows};
+use super::{Set, x86_avx2, x86_few_rows};
 
-/// Most rows: with more, unpacking a panel once for all of them costs less than their broadcasts here.
+/// Most rows: with more, unpacking a panel once for all of them costs less than their broadcasts here. AVX2's 16
+/// registers hold the sums of two.
 #[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 4;
+fn rows_max(isa: Isa) -> usize {
+    match isa.set() {
+        Set::Avx512 => 4,
+        Set::Avx2 => 2,
+        Set::Portable => 0,
+    }
+}
 
 /// Signed bytes of a column of Q8_0, one for each row of a tile. Aligned, so that none lies across two cache lines.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +64,7 @@ pub(crate) enum FewRows<'a> {
 
 /// Defines the product for one form of weight.
 macro_rules! few_rows {
-    ($name:ident, $weight:ident, $floats:ident, $pairs:ident) => {
+    ($name:ident, $weight:ident, $floats:ident, $floats_avx2:ident, $pairs:ident) => {
         /// `rows [W, 32] (+)= a [W, K] · Wᵀ` of one tile, where there is code for that many rows; else does nothing and
         /// says so.
         #[expect(
@@ -74,11 +81,15 @@ macro_rules! few_rows {
             start: Start,
         ) -> bool {
             let is_whole = rows.iter().all(|row| row.len() == TILE_COLUMNS);
-            if isa.set() != Set::Avx512 || rows.len() > FEW_ROWS || !is_whole {
+            if rows.len() > rows_max(isa) || !is_whole {
                 return false;
             }
             let (codes, scales) = weight.tile(tile, 0);
             match a {
+                // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
+                FewRows::Floats(a) if isa.set() == Set::Avx2 => unsafe {
+                    x86_avx2::$floats_avx2(codes, scales, a, rows, start)
+                },
                 // SAFETY: this `Isa` exists, so AVX-512 F and BW were detected.
                 FewRows::Floats(a) => unsafe { x86_few_rows::$floats(codes, scales, a, rows, start) },
                 // SAFETY: so do this `Isa` and a `Bf16`, so AVX-512 F, BW and BF16 were detected.
@@ -102,5 +113,5 @@ macro_rules! few_rows {
     };
 }
 
-few_rows!(nf4_multiply, Nf4TileView, nf4_floats, nf4_pairs);
-few_rows!(q8_0_multiply, Q8_0TileView, q8_0_floats, q8_0_pairs);
+few_rows!(nf4_multiply, Nf4TileView, nf4_floats, nf4_floats_avx2, nf4_pairs);
+few_rows!(q8_0_multiply, Q8_0TileView, q8_0_floats, q8_0_floats_avx2, q8_0_pairs);

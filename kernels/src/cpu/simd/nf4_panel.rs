@@ -38,11 +38,11 @@ macro_rules! with_levels {
         pub(crate) fn $name(isa: Isa, $($arg: $ty),*) {
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             fn avx512($($arg: $ty),*) {
-                $body($($arg),*, |codes, scales, out| super::x86::levels_avx512(codes, scales, out));
+                $body($($arg),*, |codes, scales, out| super::x86::scaled_levels_avx512(codes, scales, out));
             }
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) {
-                $body($($arg),*, |codes, scales, out| super::x86::levels_avx2(codes, scales, out));
+                $body($($arg),*, |codes, scales, out| super::x86_avx2::scaled_levels_avx2(codes, scales, out));
             }
             match isa.set() {
                 // SAFETY: this `Isa` exists, so AVX-512 F, BW, DQ and VL were detected.
@@ -86,16 +86,17 @@ fn columns_body(
     tile: usize,
     k_first: usize,
     panel: &mut [TileRow],
-    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
+    levels: impl Fn(&[u8; 16], [&[f32; 16]; 2], [&mut [f32; 16]; 2]),
 ) {
     let (codes, scales) = weight.tile(tile, k_first);
     let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
     for ((codes, panel), scales) in blocks.zip(scales) {
-        let scales = scales.as_chunks::<16>().0;
+        let [low, high] = scales.as_chunks::<16>().0 else { return };
         for (codes, out) in codes.iter().zip(panel) {
-            let out = out.as_chunks_mut::<16>().0;
-            levels(codes, &scales[0], &mut out[0]);
-            levels(&codes.map(|code| code >> 4), &scales[1], &mut out[1]);
+            let [out_low, out_high] = out.as_chunks_mut::<16>().0 else {
+                return;
+            };
+            levels(codes, [low, high], [out_low, out_high]);
         }
     }
 }
@@ -106,21 +107,22 @@ fn rows_body(
     tile: usize,
     k_first: usize,
     panel: &mut [TileRow],
-    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
+    levels: impl Fn(&[u8; 16], [&[f32; 16]; 2], [&mut [f32; 16]; 2]),
 ) {
     for (part, panel) in panel.chunks_mut(32).enumerate() {
         let block_first = k_first / BLOCK_LEN * BLOCK_LEN;
         let (codes, scales) = weight.tile(tile + part, block_first);
         let columns = codes[k_first - block_first..].as_chunks::<16>().0;
         let (low, high) = panel.split_at_mut(panel.len().min(16));
+        let mut beyond = [[0f32; 32]; 16];
         for (half, codes) in columns.iter().take(2).enumerate() {
             let rows = transpose_bytes(codes);
-            for ((out, codes), scale) in low.iter_mut().zip(&rows).zip(&scales[0]) {
-                levels(codes, &[*scale; 16], &mut out.as_chunks_mut::<16>().0[half]);
-            }
-            for ((out, codes), scale) in high.iter_mut().zip(&rows).zip(&scales[0][16..]) {
-                let codes = codes.map(|code| code >> 4);
-                levels(&codes, &[*scale; 16], &mut out.as_chunks_mut::<16>().0[half]);
+            for (i, codes) in rows.iter().enumerate().take(low.len()) {
+                let scales = [&[scales[0][i]; 16], &[scales[0][16 + i]; 16]];
+                // the last tile may have fewer rows
+                let high = high.get_mut(i).unwrap_or(&mut beyond[i]);
+                let out = [low[i].as_chunks_mut().0, high.as_chunks_mut().0].map(|row| &mut row[half]);
+                levels(codes, scales, out);
             }
         }
     }
@@ -132,7 +134,7 @@ fn run_body(
     scales: &[f32],
     first: usize,
     out: &mut [f32],
-    levels: impl Fn(&[u8; 16], &[f32; 16], &mut [f32; 16]),
+    levels: impl Fn(&[u8; 16], [&[f32; 16]; 2], [&mut [f32; 16]; 2]),
 ) {
     let element = |i: usize| {
         let byte = codes[i / 2];
@@ -151,32 +153,26 @@ fn run_body(
     for (run, out) in runs.iter_mut().enumerate() {
         let start = first + 32 * run;
         let scale = [scales[start / BLOCK_LEN]; 16];
-        let mut nibbles = [0u8; 32];
-        for (pair, byte) in nibbles
-            .as_chunks_mut::<2>()
-            .0
-            .iter_mut()
-            .zip(&codes[start / 2..][..16])
-        {
-            *pair = [byte >> 4, byte & 15];
+        // elements 0 to 15 are in the first 8 bytes, 16 to 31 in the others
+        let bytes = &codes[start / 2..][..16];
+        let mut paired = [0u8; 16];
+        for (pair, (low, high)) in paired.as_chunks_mut::<2>().0.iter_mut().zip(bytes[..8].iter().zip(&bytes[8..])) {
+            *pair = [low >> 4 | high & 0xf0, low & 15 | high << 4];
         }
-        for (nibbles, out) in nibbles
-            .as_chunks::<16>()
-            .0
-            .iter()
-            .zip(out.as_chunks_mut::<16>().0)
-        {
-            levels(nibbles, &scale, out);
-        }
+        let [low, high] = out.as_chunks_mut::<16>().0 else { return };
+        levels(&paired, [&scale, &scale], [low, high]);
     }
     for (i, out) in after.iter_mut().enumerate() {
         *out = element(first + 32 * n_runs + i);
     }
 }
 
+/// `out[h][j] = level * scales[h][j]` of the code in the low half, for `h` 1 in the high half, of byte `j`.
 #[inline(always)]
-fn levels_portable(codes: &[u8; 16], scales: &[f32; 16], out: &mut [f32; 16]) {
-    for ((out, code), scale) in out.iter_mut().zip(codes).zip(scales) {
-        *out = CODE_VALUES[usize::from(code & 15)] * scale;
+fn levels_portable(codes: &[u8; 16], scales: [&[f32; 16]; 2], out: [&mut [f32; 16]; 2]) {
+    for (half, (scales, out)) in scales.into_iter().zip(out).enumerate() {
+        for ((out, code), scale) in out.iter_mut().zip(codes).zip(scales) {
+            *out = CODE_VALUES[usize::from(code >> (4 * half) & 15)] * scale;
+        }
     }
 }

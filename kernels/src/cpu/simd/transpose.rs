@@ -20,7 +20,9 @@ pub(crate) fn transpose_floats(isa: Isa, rows: &[&[f32]], out: &mut [f32], step:
     match isa.set() {
         // SAFETY: this `Isa` exists, so AVX-512 F was detected.
         Set::Avx512 => unsafe { super::x86::transpose_floats_avx512(rows, out, step) },
-        Set::Avx2 | Set::Portable => transpose_floats_portable(rows, out, step),
+        // SAFETY: this `Isa` exists, so AVX2 was detected.
+        Set::Avx2 => unsafe { super::x86_avx2::transpose_floats_avx2(rows, out, step) },
+        Set::Portable => transpose_floats_portable(rows, out, step),
     }
 }
 

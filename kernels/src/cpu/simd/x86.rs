@@ -1,5 +1,5 @@
-//! What is written with AVX-512 and AVX2 intrinsics: the tile of a matrix product, transposes and the look-up of NF4
-//! levels.
+//! What is written with AVX-512 intrinsics, transposes and the look-up of NF4 levels, and the tile of a matrix product
+//! for AVX-512 and AVX2.
 //!
 //! Invariant: every pointer comes from a reference to at least as many values as are loaded or stored.
 #![expect(
@@ -28,16 +28,23 @@ pub(super) fn store_512(values: &mut [f32; 16], register: __m512) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_256(values: &[f32; 8]) -> __m256 {
+pub(super) fn load_256(values: &[f32; 8]) -> __m256 {
     // SAFETY: the reference is to 8 floats.
     unsafe { _mm256_loadu_ps(values.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store_256(values: &mut [f32; 8], register: __m256) {
+pub(super) fn store_256(values: &mut [f32; 8], register: __m256) {
     // SAFETY: the reference is to 8 floats that nobody else holds.
     unsafe { _mm256_storeu_ps(values.as_mut_ptr(), register) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load_bytes_256(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: the reference is to 32 bytes.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
 #[inline(always)]
@@ -203,11 +210,12 @@ tile_512! {
 }
 
 /// See [`super::multiply_tile`]; rows are 16 or 32 long. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes
-/// in up to four parts.
+/// in up to four parts, of about equally many rows: with few, the sums' chains would wait for one another.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn multiply_tile_avx2(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
     let n_columns = rows.first().map_or(0, |row| row.len());
-    for (a, rows) in a.chunks(6).zip(rows.chunks_mut(6)) {
+    let n_rows = rows.len().div_ceil(rows.len().div_ceil(6).max(1)).max(1);
+    for (a, rows) in a.chunks(n_rows).zip(rows.chunks_mut(n_rows)) {
         for half in 0..n_columns / 16 {
             match rows.len() {
                 1 => rows_avx2::<1>(a, half, b, rows, start),
@@ -298,34 +306,16 @@ pub(super) fn transpose_floats_avx512(rows: &[&[f32]], out: &mut [f32], step: us
     }
 }
 
-/// `out[i] = level(codes[i] & 15) * scales[i]`.
+/// See [`super::nf4_panel`]: the levels of 32 codes times their scales.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn levels_avx512(codes: &[u8; 16], scales: &[f32; 16], out: &mut [f32; 16]) {
-    let indices = _mm512_cvtepu8_epi32(load_128(codes));
+pub(super) fn scaled_levels_avx512(codes: &[u8; 16], scales: [&[f32; 16]; 2], out: [&mut [f32; 16]; 2]) {
     // the permutation looks at the low 4 bits of an index only
-    let levels = _mm512_permutexvar_ps(indices, load_512(&CODE_VALUES));
-    store_512(out, _mm512_mul_ps(levels, load_512(scales)));
-}
-
-/// `out[i] = level(codes[i] & 15) * scales[i]`.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn levels_avx2(codes: &[u8; 16], scales: &[f32; 16], out: &mut [f32; 16]) {
-    let (levels, _) = CODE_VALUES.as_chunks::<8>();
-    let (scales, _) = scales.as_chunks::<8>();
-    let (out, _) = out.as_chunks_mut::<8>();
-    let codes = load_128(codes);
-    for (codes, (scales, out)) in [codes, _mm_unpackhi_epi64(codes, codes)]
-        .into_iter()
-        .zip(scales.iter().zip(out))
-    {
-        let indices = _mm256_cvtepu8_epi32(codes);
-        // a permutation looks at the low 3 bits of an index; bit 3, moved to the sign, chooses the table
-        let low = _mm256_permutevar8x32_ps(load_256(&levels[0]), indices);
-        let high = _mm256_permutevar8x32_ps(load_256(&levels[1]), indices);
-        let choice = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices));
-        let level = _mm256_blendv_ps(low, high, choice);
-        store_256(out, _mm256_mul_ps(level, load_256(scales)));
+    let low = _mm512_cvtepu8_epi32(load_128(codes));
+    let high = _mm512_srli_epi32::<4>(low);
+    let table = load_512(&CODE_VALUES);
+    for ((indices, scales), out) in [low, high].into_iter().zip(scales).zip(out) {
+        let levels = _mm512_permutexvar_ps(indices, table);
+        store_512(out, _mm512_mul_ps(levels, load_512(scales)));
     }
 }
