@@ -76,6 +76,7 @@ impl From<&ModelArguments> for Held {
             compute: match arguments.compute {
                 Compute::F32 => run::Compute::F32,
                 Compute::Bf16 => run::Compute::Bf16,
+                Compute::Int16 => run::Compute::Int16,
             },
         }
     }
@@ -100,6 +101,7 @@ impl fmt::Display for Held {
         let compute = match self.compute {
             run::Compute::F32 => "f32",
             run::Compute::Bf16 => "bf16",
+            run::Compute::Int16 => "int16",
         };
         write!(f, "quant {quant}, compute {compute}")
     }

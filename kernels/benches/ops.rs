@@ -1,4 +1,5 @@
-//! How fast the CPU's operations are: `cargo bench -p llamaduo-kernels`, with words that a name must hold (`-- matmul nf4`).
+//! How fast the CPU's operations are: `cargo bench -p llamaduo-kernels`, with words that a name must hold (`-- matmul nf4`)
+//! and how products are computed (`-- compute=int16`).
 //!
 //! Prints GFLOP/s or GB/s for each operation and shape, beside the rate of a plain loop of fused multiply-adds on the
 //! same threads: what the machine gives at most.
@@ -8,7 +9,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use llamaduo_kernels::{
-    AttentionSpec, Backend, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation, HeadDims,
+    AttentionSpec, Backend, Compute, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation, HeadDims,
     HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec,
     SequenceSpan, random,
 };
@@ -23,16 +24,18 @@ const V: usize = 49_152;
 const LAYERS: usize = 30;
 
 fn main() -> Result<()> {
-    let words = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with('-'))
-        .collect();
+    let words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
+    let (computes, words): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with("compute="));
+    let compute = match computes.last().and_then(|word| word.strip_prefix("compute=")) {
+        Some(name) => name.parse()?,
+        None => Compute::F32,
+    };
     let bench = Bench {
-        cpu: Cpu::new(None)?,
+        cpu: Cpu::new(None)?.with_compute(compute),
         words,
     };
     println!(
-        "{} threads, {:?}",
+        "{} threads, {:?}, {compute}",
         bench.cpu.n_threads(),
         llamaduo_kernels::Isa::detect()
     );
@@ -206,9 +209,11 @@ fn decode(bench: &Bench) -> Result<()> {
             flops,
             "FLOP",
             |cpu| {
-                weights
-                    .iter()
-                    .try_for_each(|weight| linear(cpu, &mut y, &x, weight, m))
+                cpu.step(|| {
+                    weights
+                        .iter()
+                        .try_for_each(|weight| linear(cpu, &mut y, &x, weight, m))
+                })
             },
         )?;
         let mut logits = vec![0.0; m * V];

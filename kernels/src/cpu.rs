@@ -24,10 +24,13 @@ mod rms_norm;
 mod rope;
 mod scratch;
 pub(crate) mod simd;
+mod team;
 mod weight;
 
 #[cfg(test)]
 mod tests;
+
+use std::sync::{Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -37,6 +40,7 @@ pub use kv_cache::CpuKvCache;
 use scratch::{Scratch, ScratchPool};
 use simd::Bf16;
 pub use simd::Isa;
+use team::Team;
 pub use weight::CpuWeight;
 
 /// Work, in multiply-adds or elements touched, that is done before another thread would have woken up.
@@ -55,6 +59,19 @@ pub enum Compute {
     /// Operands rounded to bf16: faster where the machine multiplies bf16 (AVX-512 BF16). Elsewhere the same
     /// operands are multiplied as floats, slower than F32 where rows are few.
     Bf16,
+    /// Forward products with NF4 and Q8_0 weights in integers: inputs rounded to 14 bits of the largest of each 64, NF4's
+    /// levels to 13 bits. For reading and answering; what is trained is multiplied as F32.
+    Int16,
+}
+
+impl Compute {
+    /// What training computes with: gradients are those of exact products.
+    pub fn for_training(self) -> Self {
+        match self {
+            Self::Int16 => Self::F32,
+            Self::F32 | Self::Bf16 => self,
+        }
+    }
 }
 
 impl std::str::FromStr for Compute {
@@ -64,10 +81,11 @@ impl std::str::FromStr for Compute {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
+            "int16" => Ok(Self::Int16),
             _ => Err(Error::Setting {
                 op: "products",
                 what: "compute",
-                expected: "f32 or bf16",
+                expected: "f32, bf16 or int16",
             }),
         }
     }
@@ -78,6 +96,7 @@ impl std::fmt::Display for Compute {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
         })
     }
 }
@@ -90,6 +109,8 @@ enum Operands {
     Rounded,
     /// Pairs of bf16.
     Pairs(Bf16),
+    /// Integers where a weight has them, else floats.
+    Integers,
 }
 
 /// The CPU backend: threads, an instruction set and memory for intermediate values.
@@ -99,6 +120,7 @@ pub struct Cpu {
     isa: Isa,
     operands: Operands,
     scratch: ScratchPool,
+    team: Team,
 }
 
 impl Cpu {
@@ -121,6 +143,7 @@ impl Cpu {
             isa,
             operands: Operands::F32,
             scratch,
+            team: Team::default(),
         })
     }
 
@@ -129,6 +152,7 @@ impl Cpu {
         self.operands = match compute {
             Compute::F32 => Operands::F32,
             Compute::Bf16 => self.isa.bf16().map_or(Operands::Rounded, Operands::Pairs),
+            Compute::Int16 => Operands::Integers,
         };
         self
     }
@@ -141,11 +165,18 @@ impl Cpu {
     /// Runs `run` on every item, on all threads when there is enough work.
     fn each<T: Send>(&self, items: Vec<T>, work: usize, run: impl Fn(T) + Send + Sync) {
         if items.len() < 2 || work < PARALLEL_WORK_MIN || self.n_threads() == 1 {
-            items.into_iter().for_each(run);
-        } else {
+            return items.into_iter().for_each(run);
+        }
+        // an item is taken once, so nobody waits at its lock
+        let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        let task = |index: usize| {
+            let item = items[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+            item.into_iter().for_each(&run);
+        };
+        if !self.team.run(items.len(), &task) {
             let len_max = items.len() / (PARTS_PER_THREAD * self.n_threads());
-            let items = items.into_par_iter().with_max_len(len_max.max(1));
-            self.pool.install(|| items.for_each(run));
+            let indices = (0..items.len()).into_par_iter().with_max_len(len_max.max(1));
+            self.pool.install(|| indices.for_each(task));
         }
     }
 

@@ -67,6 +67,18 @@ pub enum Compute {
     F32,
     /// To bfloat16.
     Bf16,
+    /// In reading and answering to integers of at most 14 bits with scales; in training not rounded.
+    Int16,
+}
+
+impl Compute {
+    /// What a model is trained with.
+    pub fn for_training(self) -> Self {
+        match self {
+            Self::Int16 => Self::F32,
+            Self::F32 | Self::Bf16 => self,
+        }
+    }
 }
 
 /// How a frozen base is held in memory.

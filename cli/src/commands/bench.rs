@@ -128,6 +128,13 @@ fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
             "bench train trains an adapter of its own; leave --adapter away and give its --rank".to_owned(),
         ));
     }
+    let compute = arguments.model.model.compute;
+    if compute != compute.for_training() {
+        return Err(Error::Usage(format!(
+            "{compute} is for reading and answering, models are trained with {}; leave --compute away",
+            compute.for_training()
+        )));
+    }
     let Opened {
         model,
         load_seconds,

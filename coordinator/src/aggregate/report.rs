@@ -143,6 +143,7 @@ fn about(run: &Run, spec: &RunSpec, time_ms: u64) -> About {
         compute: match spec.local_model.compute {
             Compute::F32 => Products::F32,
             Compute::Bf16 => Products::Bf16,
+            Compute::Int16 => Products::Int16,
         },
         stand_in: spec.service_llm.model.starts_with(STAND_IN_PREFIX),
         judge_stand_in: spec.judge_llm.model.starts_with(STAND_IN_PREFIX),

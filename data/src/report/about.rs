@@ -91,6 +91,8 @@ pub enum Compute {
     F32,
     /// To bfloat16.
     Bf16,
+    /// In reading and answering to integers; in training not rounded.
+    Int16,
 }
 
 impl Compute {
@@ -99,6 +101,7 @@ impl Compute {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "operands rounded to bfloat16, sums in float32",
+            Self::Int16 => "answers: operands rounded to integers of 13 and 14 bits; training: float32",
         }
     }
 }

@@ -22,8 +22,8 @@ impl Backend for Cpu {
     type KvCache = CpuKvCache;
 
     fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
-        // On a thread of the pool: an operation then shares its work out without waking the pool first.
-        self.pool.install(run)
+        // On a thread of the pool, so that the others are its team.
+        self.pool.install(|| self.team.step(self.n_threads(), run))
     }
 
     fn alloc_act(&self, len: usize) -> Result<Vec<f32>> {

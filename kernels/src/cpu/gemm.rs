@@ -2,8 +2,9 @@
 //!
 //! Invariant: `C[i][j]` is the chain `fma(A[i][k], B[k][j], ...)` for k = 0, 1, 2, ... whatever M, the threads and the
 //! instruction set are: cutting K into parts goes on with the same chain through C. With operands of bf16 the chain is
-//! the same whatever M and the threads are.
+//! the same whatever M and the threads are. Integers have chains of blocks, see [`integers`].
 
+mod integers;
 mod left;
 
 pub(super) use left::Left;
@@ -141,7 +142,7 @@ impl Cpu {
     fn run(&self, mut task: Task<'_>) {
         let mut room = None;
         for link in task.links {
-            if self.multiply_few(&mut task, link) {
+            if self.multiply_integers(&mut task, link) || self.multiply_few(&mut task, link) {
                 task.start = Start::Current;
                 continue;
             }
@@ -184,7 +185,7 @@ impl Cpu {
         let n_rows = rows.len();
         let (floats, pairs);
         let a = match self.operands {
-            Operands::F32 => {
+            Operands::F32 | Operands::Integers => {
                 floats = left.floats(rows, 0..left.k);
                 FewRows::Floats(&floats[..n_rows])
             }
@@ -220,7 +221,7 @@ impl Cpu {
     ) {
         let pairs = &mut pairs[..panel.len().div_ceil(2)];
         match self.operands {
-            Operands::F32 => {}
+            Operands::F32 | Operands::Integers => {}
             Operands::Rounded => round_panel(self.isa, panel),
             Operands::Pairs(bf16) => bf16.pair_panel(panel, pairs),
         }
@@ -231,7 +232,7 @@ impl Cpu {
             let rows = &mut task.rows[done..done + width];
             let part = part..part + panel.len();
             match self.operands {
-                Operands::F32 | Operands::Rounded => {
+                Operands::F32 | Operands::Rounded | Operands::Integers => {
                     let a = &left.floats(range, part)[..width];
                     multiply_tile(self.isa, a, panel, rows, task.start);
                 }

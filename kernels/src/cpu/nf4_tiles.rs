@@ -4,8 +4,8 @@
 //! last tile.
 
 use super::simd::{
-    FewRows, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, nf4_columns, nf4_multiply, nf4_rows,
-    transpose_bytes,
+    FewRows, IntegerLeft, IntegerRow, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, WEIGHT_UNIT, nf4_columns,
+    nf4_few_integers, nf4_integers, nf4_multiply, nf4_rows, transpose_bytes,
 };
 use crate::nf4::{BLOCK_LEN, CODE_VALUES, Nf4Matrix};
 
@@ -43,6 +43,7 @@ impl Nf4Tiles {
         Some(Self { k, codes, scales })
     }
 
+    #[inline(always)]
     fn view(&self) -> Nf4TileView<'_> {
         Nf4TileView {
             codes: &self.codes,
@@ -78,6 +79,23 @@ impl Nf4Tiles {
         nf4_rows(isa, self.view(), row_first / TILE_COLUMNS, column_first, panel);
     }
 
+    /// Elements `column_first..` of the tile that `row_first` begins, as many as `panel` has pairs of, as integers; in
+    /// `scales` what they are to be multiplied with. `column_first` begins a block.
+    pub(super) fn pack_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        column_first: usize,
+        panel: &mut [IntegerRow],
+        scales: &mut [TileRow],
+    ) {
+        let (columns, block_scales) = self.view().tile(row_first / TILE_COLUMNS, column_first);
+        nf4_integers(isa, &columns[..2 * panel.len()], panel);
+        for (out, scales) in scales.iter_mut().zip(block_scales) {
+            *out = scales.map(|scale| scale * WEIGHT_UNIT);
+        }
+    }
+
     /// `rows (+)= a [rows, K] · Wᵀ` of the tile that `row_first` begins, when the rows are so few that no panel pays.
     pub(super) fn multiply_few(
         &self,
@@ -88,6 +106,18 @@ impl Nf4Tiles {
         start: Start,
     ) -> bool {
         nf4_multiply(isa, self.view(), row_first / TILE_COLUMNS, a, rows, start)
+    }
+
+    /// [`Self::multiply_few`] of integers.
+    pub(super) fn multiply_few_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        a: &[IntegerLeft<'_>],
+        rows: &mut [&mut [f32]],
+        start: Start,
+    ) -> bool {
+        nf4_few_integers(isa, self.view(), row_first / TILE_COLUMNS, a, rows, start)
     }
 }
 

@@ -4,8 +4,8 @@
 //! tile are zeros.
 
 use super::simd::{
-    FewRows, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_multiply, transpose_bytes,
-    versions,
+    FewRows, IntegerLeft, IntegerRow, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_few_integers, q8_0_integers,
+    q8_0_multiply, transpose_bytes, versions,
 };
 use crate::quant::half_at;
 use crate::weight::{Format, SharedBytes};
@@ -82,6 +82,21 @@ impl Q8_0Tiles {
         }
     }
 
+    /// See [`Nf4Tiles::pack_integers`](super::nf4_tiles::Nf4Tiles::pack_integers).
+    pub(super) fn pack_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        column_first: usize,
+        panel: &mut [IntegerRow],
+        scales: &mut [TileRow],
+    ) {
+        let (columns, block_scales) = self.view().tile(row_first / TILE_COLUMNS, column_first);
+        q8_0_integers(isa, &columns[..2 * panel.len()], panel);
+        let n_blocks = scales.len().min(block_scales.len());
+        scales[..n_blocks].copy_from_slice(&block_scales[..n_blocks]);
+    }
+
     /// `rows (+)= a [rows, K] · Wᵀ` of the tile that `row_first` begins, when the rows are so few that no panel pays.
     pub(super) fn multiply_few(
         &self,
@@ -92,6 +107,18 @@ impl Q8_0Tiles {
         start: Start,
     ) -> bool {
         q8_0_multiply(isa, self.view(), row_first / TILE_COLUMNS, a, rows, start)
+    }
+
+    /// [`Self::multiply_few`] of integers.
+    pub(super) fn multiply_few_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        a: &[IntegerLeft<'_>],
+        rows: &mut [&mut [f32]],
+        start: Start,
+    ) -> bool {
+        q8_0_few_integers(isa, self.view(), row_first / TILE_COLUMNS, a, rows, start)
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod bf16;
 mod few_rows;
+mod integers;
 mod isa;
 mod nf4_panel;
 mod prefetch;
@@ -17,12 +18,18 @@ mod x86_avx2;
 mod x86_bf16;
 #[cfg(target_arch = "x86_64")]
 mod x86_few_rows;
+#[cfg(target_arch = "x86_64")]
+mod x86_integers;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
 pub(crate) use few_rows::{FewRows, Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
+pub(crate) use integers::{
+    IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, multiply_integers, nf4_few_integers,
+    nf4_integers, q8_0_few_integers, q8_0_integers, round_left,
+};
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};

@@ -4,6 +4,7 @@
 mod attention;
 mod attention_paged;
 mod bf16;
+mod integers;
 mod loss;
 mod math;
 mod memory;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
 use super::q8_0_tiles::Q8_0Tiles;
-use super::simd::{FewRows, Isa, Start, TileRow, nf4_run, versions};
+use super::simd::{FewRows, IntegerLeft, IntegerRow, Isa, Start, TileRow, nf4_run, versions};
+use crate::nf4::BLOCK_LEN;
 use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
 
@@ -150,6 +151,47 @@ impl CpuWeight {
             Values::Nf4(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
             Values::Q8_0(tiles) => tiles.multiply_few(isa, row_first, a, rows, start),
             Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
+        }
+    }
+
+    /// Elements that share a scale, for forms that are multiplied as integers.
+    pub(super) fn integer_block_len(&self) -> Option<usize> {
+        match &self.values {
+            Values::Nf4(_) => Some(BLOCK_LEN),
+            Values::Q8_0(_) => Some(Format::Q8_0.block_len()),
+            Values::Nf4Flat { .. } | Values::Blocks { .. } => None,
+        }
+    }
+
+    /// [`Self::multiply_few`] of integers.
+    pub(super) fn multiply_few_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        a: &[IntegerLeft<'_>],
+        rows: &mut [&mut [f32]],
+        start: Start,
+    ) -> bool {
+        match &self.values {
+            Values::Nf4(tiles) => tiles.multiply_few_integers(isa, row_first, a, rows, start),
+            Values::Q8_0(tiles) => tiles.multiply_few_integers(isa, row_first, a, rows, start),
+            Values::Nf4Flat { .. } | Values::Blocks { .. } => false,
+        }
+    }
+
+    /// Columns `column_first..` of 32 rows of W as integers, for forms that have an [`Self::integer_block_len`].
+    pub(super) fn pack_integers(
+        &self,
+        isa: Isa,
+        row_first: usize,
+        column_first: usize,
+        panel: &mut [IntegerRow],
+        scales: &mut [TileRow],
+    ) {
+        match &self.values {
+            Values::Nf4(tiles) => tiles.pack_integers(isa, row_first, column_first, panel, scales),
+            Values::Q8_0(tiles) => tiles.pack_integers(isa, row_first, column_first, panel, scales),
+            Values::Nf4Flat { .. } | Values::Blocks { .. } => {}
         }
     }
 

@@ -118,7 +118,7 @@ impl From<RunSpec> for wire::RunSpec {
 }
 
 same_variants!(Quantization, unspecified Ok(Quantization::Nf4Double), None, Nf4, Nf4Double);
-same_variants!(Compute, unspecified Ok(Compute::F32), F32, Bf16);
+same_variants!(Compute, unspecified Ok(Compute::F32), F32, Bf16, Int16);
 same_variants!(Vendor, unspecified Err(InvalidMessage::unspecified("a vendor")), Openai);
 
 impl TryFrom<wire::LocalModel> for LocalModelSpec {

@@ -60,6 +60,7 @@ impl Loaded {
                     compute: match compute {
                         Compute::F32 => llamaduo_engine::Compute::F32,
                         Compute::Bf16 => llamaduo_engine::Compute::Bf16,
+                        Compute::Int16 => llamaduo_engine::Compute::Int16,
                     },
                     device: self.device,
                 };

@@ -85,7 +85,7 @@ pub(super) async fn run(
     let work = Work {
         path,
         quantization: task.local_model.quantization,
-        compute: task.local_model.compute,
+        compute: task.local_model.compute.for_training(),
         rows,
         config: config(&task.settings, task.seed, assignment.batch_halvings),
         checkpoint_steps: task.settings.checkpoint_steps,

@@ -8,7 +8,9 @@ use std::ops::Range;
 use super::{Operands, View};
 use crate::cpu::Cpu;
 use crate::cpu::scratch::Scratch;
-use crate::cpu::simd::{Isa, TILE_ROWS, round_row, transpose_floats};
+use crate::cpu::simd::{
+    IntegerLeft, Isa, LEFT_BLOCK_LEN, TILE_ROWS, round_left, round_row, transpose_floats,
+};
 
 /// Rows that are a multiple of this many words apart lie in the same sets of the first cache, where 12 of them do not
 /// find room: 4 KiB is as far as its index reaches.
@@ -20,10 +22,33 @@ const APART: usize = 16;
 /// A left operand `[M, K]`.
 pub(in crate::cpu) struct Left<'a> {
     values: Values<'a>,
+    /// Beside the floats, where the backend multiplies integers and K is whole blocks.
+    pub(super) integers: Option<Integers<'a>>,
     /// Words from row to row.
     step: usize,
     pub(super) groups: RowGroups,
     pub(super) k: usize,
+}
+
+/// A left operand `[M, K]` as integers.
+pub(super) struct Integers<'a> {
+    /// `[M, K / 2]` words.
+    pairs: Scratch<'a>,
+    /// `[M, K / 64]`.
+    scales: Scratch<'a>,
+    k: usize,
+}
+
+impl Integers<'_> {
+    /// Elements `part`, whole blocks, of a row.
+    pub(super) fn row(&self, row: usize, part: Range<usize>) -> IntegerLeft<'_> {
+        let pairs: &[i32] = bytemuck::cast_slice(&self.pairs);
+        let (pairs_len, scales_len) = (self.k / 2, self.k / LEFT_BLOCK_LEN);
+        IntegerLeft {
+            pairs: &pairs[row * pairs_len..][part.start / 2..part.end / 2],
+            scales: &self.scales[row * scales_len..][part.start / LEFT_BLOCK_LEN..part.end / LEFT_BLOCK_LEN],
+        }
+    }
 }
 
 enum Values<'a> {
@@ -104,9 +129,11 @@ impl Cpu {
     ) -> Left<'a> {
         let groups = RowGroups::of(m);
         let lies_well = a.column_step == 1 && (m < 2 || !a.row_step.is_multiple_of(SAME_SET_LEN));
-        if lies_well && factor == 1.0 && self.operands == Operands::F32 {
+        let floats = matches!(self.operands, Operands::F32 | Operands::Integers);
+        if lies_well && factor == 1.0 && floats {
             return Left {
                 values: Values::Lying(a.values),
+                integers: self.round_rows(a, m, k),
                 step: a.row_step,
                 groups,
                 k,
@@ -114,7 +141,7 @@ impl Cpu {
         }
         let n_words = match self.operands {
             Operands::Pairs(_) => k.div_ceil(2),
-            Operands::F32 | Operands::Rounded => k,
+            Operands::F32 | Operands::Rounded | Operands::Integers => k,
         };
         let step = match n_words.is_multiple_of(SAME_SET_LEN) {
             true => n_words + APART,
@@ -132,12 +159,36 @@ impl Cpu {
         self.each(pieces, m * k, |(rows, piece)| {
             self.pack_rows(a, rows, k, factor, piece)
         });
+        let dense = View {
+            values: &packed,
+            row_step: step,
+            column_step: 1,
+        };
+        let integers = self.round_rows(dense, m, k);
         Left {
             values: Values::Packed(packed),
+            integers,
             step,
             groups,
             k,
         }
+    }
+
+    /// Rows of floats as integers, where the backend multiplies them.
+    fn round_rows(&self, a: View<'_>, m: usize, k: usize) -> Option<Integers<'_>> {
+        if self.operands != Operands::Integers || k == 0 || !k.is_multiple_of(LEFT_BLOCK_LEN) {
+            return None;
+        }
+        let (pairs_len, scales_len) = (k / 2, k / LEFT_BLOCK_LEN);
+        let (mut pairs, mut scales) = (self.scratch(m * pairs_len), self.scratch(m * scales_len));
+        let words: &mut [i32] = bytemuck::cast_slice_mut(&mut pairs);
+        let rows = words
+            .chunks_exact_mut(pairs_len)
+            .zip(scales.chunks_exact_mut(scales_len));
+        self.each(rows.enumerate().collect(), m * k, |(row, (pairs, scales))| {
+            round_left(self.isa, &a.values[row * a.row_step..][..k], pairs, scales);
+        });
+        Some(Integers { pairs, scales, k })
     }
 
     fn pack_rows(&self, a: View<'_>, rows: Range<usize>, k: usize, factor: f32, out: &mut [f32]) {
@@ -154,7 +205,7 @@ impl Cpu {
         for (i, out) in out.chunks_exact_mut(step.max(1)).enumerate() {
             let row = &lying[i * row_step..][..k];
             match self.operands {
-                Operands::F32 => out[..k].copy_from_slice(row),
+                Operands::F32 | Operands::Integers => out[..k].copy_from_slice(row),
                 Operands::Rounded => round_row(self.isa, row, &mut out[..k]),
                 Operands::Pairs(bf16) => {
                     bf16.pair_row(row, bytemuck::cast_slice_mut(&mut out[..k.div_ceil(2)]))

@@ -20,7 +20,7 @@ pub(crate) struct Nf4TileView<'a> {
 impl<'a> Nf4TileView<'a> {
     /// A tile's codes from column `k_first` on, the beginning of a block, and the scales of the blocks from there on.
     #[inline(always)]
-    pub(super) fn tile(self, tile: usize, k_first: usize) -> (&'a [[u8; 16]], &'a [TileRow]) {
+    pub(crate) fn tile(self, tile: usize, k_first: usize) -> (&'a [[u8; 16]], &'a [TileRow]) {
         let n_blocks = self.k / BLOCK_LEN;
         (
             &self.codes[tile * self.k + k_first..(tile + 1) * self.k],

@@ -47,6 +47,20 @@ pub(super) fn load_bytes_256(bytes: &[u8; 32]) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn load_words_256(words: &[i32; 8]) -> __m256i {
+    // SAFETY: the reference is to 8 words.
+    unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn store_words_256(words: &mut [i32; 8], register: __m256i) {
+    // SAFETY: the reference is to 8 words that nobody else holds.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), register) }
+}
+
 #[inline(always)]
 pub(super) fn load_128(values: &[u8; 16]) -> __m128i {
     // SAFETY: the reference is to 16 bytes.

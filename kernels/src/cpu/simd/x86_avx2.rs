@@ -12,7 +12,7 @@ use super::x86::{load_128, load_bytes_256, load_256, shortest, store_256};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 /// 32 values: in their order, or as [`nf4_levels`] leaves them.
-type Row = [__m256; 4];
+pub(super) type Row = [__m256; 4];
 
 /// Byte `i` of each of the 16 levels, once for each half of a register.
 const PLANES: [[u8; 32]; 4] = {
@@ -169,7 +169,7 @@ few_rows!(
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_row(row: &TileRow) -> Row {
+pub(super) fn load_row(row: &TileRow) -> Row {
     let mut out = [_mm256_setzero_ps(); 4];
     for (out, part) in out.iter_mut().zip(row.as_chunks::<8>().0) {
         *out = load_256(part);
@@ -179,7 +179,7 @@ fn load_row(row: &TileRow) -> Row {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store_row(row: &mut TileRow, values: Row) {
+pub(super) fn store_row(row: &mut TileRow, values: Row) {
     for (part, values) in row.as_chunks_mut::<8>().0.iter_mut().zip(values) {
         store_256(part, values);
     }

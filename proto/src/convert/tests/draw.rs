@@ -86,7 +86,7 @@ impl Draw {
         LocalModelSpec {
             reference: self.text(),
             quantization: self.quantization(),
-            compute: self.pick(&[Compute::F32, Compute::Bf16]),
+            compute: self.pick(&[Compute::F32, Compute::Bf16, Compute::Int16]),
         }
     }
 

@@ -1,0 +1,71 @@
+//! A link of integers: the left operand rounded to 14 bits, the weight's codes as integers.
+//!
+//! Invariant: see [`simd::multiply_integers`](crate::cpu::simd::multiply_integers): an element's sums are exact within a
+//! block, and blocks follow in their order.
+
+use std::ops::Range;
+
+use super::left::Integers;
+use super::{Link, Right, Start, Task};
+use crate::cpu::Cpu;
+use crate::cpu::simd::{IntegerLeft, IntegerPanel, TILE_COLUMNS, TILE_ROWS, multiply_integers};
+
+/// Length of a part of K. A panel is then 16 KiB, as that of floats of half the length. A multiple of 64.
+const PART_LEN: usize = 256;
+
+/// Most blocks of a part: those of Q8_0.
+const BLOCKS_MAX: usize = PART_LEN / 32;
+
+impl Cpu {
+    /// The whole link, where both operands have integers; else does nothing and says so.
+    pub(super) fn multiply_integers(&self, task: &mut Task<'_>, link: &Link<'_>) -> bool {
+        let (Some(left), Right::Transposed(weight)) = (&link.left.integers, link.right) else {
+            return false;
+        };
+        let Some(block_len) = weight.integer_block_len() else {
+            return false;
+        };
+        if task.groups.len() == 1 {
+            let range = link.left.groups.range(task.groups.start);
+            let a = lefts(left, range.clone(), 0..link.left.k);
+            let a = &a[..range.len()];
+            if weight.multiply_few_integers(self.isa, task.column, a, &mut task.rows, task.start) {
+                return true;
+            }
+        }
+        let mut room = self.scratch(PART_LEN / 2 * TILE_COLUMNS);
+        let panel = bytemuck::cast_slice_mut::<f32, i32>(&mut room);
+        let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
+        let mut scales = [[0f32; TILE_COLUMNS]; BLOCKS_MAX];
+        for part in (0..link.left.k).step_by(PART_LEN) {
+            let part = part..(part + PART_LEN).min(link.left.k);
+            let panel = &mut panel[..part.len() / 2];
+            let scales = &mut scales[..part.len() / block_len];
+            weight.pack_integers(self.isa, task.column, part.start, panel, scales);
+            let panel = IntegerPanel {
+                pairs: panel,
+                scales,
+                block_len,
+            };
+            let mut done = 0;
+            for group in task.groups.clone() {
+                let range = link.left.groups.range(group);
+                let a = lefts(left, range.clone(), part.clone());
+                let rows = &mut task.rows[done..done + range.len()];
+                multiply_integers(self.isa, &a[..range.len()], panel, rows, task.start);
+                done += range.len();
+            }
+            task.start = Start::Current;
+        }
+        true
+    }
+}
+
+/// Elements `part` of each of `rows`, which are at most 12.
+fn lefts<'a>(left: &'a Integers<'_>, rows: Range<usize>, part: Range<usize>) -> [IntegerLeft<'a>; TILE_ROWS] {
+    let mut lefts = [IntegerLeft::default(); TILE_ROWS];
+    for (out, row) in lefts.iter_mut().zip(rows) {
+        *out = left.row(row, part.clone());
+    }
+    lefts
+}
