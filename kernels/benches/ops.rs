@@ -9,8 +9,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use llamaduo_kernels::{
-    AttentionSpec, Backend, Compute, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation, HeadDims,
-    HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec,
+    AttentionSpec, Backend, Compute, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation,
+    HeadDims, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec,
     SequenceSpan, random,
 };
 

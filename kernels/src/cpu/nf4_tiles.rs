@@ -4,8 +4,8 @@
 //! last tile.
 
 use super::simd::{
-    FewRows, IntegerLeft, IntegerRow, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, WEIGHT_UNIT, nf4_columns,
-    nf4_few_integers, nf4_integers, nf4_multiply, nf4_rows, transpose_bytes,
+    FewRows, IntegerLeft, IntegerRow, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, WEIGHT_UNIT,
+    nf4_columns, nf4_few_integers, nf4_integers, nf4_multiply, nf4_rows, transpose_bytes,
 };
 use crate::nf4::{BLOCK_LEN, CODE_VALUES, Nf4Matrix};
 

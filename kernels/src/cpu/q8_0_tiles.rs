@@ -4,8 +4,8 @@
 //! tile are zeros.
 
 use super::simd::{
-    FewRows, IntegerLeft, IntegerRow, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow, q8_0_few_integers, q8_0_integers,
-    q8_0_multiply, transpose_bytes, versions,
+    FewRows, IntegerLeft, IntegerRow, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow,
+    q8_0_few_integers, q8_0_integers, q8_0_multiply, transpose_bytes, versions,
 };
 use crate::quant::half_at;
 use crate::weight::{Format, SharedBytes};

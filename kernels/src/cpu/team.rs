@@ -25,18 +25,25 @@ struct Region<'a> {
     task: &'a (dyn Fn(usize) + Sync),
     len: usize,
     next: AtomicUsize,
+    n_threads: usize,
 }
 
 impl Region<'_> {
     /// Does tasks until all are taken.
     fn work(&self) {
-        loop {
-            let index = self.next.fetch_add(1, SeqCst);
-            if index >= self.len {
-                return;
+        while let Ok(first) = self.next.fetch_update(SeqCst, SeqCst, |next| {
+            (next < self.len).then(|| next + self.run_len(next))
+        }) {
+            for index in first..first + self.run_len(first) {
+                (self.task)(index);
             }
-            (self.task)(index);
         }
+    }
+
+    /// How many neighbours are taken at once where `next` is the first that is left: neighbours read memory that lies
+    /// together, and the shorter the runs are at the end, the more nearly all end at once.
+    fn run_len(&self, next: usize) -> usize {
+        ((self.len - next) / (2 * self.n_threads)).max(1)
     }
 }
 
@@ -45,6 +52,8 @@ impl Region<'_> {
 pub(super) struct Team {
     /// A step is on, and has helpers.
     active: AtomicBool,
+    /// Threads of the step, its own included.
+    n_threads: AtomicUsize,
     /// A region is being worked on.
     busy: AtomicBool,
     region: AtomicPtr<Region<'static>>,
@@ -69,6 +78,7 @@ impl Team {
         }
         rayon::in_place_scope(|scope| {
             let _over = Finally(|| self.active.store(false, SeqCst));
+            self.n_threads.store(n_threads, SeqCst);
             for _ in 1..n_threads {
                 scope.spawn(|_| self.help());
             }
@@ -83,7 +93,13 @@ impl Team {
             return false;
         }
         let next = AtomicUsize::new(0);
-        let region = Region { task, len, next };
+        let n_threads = self.n_threads.load(SeqCst).max(1);
+        let region = Region {
+            task,
+            len,
+            next,
+            n_threads,
+        };
         let _over = Finally(|| {
             self.region.store(ptr::null_mut(), SeqCst);
             while self.n_inside.load(SeqCst) > 0 {
@@ -164,7 +180,10 @@ mod tests {
                 assert!(team.run(3, &|_| {
                     barrier.wait();
                 }));
-                rayon::join(|| barrier.wait(), || rayon::join(|| barrier.wait(), || barrier.wait()));
+                rayon::join(
+                    || barrier.wait(),
+                    || rayon::join(|| barrier.wait(), || barrier.wait()),
+                );
             });
         });
     }

@@ -114,4 +114,10 @@ macro_rules! few_rows {
 }
 
 few_rows!(nf4_multiply, Nf4TileView, nf4_floats, nf4_floats_avx2, nf4_pairs);
-few_rows!(q8_0_multiply, Q8_0TileView, q8_0_floats, q8_0_floats_avx2, q8_0_pairs);
+few_rows!(
+    q8_0_multiply,
+    Q8_0TileView,
+    q8_0_floats,
+    q8_0_floats_avx2,
+    q8_0_pairs
+);

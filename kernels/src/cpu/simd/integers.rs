@@ -91,12 +91,7 @@ pub(crate) fn multiply_integers(
     });
 }
 
-fn multiply_portable(
-    a: &[IntegerLeft<'_>],
-    panel: IntegerPanel<'_>,
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
+fn multiply_portable(a: &[IntegerLeft<'_>], panel: IntegerPanel<'_>, rows: &mut [&mut [f32]], start: Start) {
     if start == Start::Zero {
         rows.iter_mut().for_each(|row| row.fill(0.0));
     }

@@ -91,7 +91,9 @@ fn columns_body(
     let (codes, scales) = weight.tile(tile, k_first);
     let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
     for ((codes, panel), scales) in blocks.zip(scales) {
-        let [low, high] = scales.as_chunks::<16>().0 else { return };
+        let [low, high] = scales.as_chunks::<16>().0 else {
+            return;
+        };
         for (codes, out) in codes.iter().zip(panel) {
             let [out_low, out_high] = out.as_chunks_mut::<16>().0 else {
                 return;
@@ -156,10 +158,17 @@ fn run_body(
         // elements 0 to 15 are in the first 8 bytes, 16 to 31 in the others
         let bytes = &codes[start / 2..][..16];
         let mut paired = [0u8; 16];
-        for (pair, (low, high)) in paired.as_chunks_mut::<2>().0.iter_mut().zip(bytes[..8].iter().zip(&bytes[8..])) {
+        for (pair, (low, high)) in paired
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .zip(bytes[..8].iter().zip(&bytes[8..]))
+        {
             *pair = [low >> 4 | high & 0xf0, low & 15 | high << 4];
         }
-        let [low, high] = out.as_chunks_mut::<16>().0 else { return };
+        let [low, high] = out.as_chunks_mut::<16>().0 else {
+            return;
+        };
         levels(&paired, [&scale, &scale], [low, high]);
     }
     for (i, out) in after.iter_mut().enumerate() {

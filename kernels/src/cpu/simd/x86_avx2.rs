@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::few_rows::{Q8_0TileView, Q8Column};
 use super::tile::{Start, TileRow};
-use super::x86::{load_128, load_bytes_256, load_256, shortest, store_256};
+use super::x86::{load_128, load_256, load_bytes_256, shortest, store_256};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 /// 32 values: in their order, or as [`nf4_levels`] leaves them.

@@ -5,9 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::few_rows::{Q8_0TileView, Q8Column};
-use super::integers::{
-    IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level,
-};
+use super::integers::{IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level};
 use super::tile::{Start, TileRow};
 use super::x86::{load_256, load_bytes_256, load_words_256, store_256, store_words_256};
 use super::x86_avx2::{load_row, store_row};
@@ -62,7 +60,10 @@ fn multiply_rows<const W: usize>(
         let mut sums = [[_mm256_setzero_si256(); 2]; W];
         for p in 0..block_pairs {
             let parts = weights[p].as_chunks::<8>().0;
-            let y = [load_words_256(&parts[2 * half]), load_words_256(&parts[2 * half + 1])];
+            let y = [
+                load_words_256(&parts[2 * half]),
+                load_words_256(&parts[2 * half + 1]),
+            ];
             for i in 0..W {
                 let x = _mm256_set1_epi32(lefts[i][p]);
                 sums[i] = [

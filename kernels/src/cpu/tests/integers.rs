@@ -14,9 +14,7 @@ fn forward(cpu: &Cpu, weight: &HostWeight, x: &[f32], m: usize) -> Vec<f32> {
 }
 
 fn integers(isa: Isa) -> Cpu {
-    Cpu::with_isa(Some(2), isa)
-        .unwrap()
-        .with_compute(Compute::Int16)
+    Cpu::with_isa(Some(2), isa).unwrap().with_compute(Compute::Int16)
 }
 
 fn nf4(n: usize, k: usize) -> HostWeight {
