@@ -186,6 +186,11 @@ impl Cpu {
         m.div_ceil(4 * self.n_threads()).max(smallest).max(1)
     }
 
+    /// Whether keys and values are cached as integers.
+    fn holds_integers(&self) -> bool {
+        self.operands == Operands::Integers
+    }
+
     /// Memory for `len` intermediate values, whatever they are now.
     fn scratch(&self, len: usize) -> Scratch<'_> {
         self.scratch.take(len)

@@ -135,30 +135,35 @@ fn pack_pages<'a>(
             .iter_mut()
             .for_each(|row| row.fill(0.0));
     }
+    let [mut key_room, mut value_room] = [(); 2].map(|()| cpu.scratch(d * cache.page_len()));
     for run in cache.runs(sequence, kv_head, n_keys) {
-        pack_run(cpu.isa, run, keys, values, d, n_keys);
+        let held = [
+            run.keys(cpu.isa, &mut key_room),
+            run.values(cpu.isa, &mut value_room),
+        ];
+        pack_run(cpu.isa, run, held, keys, values, d, n_keys);
     }
     KeyPanels { keys, values, n_keys }
 }
 
 versions! {
     /// Copies one page's keys and values to their places.
-    fn pack_run(run: Run<'_>, keys: &mut [TileRow], values: &mut [TileRow], d: usize, n_keys: usize) {
+    fn pack_run(run: Run<'_>, held: [&[f32]; 2], keys: &mut [TileRow], values: &mut [TileRow], d: usize, n_keys: usize) {
         let (tile, column) = (run.start / TILE_COLUMNS, run.start % TILE_COLUMNS);
-        match run.page_len {
+        match run.page_len() {
             // a page that divides a tile is copied whole, a register a row; nobody sees what lies past the last key
-            8 => copy_keys::<8>(run.keys, &mut keys[tile * d..(tile + 1) * d], column),
-            16 => copy_keys::<16>(run.keys, &mut keys[tile * d..(tile + 1) * d], column),
+            8 => copy_keys::<8>(held[0], &mut keys[tile * d..(tile + 1) * d], column),
+            16 => copy_keys::<16>(held[0], &mut keys[tile * d..(tile + 1) * d], column),
             _ => {
                 for done in 0..run.len {
                     let (tile, column) = ((run.start + done) / TILE_COLUMNS, (run.start + done) % TILE_COLUMNS);
-                    for (out, keys) in keys[tile * d..].iter_mut().zip(run.keys.chunks_exact(run.page_len)) {
+                    for (out, keys) in keys[tile * d..].iter_mut().zip(held[0].chunks_exact(run.page_len())) {
                         out[column] = keys[done];
                     }
                 }
             }
         }
-        for (token, value) in run.values.chunks_exact(d).take(run.len).enumerate() {
+        for (token, value) in held[1].chunks_exact(d).take(run.len).enumerate() {
             let (whole, rest) = value.as_chunks::<TILE_COLUMNS>();
             for (tile, part) in whole.iter().enumerate() {
                 values[tile * n_keys + run.start + token] = *part;

@@ -75,7 +75,7 @@ impl Backend for Cpu {
     }
 
     fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<CpuKvCache> {
-        CpuKvCache::new(heads, n_pages, page_len)
+        CpuKvCache::new(heads, n_pages, page_len, self.holds_integers())
     }
 
     fn embed(

@@ -5,7 +5,8 @@
 
 use super::{Shape, Task};
 use crate::cpu::attention::{scale_row, softmax_row};
-use crate::cpu::simd::{prefetch, versions};
+use crate::cpu::kv_cache::Run;
+use crate::cpu::simd::versions;
 use crate::cpu::{Cpu, CpuKvCache};
 
 /// Tokens of a page, a register of AVX2 and the length that the engine's pages have.
@@ -31,6 +32,7 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
 
     let mut scores = cpu.scratch(shape.group_len * step);
     let mut sums = cpu.scratch(HEADS_MAX * d);
+    let mut rooms = [(); 2].map(|()| cpu.scratch(d * PAGE_LEN));
     let at = task.sequence.first_row * shape.q_width + task.kv_head * shape.group_len * d;
     let heads = q[at..at + shape.group_len * d].chunks(HEADS_MAX * d);
     for (q, out) in heads.zip(task.out.chunks_mut(HEADS_MAX)) {
@@ -38,13 +40,17 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
         let (mut pages, mut ahead) = (runs(), runs().skip(AHEAD));
         let mut column = 0;
         while let Some(page) = pages.next() {
-            ahead.by_ref().take(2).for_each(|run| prefetch(run.keys));
+            ahead.by_ref().take(2).for_each(Run::prefetch_keys);
             // a second page beside it hides the latency of the chains
-            let keys = [Some(page), pages.next()].map(|run| run.map(|run| run.keys.as_chunks().0));
+            let [room, other_room] = &mut rooms;
+            let second = pages
+                .next()
+                .map(|run| run.keys(cpu.isa, other_room).as_chunks().0);
+            let keys = [Some(page.keys(cpu.isa, room).as_chunks().0), second];
             score_pages(cpu.isa, q, d, keys, scores, column);
             column += 2 * PAGE_LEN;
         }
-        runs().take(AHEAD).for_each(|run| prefetch(run.values));
+        runs().take(AHEAD).for_each(Run::prefetch_values);
         let mut factors = [[0f32; 2]; HEADS_MAX];
         for (scores, factor) in scores.chunks_exact_mut(step).zip(&mut factors) {
             softmax_row(cpu.isa, scores, visible.clone(), shape.scale, factor);
@@ -53,9 +59,10 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
         sums.fill(0.0);
         let mut ahead = runs().skip(AHEAD);
         for (page, run) in runs().enumerate() {
-            ahead.next().inspect(|run| prefetch(run.values));
+            ahead.next().into_iter().for_each(Run::prefetch_values);
             let probabilities = &scores[page * PAGE_LEN..];
-            add_values(cpu.isa, probabilities, step, &run.values[..run.len * d], d, sums);
+            let values = run.values(cpu.isa, &mut rooms[0]);
+            add_values(cpu.isa, probabilities, step, &values[..run.len * d], d, sums);
         }
         for ((out, sums), [sum, _]) in out.iter_mut().zip(sums.chunks_exact(d)).zip(&factors) {
             scale_row(cpu.isa, out, sums, 1.0 / sum);

@@ -5,11 +5,11 @@
 /// Asks for the cache lines of `values`.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn prefetch(values: &[f32]) {
+pub(crate) fn prefetch<T>(values: &[T]) {
     super::x86::prefetch(values);
 }
 
 /// Does nothing on this architecture.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn prefetch(_: &[f32]) {}
+pub(crate) fn prefetch<T>(_: &[T]) {}

@@ -75,8 +75,8 @@ pub(super) fn store_128(values: &mut [u8; 16], register: __m128i) {
 
 /// Asks for the cache lines of `values`.
 #[inline(always)]
-pub(super) fn prefetch(values: &[f32]) {
-    for line in values.chunks(16) {
+pub(super) fn prefetch<T>(values: &[T]) {
+    for line in values.chunks(64 / size_of::<T>().clamp(1, 64)) {
         // SAFETY: a prefetch reads nothing that the program could see, and SSE is part of the x86-64 architecture.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }

@@ -1,7 +1,7 @@
 use super::attention::{Case, case, forward, spec};
 use super::support::*;
 use crate::golden::assert_same_bits;
-use crate::{Backend, Cpu, SequenceSpan};
+use crate::{Backend, Compute, Cpu, SequenceSpan};
 
 /// Feeds one document through a cache in steps of the given numbers of rows; all its output rows.
 fn in_steps(cpu: &Cpu, case: &Case, page_len: usize, steps: &[usize]) -> Vec<f32> {
@@ -46,6 +46,25 @@ fn generation_gives_the_bits_of_training_however_it_is_cut() {
                 assert_same_bits(&in_steps(&cpu, &case, page_len, &[75]), &expected);
                 assert_same_bits(&in_steps(&cpu, &case, page_len, &[1; 75]), &expected);
                 assert_same_bits(&in_steps(&cpu, &case, page_len, &[40, 1, 33, 1]), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_are_near_and_the_same_however_a_document_is_cut() {
+    let case = case(&[75], spec(6, 2, 40, Some(20)));
+    let (expected, _) = forward(&cpu(), &case);
+    let first = in_steps(&cpu().with_compute(Compute::Int16), &case, 8, &[75]);
+    let off = first.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    let off = off.fold(0f32, f32::max);
+    // half a unit of 32,767 in keys and values of about 1
+    assert!(off > 0.0 && off < 1e-4, "{off}");
+    for cpu in backends() {
+        let cpu = cpu.with_compute(Compute::Int16);
+        for page_len in [1, 8, 16, 50] {
+            for steps in [&[75][..], &[1; 75], &[40, 1, 33, 1]] {
+                assert_same_bits(&in_steps(&cpu, &case, page_len, steps), &first);
             }
         }
     }
