@@ -27,6 +27,7 @@ mod matmul_bf16;
 mod matmul_nf4;
 mod product;
 mod ptx;
+mod quantize_nf4;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
