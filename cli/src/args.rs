@@ -17,7 +17,9 @@ use llamaduo_kernels::Device;
 
 pub(crate) use cluster::{Coordinator, Remote, StandInService, TokenFile, Worker};
 pub(crate) use export::{Export, ExportTarget, ExportType};
-pub(crate) use models::{Bench, BenchGenerate, BenchModel, BenchTrain, Eval, Generate, ModelArguments};
+pub(crate) use models::{
+    Bench, BenchGenerate, BenchKernels, BenchModel, BenchTrain, Eval, Generate, ModelArguments,
+};
 pub(crate) use runs::{Cancel, Demo, Init, Report, Run, Status, Submit, Watch};
 pub(crate) use stages::{Infer, Judge, StageArguments, Synth, Train};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use llamaduo_data::Sample;
 use llamaduo_engine::{
-    BaseQuant, Compute, Device, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
+    BaseQuant, Compute, LoadOptions, LocalModel, Message, ModelFiles, Role, encode_chat, peft,
 };
 use llamaduo_proto::run;
 use llamaduo_worker::models::{Fetching, Places, resolve};
@@ -62,6 +62,16 @@ pub(crate) fn base_quant(quant: Quant) -> BaseQuant {
     }
 }
 
+/// What a command line says of how a model is loaded.
+pub(crate) fn load_options(arguments: &ModelArguments, threads: Option<usize>) -> LoadOptions {
+    LoadOptions {
+        quant: base_quant(arguments.quant),
+        threads,
+        compute: arguments.compute,
+        device: arguments.device,
+    }
+}
+
 /// How a local model is held and computed with, in the words of the config and the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Held {
@@ -108,23 +118,8 @@ impl fmt::Display for Held {
 }
 
 /// Loads a model for use in this process.
-pub(crate) fn open(
-    path: &Path,
-    quant: Quant,
-    threads: Option<usize>,
-    compute: Compute,
-    device: Device,
-) -> Result<LocalModel> {
-    let quant = base_quant(quant);
-    Ok(LocalModel::open(
-        ModelFiles::open(path)?,
-        &LoadOptions {
-            quant,
-            threads,
-            compute,
-            device,
-        },
-    )?)
+pub(crate) fn open(path: &Path, options: &LoadOptions) -> Result<LocalModel> {
+    Ok(LocalModel::open(ModelFiles::open(path)?, options)?)
 }
 
 /// Finds the model, fetching it if it must, and looks whether it is one: before anything else is begun.

@@ -2,6 +2,9 @@
 //!
 //! Invariant: no two prompts begin alike and no response ends early, so the work done is what the sizes say.
 
+pub mod accuracy;
+pub mod kernels;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 

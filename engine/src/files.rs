@@ -58,6 +58,22 @@ impl ModelFiles {
         Self::open_gguf(path, None)
     }
 
+    /// The model that a directory's `config.json` describes, with made-up weights: for measuring what it costs.
+    ///
+    /// Fails when there is no such file, and when the model is of an unsupported kind.
+    pub fn with_random_weights(directory: &Path) -> Result<Self> {
+        let config = ModelConfig::from_json_file(&directory.join("config.json"))?;
+        let weights = Weights::random(directory, config.clone());
+        Ok(Self {
+            config,
+            weights,
+            tokenizer: None,
+            chat_template: None,
+            identity: "random".to_owned(),
+            path: directory.to_owned(),
+        })
+    }
+
     /// The tokenizer, or an error that says where one was expected.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer {

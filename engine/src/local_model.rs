@@ -73,9 +73,7 @@ impl LocalModel<AnyBackend> {
 impl<B: Backend> LocalModel<B> {
     /// Loads a model onto a backend, layer by layer.
     pub fn with_backend(backend: B, files: ModelFiles, quant: BaseQuant) -> Result<Self> {
-        let model = Model::load(backend, &files.config, &files.weights, |weight| {
-            prepare(weight, quant)
-        })?;
+        let model = Model::load(backend, &files.config, &files.weights, quant)?;
         let identity = match quant {
             BaseQuant::Nf4 { double: true } => format!("{}-nf4-double", files.identity),
             BaseQuant::Nf4 { double: false } => format!("{}-nf4", files.identity),
@@ -113,13 +111,23 @@ impl<B: Backend> LocalModel<B> {
     }
 }
 
+impl BaseQuant {
+    /// How NF4's scales are held; `None` without NF4.
+    pub(crate) fn double_quant(self) -> Option<DoubleQuant> {
+        match self {
+            Self::Nf4 { double: true } => Some(DoubleQuant::Yes),
+            Self::Nf4 { double: false } => Some(DoubleQuant::No),
+            Self::None => None,
+        }
+    }
+}
+
 /// A linear of the blocks as `quant` holds it.
 pub(crate) fn prepare(weight: HostWeight, quant: BaseQuant) -> Result<HostWeight> {
-    let BaseQuant::Nf4 { double } = quant else {
-        return Ok(weight);
-    };
-    let double_quant = if double { DoubleQuant::Yes } else { DoubleQuant::No };
-    Ok(HostWeight::Nf4(weight.into_nf4(double_quant)?))
+    match quant.double_quant() {
+        Some(double_quant) => Ok(HostWeight::Nf4(weight.into_nf4(double_quant)?)),
+        None => Ok(weight),
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]

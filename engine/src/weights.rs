@@ -5,6 +5,7 @@
 
 mod name;
 mod nf4;
+mod random;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use crate::safetensors::Shards;
 
 use name::Place;
 pub use name::{LayerTensor, TensorName};
+use random::RandomWeights;
 
 /// A base checkpoint's tensors.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ pub struct Weights {
 enum Source {
     Gguf(GgufFile),
     Safetensors(Shards, Place),
+    Random(RandomWeights),
 }
 
 /// A tensor as its file holds it.
@@ -63,11 +66,18 @@ impl Weights {
         }
     }
 
+    /// Made up, for the model that `directory` describes.
+    pub(crate) fn random(directory: &Path, config: ModelConfig) -> Self {
+        let source = Source::Random(RandomWeights::new(directory, &config));
+        Self { config, source }
+    }
+
     /// The file, or the directory of several.
     pub fn path(&self) -> &Path {
         match &self.source {
             Source::Gguf(file) => file.path(),
             Source::Safetensors(shards, _) => shards.path(),
+            Source::Random(weights) => weights.path(),
         }
     }
 
@@ -75,7 +85,7 @@ impl Weights {
     pub(crate) fn gguf(&self) -> Option<&GgufFile> {
         match &self.source {
             Source::Gguf(file) => Some(file),
-            Source::Safetensors(..) => None,
+            Source::Safetensors(..) | Source::Random(_) => None,
         }
     }
 
@@ -163,6 +173,7 @@ impl Weights {
                     spelling,
                 }
             }
+            Source::Random(weights) => weights.stored(name, &self.config),
         };
         let expected = name.shape(&self.config);
         if stored.shape == expected {

@@ -1,8 +1,9 @@
 // Rotary position embedding (Su et al. 2021) in place, pairing element `i` with `i + D/2`.
 //
-// `x [M, heads, D]` bf16, `positions [M]` u32, `frequencies [D/2]` f32 (radians a position). `direction` is 1 to turn
-// and -1 to turn back, which is the gradient. One block a row; a thread owns one pair index and walks the heads, so
-// each angle's sine is taken once. The angle is `position * frequency` rounded to f32, as the CPU has it.
+// `q [M, H, D]` and `k [M, KV, D]` bf16 (`k` may have no heads), `positions [M]` u32, `frequencies [D/2]` f32 (radians a
+// position). `direction` is 1 to turn and -1 to turn back, which is the gradient. One block a row and 4 heads, those of
+// `q` before those of `k`: a step of few rows has blocks enough, and an angle's sine serves 4 heads. A thread owns one
+// pair index. The angle is `position * frequency` rounded to f32, as the CPU has it.
 #include "common.cuh"
 
 // Sine and cosine of any angle below 2^17: what is left of whole quarter turns, then the polynomials of Cephes (Moshier).
@@ -29,15 +30,19 @@ DEVICE void sine_cosine(float angle, float &sine, float &cosine) {
         cosine = -cosine;
 }
 
-KERNEL(256) rope(bf16 *x, const u32 *positions, const float *frequencies, float direction, int n_heads, int half) {
-    x += (u64)blockIdx.x * n_heads * 2 * half;
+#define HEADS_OF_BLOCK 4
+
+KERNEL(256) rope(bf16 *q, bf16 *k, const u32 *positions, const float *frequencies, float direction, int n_q, int n_k,
+                 int half) {
+    int begin = blockIdx.y * HEADS_OF_BLOCK, end = min(begin + HEADS_OF_BLOCK, n_q + n_k);
     float position = (float)positions[blockIdx.x];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         float sine, cosine;
         sine_cosine(position * frequencies[i], sine, cosine);
         sine *= direction;
-        for (int head = 0; head < n_heads; head++) {
-            bf16 *first = x + (u64)head * 2 * half + i, *second = first + half;
+        for (int head = begin; head < end; head++) {
+            u64 of_q = (u64)blockIdx.x * n_q + head, of_k = (u64)blockIdx.x * n_k + (head - n_q);
+            bf16 *first = (head < n_q ? q + of_q * 2 * half : k + of_k * 2 * half) + i, *second = first + half;
             float a = to_f32(*first), b = to_f32(*second);
             *first = to_bf16(a * cosine - b * sine);
             *second = to_bf16(b * cosine + a * sine);

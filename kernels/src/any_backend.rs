@@ -13,6 +13,7 @@ use crate::cuda::{Cuda, CudaAct, CudaF32, CudaKvCache, CudaU32, CudaWeight};
 use crate::device::Device;
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::{Error, Result};
+use crate::nf4::DoubleQuant;
 use crate::weight::HostWeight;
 
 /// The CPU or a CUDA device.
@@ -203,6 +204,10 @@ impl Backend for AnyBackend {
         make!(self.load_weight(weight))
     }
 
+    fn load_weight_nf4(&self, weight: HostWeight, double_quant: DoubleQuant) -> Result<Weight> {
+        make!(self.load_weight_nf4(weight, double_quant))
+    }
+
     fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<KvCache> {
         make!(self.alloc_kv_cache(heads, n_pages, page_len))
     }
@@ -221,6 +226,19 @@ impl Backend for AnyBackend {
         m: usize,
     ) -> Result<()> {
         on!(self.rms_norm(out, rstd, x, weight; spec, m))
+    }
+
+    fn add_rms_norm(
+        &self,
+        y: &mut Act,
+        out: &mut Act,
+        rstd: &mut F32,
+        x: &Act,
+        weight: &F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.add_rms_norm(y, out, rstd, x, weight; spec, m))
     }
 
     fn rms_norm_backward(
@@ -258,6 +276,30 @@ impl Backend for AnyBackend {
         m: usize,
     ) -> Result<()> {
         on!(self.rope_backward(dx, positions, frequencies; n_heads, head_dim, m))
+    }
+
+    fn rope_both(
+        &self,
+        q: &mut Act,
+        k: &mut Act,
+        positions: &U32,
+        frequencies: &F32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rope_both(q, k, positions, frequencies; heads, m))
+    }
+
+    fn rope_both_backward(
+        &self,
+        dq: &mut Act,
+        dk: &mut Act,
+        positions: &U32,
+        frequencies: &F32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        on!(self.rope_both_backward(dq, dk, positions, frequencies; heads, m))
     }
 
     fn linears(&self, x: &Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {

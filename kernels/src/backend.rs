@@ -14,6 +14,7 @@ use std::fmt::Debug;
 
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::Result;
+use crate::nf4::DoubleQuant;
 use crate::weight::HostWeight;
 
 /// Gate activation of the feed-forward block.
@@ -162,6 +163,10 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     /// Takes a host matrix into the backend's own form. NF4 stays NF4; other formats keep the file's own
     /// values, as far as [`Backend::Act`]'s type holds them.
     fn load_weight(&self, weight: HostWeight) -> Result<Self::Weight>;
+    /// The same of the matrix quantized to NF4; one that is in NF4 already stays as it is.
+    fn load_weight_nf4(&self, weight: HostWeight, double_quant: DoubleQuant) -> Result<Self::Weight> {
+        self.load_weight(HostWeight::Nf4(weight.into_nf4(double_quant)?))
+    }
     /// A cache of `n_pages` pages of `page_len` tokens each for one layer.
     fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<Self::KvCache>;
 
@@ -189,6 +194,22 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         spec: RmsNormSpec,
         m: usize,
     ) -> Result<()>;
+
+    /// `y [M, W] += x`, then [`Backend::rms_norm`] of `y`: the residual stream and the norm that follows.
+    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    fn add_rms_norm(
+        &self,
+        y: &mut Self::Act,
+        out: &mut Self::Act,
+        rstd: &mut Self::F32,
+        x: &Self::Act,
+        weight: &Self::F32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()> {
+        self.add(y, x, m * spec.width)?;
+        self.rms_norm(out, rstd, y, weight, spec, m)
+    }
 
     /// `dx [M, W] += ` the gradient through [`Backend::rms_norm`]; the weight is frozen and gets none.
     #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
@@ -227,6 +248,34 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         head_dim: usize,
         m: usize,
     ) -> Result<()>;
+
+    /// [`Backend::rope`] of the queries `q [M, H, D]` and of the keys `k [M, KV, D]`.
+    fn rope_both(
+        &self,
+        q: &mut Self::Act,
+        k: &mut Self::Act,
+        positions: &Self::U32,
+        frequencies: &Self::F32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        self.rope(q, positions, frequencies, heads.n_heads, heads.head_dim, m)?;
+        self.rope(k, positions, frequencies, heads.n_kv_heads, heads.head_dim, m)
+    }
+
+    /// Rotates both back, in place: the gradient of [`Backend::rope_both`].
+    fn rope_both_backward(
+        &self,
+        dq: &mut Self::Act,
+        dk: &mut Self::Act,
+        positions: &Self::U32,
+        frequencies: &Self::F32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        self.rope_backward(dq, positions, frequencies, heads.n_heads, heads.head_dim, m)?;
+        self.rope_backward(dk, positions, frequencies, heads.n_kv_heads, heads.head_dim, m)
+    }
 
     // ---- matrix products ----
 

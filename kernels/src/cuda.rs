@@ -27,10 +27,12 @@ mod matmul_bf16;
 mod matmul_nf4;
 mod product;
 mod ptx;
+mod quantize_nf4;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +48,7 @@ pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+pub use timing::Recorded;
 
 /// Activations on the device.
 pub type CudaAct = CudaSlice<bf16>;

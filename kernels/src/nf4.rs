@@ -181,9 +181,25 @@ impl Nf4Matrix {
 
     /// The scale of each block of [`BLOCK_LEN`] elements.
     pub fn block_scales(&self) -> Arc<[f32]> {
-        match &self.scales {
-            Nf4Scales::Plain(scales) => Arc::clone(scales),
-            Nf4Scales::Nested {
+        self.scales.of_blocks()
+    }
+
+    /// The values, `[N, K]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let len = self.n * self.k; // held in memory as codes, so it does not overflow
+        let scales = self.block_scales();
+        (0..len)
+            .map(|i| CODE_VALUES[usize::from(code_at(&self.codes, i))] * scales[i / BLOCK_LEN])
+            .collect()
+    }
+}
+
+impl Nf4Scales {
+    /// One for each block of [`BLOCK_LEN`] elements.
+    fn of_blocks(&self) -> Arc<[f32]> {
+        match self {
+            Self::Plain(scales) => Arc::clone(scales),
+            Self::Nested {
                 codes,
                 absmax,
                 offset,
@@ -198,15 +214,11 @@ impl Nf4Matrix {
                 .collect(),
         }
     }
+}
 
-    /// The values, `[N, K]`.
-    pub fn dequantize(&self) -> Vec<f32> {
-        let len = self.n * self.k; // held in memory as codes, so it does not overflow
-        let scales = self.block_scales();
-        (0..len)
-            .map(|i| CODE_VALUES[usize::from(code_at(&self.codes, i))] * scales[i / BLOCK_LEN])
-            .collect()
-    }
+/// What scales are after they were quantized too.
+pub(crate) fn twice_quantized(scales: &[f32]) -> Arc<[f32]> {
+    quantize_scales(scales).of_blocks()
 }
 
 /// The code of the flattened tensor's element `i`.

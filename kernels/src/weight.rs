@@ -159,7 +159,7 @@ impl BlockMatrix {
     }
 
     /// `out [rows, K] =` the values of the rows from `first` on.
-    fn decode_rows(&self, first: usize, out: &mut [f32]) {
+    pub(crate) fn decode_rows(&self, first: usize, out: &mut [f32]) {
         let row_bytes = self.row_bytes();
         if row_bytes > 0 {
             let rows = self.data()[first * row_bytes..].chunks_exact(row_bytes);

@@ -11,6 +11,7 @@ mod cycle;
 mod device;
 mod export;
 mod fuzz;
+mod gpu_bench;
 mod resume;
 mod smollm2;
 mod stages;

@@ -21,6 +21,7 @@ impl Command {
             Self::Generate(arguments) => &mut arguments.model.device,
             Self::Bench(Bench::Generate(arguments)) => &mut arguments.model.model.device,
             Self::Bench(Bench::Train(arguments)) => &mut arguments.model.model.device,
+            Self::Bench(Bench::Kernels(arguments)) => &mut arguments.device,
             Self::Doctor
             | Self::Init(_)
             | Self::Coordinator(_)

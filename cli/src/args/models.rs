@@ -97,6 +97,8 @@ pub(crate) enum Bench {
     Generate(BenchGenerate),
     /// Tokens in a second of fine-tuning.
     Train(BenchTrain),
+    /// Time of each operation on a card, at a model's shapes.
+    Kernels(BenchKernels),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +108,9 @@ pub(crate) struct BenchModel {
     /// Compute threads; one for each core when absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
+    /// Make up the weights at the shapes that the model's config.json gives; it needs no other file.
+    #[arg(long, conflicts_with = "adapter")]
+    pub(crate) random_weights: bool,
 }
 
 #[derive(Debug, Args)]
@@ -142,4 +147,42 @@ pub(crate) struct BenchTrain {
     /// Make activations again in the backward instead of keeping them.
     #[arg(long)]
     pub(crate) recompute: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernels {
+    /// Directory whose config.json gives the shapes; weights are made up.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Rows of the products; a measurement for each.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16,32,64,256,1024,4096,8192", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) rows: Vec<u32>,
+    /// Tokens of a document, and of a context in decoding.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) tokens: u32,
+    /// Documents of a step of training.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) documents: u32,
+    /// Sequences of a decoding step.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) sequences: u32,
+    /// Rank of the LoRA pairs.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) rank: u32,
+    /// KiB that are copied to see what the memory gives.
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub(crate) copy_kib: u32,
+    /// Of the card's time for each measurement, about.
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) milliseconds: u32,
+    /// Only these operations, by the names that the output has.
+    #[arg(long, value_name = "OP", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// Instead of timing, run each operation once, with the first number of rows, and write what it read and what came
+    /// out into this directory, for another program to check.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) save: Option<PathBuf>,
+    /// The card: the general option.
+    #[arg(skip)]
+    pub(crate) device: Device,
 }

@@ -1,18 +1,21 @@
-//! `bench`: how fast this machine generates and trains with a model.
+//! `bench`: how fast this machine generates and trains with a model, and how fast a card computes its operations.
 //!
 //! Invariant: what is printed was measured in this process, just now; nothing is estimated.
 
+mod kernels;
+
+use std::path::Path;
 use std::time::Instant;
 
 use llamaduo_engine::bench::{GenerateSizes, TrainSizes, time_generation, time_training};
-use llamaduo_engine::{LocalModel, LoraConfig};
+use llamaduo_engine::{LocalModel, LoraConfig, ModelFiles};
 use serde::Serialize;
 
 use super::local_model;
 use crate::args::{Bench, BenchGenerate, BenchModel, BenchTrain};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::model::Held;
+use crate::model::{self, Held};
 use crate::output::Output;
 
 /// What a benchmark found.
@@ -59,6 +62,7 @@ pub(super) fn bench(arguments: &Bench, output: &Output) -> Result<Exit> {
     match arguments {
         Bench::Generate(arguments) => generate(arguments, output),
         Bench::Train(arguments) => train(arguments, output),
+        Bench::Kernels(arguments) => kernels::kernels(arguments, output),
     }
 }
 
@@ -220,10 +224,23 @@ struct Opened {
 }
 
 fn open(arguments: &BenchModel, output: &Output) -> Result<Opened> {
-    let path = local_model::find(&arguments.model, output)?;
-    let begun = Instant::now();
     let threads = arguments.threads.map(|n| n as usize);
-    let (model, adapter) = local_model::load(&path, &arguments.model, threads, output)?;
+    let (begun, (model, adapter)) = match arguments.random_weights {
+        true => {
+            let files = ModelFiles::with_random_weights(Path::new(&arguments.model.model))?;
+            let begun = Instant::now();
+            let options = model::load_options(&arguments.model, threads);
+            (begun, (LocalModel::open(files, &options)?, None))
+        }
+        false => {
+            let path = local_model::find(&arguments.model, output)?;
+            let begun = Instant::now();
+            (
+                begun,
+                local_model::load(&path, &arguments.model, threads, output)?,
+            )
+        }
+    };
     Ok(Opened {
         load_seconds: begun.elapsed().as_secs_f64(),
         threads: model.n_threads(),

@@ -374,13 +374,7 @@ pub(super) fn load(
     output: &Output,
 ) -> Result<(LocalModel, Option<Adapter>)> {
     output.line(&format!("loading {}", path.display()));
-    let model = model::open(
-        path,
-        arguments.quant,
-        threads,
-        arguments.compute,
-        arguments.device,
-    )?;
+    let model = model::open(path, &model::load_options(arguments, threads))?;
     let adapter = arguments
         .adapter
         .as_ref()

@@ -100,3 +100,41 @@ fn a_tokenizer_of_another_model_is_refused() {
     let error = ModelFiles::open(copy.path()).unwrap_err().to_string();
     assert!(error.contains("token 384, the embedding has 384 rows"), "{error}");
 }
+
+#[test]
+fn made_up_weights_have_the_shapes_of_the_description_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        golden("llama3").join("config.json"),
+        directory.path().join("config.json"),
+    )
+    .unwrap();
+    let open = || ModelFiles::with_random_weights(directory.path()).unwrap();
+    let (files, again) = (open(), open());
+    for name in TensorName::all(&files.config) {
+        let shape = name.shape(&files.config);
+        if let [n, k] = shape[..] {
+            let matrix = files.weights.matrix(name).unwrap();
+            assert_eq!(matrix.shape(), (n, k));
+            let values = matrix.to_f32();
+            assert_eq!(values, again.weights.matrix(name).unwrap().to_f32());
+            assert!(values.iter().all(|value| value.abs() <= 0.035));
+        } else {
+            // what is normed keeps its size
+            assert_eq!(files.weights.vector(name).unwrap(), vec![1.0; shape[0]]);
+        }
+    }
+    let layer = |layer| {
+        files
+            .weights
+            .matrix(TensorName::Layer(layer, LayerTensor::Gate))
+            .unwrap()
+            .to_f32()
+    };
+    assert_ne!(layer(0), layer(1));
+    let nothing = tempfile::tempdir().unwrap();
+    let error = ModelFiles::with_random_weights(nothing.path())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("config.json"), "{error}");
+}

@@ -1,5 +1,7 @@
-//! The attention block: `out = x + o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)`; some families norm what
-//! is added to `x` once more.
+//! The attention block: `o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)` is added to the stream `x`; some
+//! families norm what is added once more.
+//!
+//! As in the feed-forward block, `forward` begins with `n` and ends with what is to be added.
 //!
 //! Invariant: the packed and the paged form give a row the same keys in the same order; only where they lie differs.
 
@@ -37,7 +39,7 @@ pub(crate) struct HeadNorms<B: Backend> {
 }
 
 impl<B: Backend> AttentionBlock<B> {
-    /// `out [M, C] =` the block's output for the stream `x [M, C]`.
+    /// `out [M, C] =` what is added to the stream whose norm is in `scratch.normed`.
     pub(crate) fn forward(
         &self,
         pass: &Pass<'_, B>,
@@ -45,10 +47,8 @@ impl<B: Backend> AttentionBlock<B> {
         kept: &mut AttentionActivations<B>,
         scratch: &mut Scratch<B>,
         out: &mut B::Act,
-        x: &B::Act,
     ) -> Result<()> {
         let backend = pass.backend;
-        norm_stream(pass, scratch, x, &self.norm)?;
         self.project(pass, kept, scratch)?;
         match context {
             Context::Packed(documents) => {
@@ -68,7 +68,6 @@ impl<B: Backend> AttentionBlock<B> {
         if let (Some(norm), Some(unnormed)) = (&self.post_norm, &mut kept.unnormed_out) {
             norm.forward(pass, out, unnormed)?;
         }
-        backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }
 
@@ -100,15 +99,13 @@ impl<B: Backend> AttentionBlock<B> {
             pass.backend
                 .rms_norm(&mut kept.k, k_rstd, k, &norms.key, spec, n_k)?;
         }
-        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
+        let (positions, frequencies) = (pass.positions, &self.rope_frequencies);
         pass.backend
-            .rope(&mut kept.q, positions, frequencies, heads.n_heads, d, pass.m)?;
-        pass.backend
-            .rope(&mut kept.k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
+            .rope_both(&mut kept.q, &mut kept.k, positions, frequencies, heads, pass.m)?;
         Ok(())
     }
 
-    /// `gradients.stream`: from the gradient of `out` to that of `x`, in place. In the first layer nobody reads the
+    /// `gradients.stream`: from the gradient of the stream after the block to that of the one before, `x`, in place. In the first layer nobody reads the
     /// gradient of `x`, so it is left as it is.
     #[expect(clippy::too_many_arguments, reason = "one borrow per part of the arena")]
     pub(crate) fn backward(
@@ -183,11 +180,9 @@ impl<B: Backend> AttentionBlock<B> {
         spare: &mut B::Act,
         zeros: &B::Act,
     ) -> Result<()> {
-        let heads = self.spec.heads;
-        let (positions, frequencies, d) = (pass.positions, &self.rope_frequencies, heads.head_dim);
-        let backend = pass.backend;
-        backend.rope_backward(q, positions, frequencies, heads.n_heads, d, pass.m)?;
-        backend.rope_backward(k, positions, frequencies, heads.n_kv_heads, d, pass.m)?;
+        let (positions, frequencies) = (pass.positions, &self.rope_frequencies);
+        pass.backend
+            .rope_both_backward(q, k, positions, frequencies, self.spec.heads, pass.m)?;
         if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {
             norms.backward(pass, unnormed, (q, k), spare, zeros)?;
         }

@@ -2,16 +2,17 @@
 //!
 //! Invariant: gradients of a step are a function of its micro-batches alone, whatever was kept and what made again.
 
-use llamaduo_kernels::{AttentionSpec, Backend, Documents, HostWeight, RmsNormSpec};
+use llamaduo_kernels::{AttentionSpec, Backend, Documents};
 
 use super::activations::{ActivationPlan, Activations, Keep, LayerActivations, Scratch};
 use super::attention_block::{AttentionBlock, HeadNorms};
-use super::feed_forward::FeedForwardBlock;
+use super::feed_forward::{FeedForwardBlock, add_norm_stream, norm_spec, norm_stream};
 use super::linear::{AdapterOnDevice, DropoutStream, Linear};
 use super::post_norm::PostNorm;
 use super::{Context, Pass};
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::local_model::BaseQuant;
 use crate::lora::LinearName;
 use crate::weights::{LayerTensor, TensorName, Weights};
 
@@ -44,19 +45,19 @@ pub(crate) struct MicroBatch {
 }
 
 impl<B: Backend> Model<B> {
-    /// Takes in a model's tensors one at a time; `prepare` turns each linear of the blocks into what is kept of it.
+    /// Takes in a model's tensors one at a time, each linear of the blocks as `quant` holds it.
     pub(crate) fn load(
         backend: B,
         config: &ModelConfig,
         weights: &Weights,
-        prepare: impl Fn(HostWeight) -> Result<HostWeight> + Sync,
+        quant: BaseQuant,
     ) -> Result<Self> {
         let embedding = backend.load_weight(weights.matrix(TensorName::Embedding)?)?;
         let head = match config.tied_head {
             true => None,
             false => Some(backend.load_weight(weights.matrix(TensorName::Head)?)?),
         };
-        let layer = |layer| Layer::load(&backend, config, weights, layer, &prepare);
+        let layer = |layer| Layer::load(&backend, config, weights, layer, quant);
         let layers = backend.step(|| (0..config.n_layers).map(layer).collect::<Result<_>>())?;
         let final_norm = backend.upload_f32(&weights.vector(TensorName::FinalNorm)?)?;
         Ok(Self {
@@ -114,20 +115,27 @@ impl<B: Backend> Model<B> {
             self.config.embedding_scale,
             pass.m,
         )?;
+        if let Some(first) = self.layers.first() {
+            norm_stream(pass, scratch, &streams[0], &first.attention.norm)?;
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let kept = &mut layers[index % n_kept];
             let (x, out) = neighbours(streams, index % n_streams, (index + 1) % n_streams);
             layer.forward(pass, &mut context(index), kept, scratch, out, x)?;
+            // what the layer adds, and the norm that follows: the next layer's, or the final one
+            match self.layers.get(index + 1) {
+                Some(next) => add_norm_stream(pass, scratch, out, &kept.middle, &next.attention.norm)?,
+                None => self.backend.add_rms_norm(
+                    out,
+                    hidden,
+                    &mut scratch.rstd,
+                    &kept.middle,
+                    &self.final_norm,
+                    norm_spec(pass),
+                    pass.m,
+                )?,
+            }
         }
-        let last = &streams[self.layers.len() % n_streams];
-        self.backend.rms_norm(
-            hidden,
-            &mut scratch.rstd,
-            last,
-            &self.final_norm,
-            self.final_spec(),
-            pass.m,
-        )?;
         Ok(())
     }
 
@@ -219,13 +227,15 @@ impl<B: Backend> Model<B> {
             pass.m * self.config.hidden,
         )?;
         // The forward left the final norm's row statistics in the scratch.
-        let spec = self.final_spec();
+        let spec = norm_spec(pass);
         let (stream, dy) = (&mut gradients.stream, &gradients.normed);
         backend.rms_norm_backward(stream, dy, last, &scratch.rstd, &self.final_norm, spec, pass.m)?;
         for (index, layer) in self.layers.iter().enumerate().rev() {
             let kept = &mut layers[index % n_kept];
             let (x, out) = neighbours(streams, index, index + 1);
             if keep == Keep::Inputs {
+                // leaves in `out` what the layer adds, without its input; no one reads that stream any more
+                norm_stream(pass, scratch, x, &layer.attention.norm)?;
                 layer.forward(pass, &mut Context::Packed(documents), kept, scratch, out, x)?;
             }
             layer
@@ -237,14 +247,6 @@ impl<B: Backend> Model<B> {
         }
         Ok(())
     }
-
-    fn final_spec(&self) -> RmsNormSpec {
-        RmsNormSpec {
-            width: self.config.hidden,
-            epsilon: self.config.rms_norm_epsilon,
-            weight_offset: self.config.norm_weight_offset,
-        }
-    }
 }
 
 impl<B: Backend> Layer<B> {
@@ -253,18 +255,22 @@ impl<B: Backend> Layer<B> {
         config: &ModelConfig,
         weights: &Weights,
         layer: usize,
-        prepare: &impl Fn(HostWeight) -> Result<HostWeight>,
+        quant: BaseQuant,
     ) -> Result<Self> {
         let vector = |tensor| -> Result<B::F32> {
             Ok(backend.upload_f32(&weights.vector(TensorName::Layer(layer, tensor))?)?)
         };
         let linear = |name: LinearName, bias: Option<LayerTensor>| -> Result<Linear<B>> {
-            let host = prepare(weights.matrix(TensorName::Layer(layer, name.tensor()))?)?;
+            let host = weights.matrix(TensorName::Layer(layer, name.tensor()))?;
+            let weight = match quant.double_quant() {
+                Some(double_quant) => backend.load_weight_nf4(host, double_quant)?,
+                None => backend.load_weight(host)?,
+            };
             let bias = bias.filter(|_| config.attention_bias).map(vector).transpose()?;
             Ok(Linear {
                 layer,
                 name,
-                weight: backend.load_weight(host)?,
+                weight,
                 bias,
                 n_out: name.shape(config).1,
             })
@@ -310,6 +316,8 @@ impl<B: Backend> Layer<B> {
         })
     }
 
+    /// `out [M, C] =` what the layer adds to the stream `kept.middle`, which it makes of its input `x [M, C]`, whose norm is
+    /// in `scratch.normed`.
     fn forward(
         &self,
         pass: &Pass<'_, B>,
@@ -325,9 +333,9 @@ impl<B: Backend> Layer<B> {
             feed_forward,
         } = kept;
         self.attention
-            .forward(pass, context, attention, scratch, middle, x)?;
-        self.feed_forward
-            .forward(pass, feed_forward, scratch, out, middle)
+            .forward(pass, context, attention, scratch, middle)?;
+        add_norm_stream(pass, scratch, middle, x, &self.feed_forward.norm)?;
+        self.feed_forward.forward(pass, feed_forward, scratch, out)
     }
 }
 

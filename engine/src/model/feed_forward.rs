@@ -1,5 +1,8 @@
-//! The feed-forward block: `out = x + down(activation(gate(n)) * up(n))` with `n = norm(x)`; some families norm what is
-//! added to `x` once more.
+//! The feed-forward block: `down(activation(gate(n)) * up(n))` with `n = norm(x)` is added to the stream `x`; some families
+//! norm what is added once more.
+//!
+//! The sum and the norm that follows it are one operation of the caller's, so `forward` begins with `n` and ends with
+//! what is to be added.
 //!
 //! Invariant: `backward` makes the norm and the gated product again, so only `gate` and `up` are kept.
 
@@ -23,17 +26,15 @@ pub(crate) struct FeedForwardBlock<B: Backend> {
 }
 
 impl<B: Backend> FeedForwardBlock<B> {
-    /// `out [M, C] =` the block's output for the stream `x [M, C]`.
+    /// `out [M, C] =` what is added to the stream whose norm is in `scratch.normed`.
     pub(crate) fn forward(
         &self,
         pass: &Pass<'_, B>,
         kept: &mut FeedForwardActivations<B>,
         scratch: &mut Scratch<B>,
         out: &mut B::Act,
-        x: &B::Act,
     ) -> Result<()> {
         let [h_gate, h_up, h_down] = &mut kept.h;
-        norm_stream(pass, scratch, x, &self.norm)?;
         let both = [
             (&self.gate, &mut kept.gate, h_gate),
             (&self.up, &mut kept.up, h_up),
@@ -50,11 +51,10 @@ impl<B: Backend> FeedForwardBlock<B> {
         if let (Some(norm), Some(unnormed)) = (&self.post_norm, &mut kept.unnormed_out) {
             norm.forward(pass, out, unnormed)?;
         }
-        pass.backend.add(out, x, pass.m * pass.config.hidden)?;
         Ok(())
     }
 
-    /// `gradients.stream`: from the gradient of `out` to that of `x`, in place.
+    /// `gradients.stream`: from the gradient of the stream after the block to that of the one before, `x`, in place.
     pub(crate) fn backward(
         &self,
         pass: &Pass<'_, B>,
@@ -117,6 +117,20 @@ pub(crate) fn norm_stream<B: Backend>(
     let Scratch { normed, rstd, .. } = scratch;
     pass.backend
         .rms_norm(normed, rstd, x, weight, norm_spec(pass), pass.m)?;
+    Ok(())
+}
+
+/// `y [M, C] += x`, and `scratch.normed [M, C]`: the sum normed.
+pub(crate) fn add_norm_stream<B: Backend>(
+    pass: &Pass<'_, B>,
+    scratch: &mut Scratch<B>,
+    y: &mut B::Act,
+    x: &B::Act,
+    weight: &B::F32,
+) -> Result<()> {
+    let Scratch { normed, rstd, .. } = scratch;
+    pass.backend
+        .add_rms_norm(y, normed, rstd, x, weight, norm_spec(pass), pass.m)?;
     Ok(())
 }
 

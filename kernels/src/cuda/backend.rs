@@ -9,6 +9,7 @@ use crate::backend::{
 };
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::Result;
+use crate::nf4::DoubleQuant;
 use crate::weight::HostWeight;
 
 impl Backend for Cuda {
@@ -58,6 +59,10 @@ impl Backend for Cuda {
         self.load_weight(weight)
     }
 
+    fn load_weight_nf4(&self, weight: HostWeight, double_quant: DoubleQuant) -> Result<CudaWeight> {
+        self.load_weight_nf4(weight, double_quant)
+    }
+
     fn alloc_kv_cache(&self, heads: HeadDims, n_pages: usize, page_len: usize) -> Result<CudaKvCache> {
         self.alloc_kv_cache(heads, n_pages, page_len)
     }
@@ -83,6 +88,19 @@ impl Backend for Cuda {
         m: usize,
     ) -> Result<()> {
         self.rms_norm(out, rstd, x, weight, spec, m)
+    }
+
+    fn add_rms_norm(
+        &self,
+        y: &mut CudaAct,
+        out: &mut CudaAct,
+        rstd: &mut CudaF32,
+        x: &CudaAct,
+        weight: &CudaF32,
+        spec: RmsNormSpec,
+        m: usize,
+    ) -> Result<()> {
+        self.add_rms_norm(y, out, rstd, x, weight, spec, m)
     }
 
     fn rms_norm_backward(
@@ -120,6 +138,30 @@ impl Backend for Cuda {
         m: usize,
     ) -> Result<()> {
         self.rope_backward(dx, positions, frequencies, n_heads, head_dim, m)
+    }
+
+    fn rope_both(
+        &self,
+        q: &mut CudaAct,
+        k: &mut CudaAct,
+        positions: &CudaU32,
+        frequencies: &CudaF32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        self.rope_both(q, k, positions, frequencies, heads, m)
+    }
+
+    fn rope_both_backward(
+        &self,
+        dq: &mut CudaAct,
+        dk: &mut CudaAct,
+        positions: &CudaU32,
+        frequencies: &CudaF32,
+        heads: HeadDims,
+        m: usize,
+    ) -> Result<()> {
+        self.rope_both_backward(dq, dk, positions, frequencies, heads, m)
     }
 
     fn linears(&self, x: &CudaAct, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {

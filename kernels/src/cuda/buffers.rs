@@ -221,6 +221,33 @@ impl Cuda {
         self.stream.synchronize().map_err(|error| failed(op, error))
     }
 
+    /// `len` zeros that kernels index with, or words of codes.
+    pub(super) fn alloc_indices(&self, len: usize) -> Result<CudaIndices> {
+        self.zeros(len)
+    }
+
+    /// `len` zeros of any kind.
+    pub(super) fn alloc_bytes(&self, len: usize) -> Result<CudaSlice<u8>> {
+        self.zeros(len)
+    }
+
+    /// Overwrites the beginning of `target`.
+    pub(super) fn write_bytes(
+        &self,
+        op: &'static str,
+        target: &mut CudaSlice<u8>,
+        values: &[u8],
+    ) -> Result<()> {
+        let range = window(op, "target", target.len(), 0, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut part = target.slice_mut(range);
+        self.stream
+            .memcpy_htod(values, &mut part)
+            .map_err(|error| failed(op, error))
+    }
+
     /// A buffer of f64 for partial sums.
     pub(super) fn alloc_f64(&self, len: usize) -> Result<CudaSlice<f64>> {
         self.zeros(len)

@@ -11,23 +11,23 @@ use crate::error::Result;
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
 
 /// Rows of W in a tile.
-const TILE_N: usize = 32;
+pub(super) const TILE_N: usize = 32;
 /// Columns of W in a tile: a scale's block.
-const TILE_K: usize = BLOCK_LEN;
+pub(super) const TILE_K: usize = BLOCK_LEN;
 /// Units of a tile.
-const TILE_UNITS: usize = 64;
+pub(super) const TILE_UNITS: usize = 64;
 /// 32-bit words of a unit: its rows, 8 codes each.
-const UNIT_WORDS: usize = 4;
+pub(super) const UNIT_WORDS: usize = 4;
 
 /// An NF4 weight `[N, K]` on the device.
 #[derive(Debug)]
 pub struct CudaNf4 {
-    n: usize,
-    k: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
     /// Tiles of `TILE_UNITS` units of `UNIT_WORDS` words.
-    units: CudaIndices,
+    pub(super) units: CudaIndices,
     /// `[K / TILE_K, N rounded up to TILE_N]`.
-    scales: CudaF32,
+    pub(super) scales: CudaF32,
 }
 
 impl CudaNf4 {

@@ -101,8 +101,10 @@ kernels! {
         LogitsNf4Rows16 "logits_nf4_16", LogitsNf4Rows32 "logits_nf4_32",
         MatmulNf4BackwardRows16 "matmul_nf4_backward_16", MatmulNf4BackwardRows32 "matmul_nf4_backward_32",
         DequantizeNf4 "dequantize_nf4";
+    QuantizeNf4 "quantize_nf4": QuantizeNf4Bf16 "quantize_nf4_bf16", QuantizeNf4F32 "quantize_nf4_f32";
     RmsNorm "rms_norm":
         RmsNorm "rms_norm", RmsNormNarrow "rms_norm_narrow",
+        AddRmsNorm "add_rms_norm", AddRmsNormNarrow "add_rms_norm_narrow",
         RmsNormBackward "rms_norm_backward", RmsNormBackwardNarrow "rms_norm_backward_narrow";
     Rope "rope": Rope "rope";
 }

@@ -1,4 +1,4 @@
-//! Device, context, stream and event calls; and the two calls that a driver does not have.
+//! Device, context and stream calls, and waiting for events; and the two calls that a driver does not have.
 //!
 //! Invariant: as in the driver's header, `cuda.h`; since a stream's work is done when it is given, there is nothing to
 //! wait for.
@@ -54,13 +54,9 @@ always! {
     /// All work is done.
     cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
     /// All work is done.
-    cuEventRecord(event: Handle, stream: Handle);
-    /// All work is done.
     cuEventSynchronize(event: Handle);
     /// All work is done.
     cuEventQuery(event: Handle);
-    /// Events keep nothing.
-    cuEventDestroy_v2(event: Handle);
 }
 
 /// Calls that write one value; the caller's pointers are the driver's.
@@ -95,10 +91,6 @@ gives! {
     cuDeviceTotalMem_v2(bytes: usize, device: c_int) = Device::get().memory_bytes;
     /// A new stream.
     cuStreamCreate(stream: Handle, flags: c_uint) = as_handle(driver().handle());
-    /// A new event.
-    cuEventCreate(event: Handle, flags: c_uint) = as_handle(driver().handle());
-    /// No time passes.
-    cuEventElapsedTime(milliseconds: f32, begin: Handle, end: Handle) = 0.0;
 }
 
 /// The device of an ordinal.

@@ -10,6 +10,7 @@ use llamaduo_ptx::{Memory, Module};
 
 use crate::call::{Code, INVALID_HANDLE, INVALID_PTX, NOT_FOUND, fail};
 use crate::device::{Device, SHARED_BYTES_PLAIN};
+use crate::event_calls::Events;
 use crate::work::Work;
 
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Driver {
     pub(crate) graphs: HashMap<u64, Vec<Work>>,
     /// Streams that are being captured, and what was given to them.
     pub(crate) captured: HashMap<u64, Vec<Work>>,
+    pub(crate) events: Events,
     last_handle: u64,
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn driver() -> MutexGuard<'static, Driver> {
             functions: HashMap::new(),
             graphs: HashMap::new(),
             captured: HashMap::new(),
+            events: Events::default(),
             last_handle: 0x100,
         })
     });

@@ -17,6 +17,8 @@ mod call;
 mod calls;
 mod device;
 mod driver;
+mod event_calls;
+mod graph_calls;
 mod launch_calls;
 mod load;
 mod memory_calls;

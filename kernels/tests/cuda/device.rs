@@ -433,3 +433,54 @@ fn heads_without_a_kernel_are_left_to_the_cpu() {
         .to_string();
     assert!(said.contains("n_heads") && said.contains("CPU"), "{said}");
 }
+
+#[test]
+fn time_passes_on_the_devices_clock() {
+    let cuda = driver::open().unwrap();
+    let (mut y, x) = (
+        cuda.upload_act(&[1.0; 64]).unwrap(),
+        cuda.upload_act(&[2.0; 64]).unwrap(),
+    );
+    let once = cuda.time(|| cuda.add(&mut y, &x, 64)).unwrap();
+    let many = cuda
+        .time(|| (0..200).try_for_each(|_| cuda.add(&mut y, &x, 64)))
+        .unwrap();
+    assert!(once > 0.0 && many > once, "{once} s, {many} s");
+}
+
+#[test]
+fn what_is_recorded_is_done_when_it_is_run() {
+    let cuda = driver::open().unwrap();
+    let (mut y, x) = (
+        cuda.upload_act(&[1.0; 64]).unwrap(),
+        cuda.upload_act(&[2.0; 64]).unwrap(),
+    );
+    {
+        let mut three_times = || (0..3).try_for_each(|_| cuda.add(&mut y, &x, 64));
+        let recorded = cuda.record(&mut three_times).unwrap();
+        cuda.replay(&recorded).unwrap();
+        cuda.replay(&recorded).unwrap();
+    }
+    let mut got = [0.0; 64];
+    cuda.read_act(&y, 0, &mut got).unwrap();
+    assert_eq!(got, [13.0; 64]);
+}
+
+#[test]
+fn only_launches_can_be_recorded() {
+    let cuda = driver::open().unwrap();
+    let x = cuda.upload_act(&[2.0; 64]).unwrap();
+    let mut y = cuda.alloc_act(64).unwrap();
+    let said = cuda
+        .record(&mut || cuda.copy_act(&mut y, &x, 64))
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("launches and fills alone"), "{said}");
+    cuda.record(&mut || Ok(())).unwrap_err();
+    cuda.record(&mut || cuda.alloc_act(64).map(|_| ())).unwrap_err();
+    // the stream can be used afterwards
+    cuda.add(&mut y, &x, 64).unwrap();
+    let mut got = [0.0; 64];
+    cuda.read_act(&y, 0, &mut got).unwrap();
+    assert_eq!(got, [2.0; 64]);
+}

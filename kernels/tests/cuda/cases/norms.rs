@@ -2,9 +2,9 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::{Backend, HostWeight, RmsNormSpec};
+use llamaduo_kernels::{Backend, HeadDims, HostWeight, RmsNormSpec};
 
-use crate::case::{BF16, Case, F32, Output, activations, numbers};
+use crate::case::{BF16, Case, EXACT, F32, Output, activations, numbers, rounded};
 
 /// Widths of rows: odd ones, per-head norms, and a row that takes several turns of the block.
 const WIDTHS: [usize; 9] = [1, 31, 33, 64, 96, 128, 256, 257, 2056];
@@ -19,6 +19,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
                 weight_offset,
             };
             rms_norm(cases, m, spec);
+            add_rms_norm(cases, m, spec);
             rms_norm_backward(cases, m, spec);
         }
     }
@@ -27,6 +28,15 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
             rope(cases, head_dim, n_heads, true);
             rope(cases, head_dim, n_heads, false);
         }
+    }
+    for (n_heads, n_kv_heads) in [(1, 1), (4, 2), (6, 3), (9, 3)] {
+        let heads = HeadDims {
+            n_heads,
+            n_kv_heads,
+            head_dim: 64,
+        };
+        rope_both(cases, heads, true);
+        rope_both(cases, heads, false);
     }
 }
 
@@ -83,6 +93,50 @@ fn rms_norm(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
     }));
 }
 
+fn add_rms_norm(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
+    let width = spec.width;
+    let name = format!("add_rms_norm: M {m}, W {width}, offset {}", spec.weight_offset);
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let [y, x] = [10, 11].map(|seed| activations(seed, m * width));
+        let weight = numbers(12, width);
+        let (mut expected_y, mut expected, mut expected_rstd) =
+            (y.clone(), vec![0.0; m * width], vec![0.0; m]);
+        cpu.add(&mut expected_y, &x, m * width)?;
+        // the stream is held in bf16, and what is normed is what is held
+        let expected_y = rounded(&expected_y);
+        cpu.rms_norm(&mut expected, &mut expected_rstd, &expected_y, &weight, spec, m)?;
+        let (mut out, mut rstd) = (cuda.alloc_act(m * width)?, cuda.alloc_f32(m)?);
+        let (mut y, x) = (cuda.upload_act(&y)?, cuda.upload_act(&x)?);
+        let weight = cuda.upload_f32(&weight)?;
+        cuda.add_rms_norm(&mut y, &mut out, &mut rstd, &x, &weight, spec, m)?;
+        let [mut got_y, mut got] = [(); 2].map(|()| vec![0.0; m * width]);
+        let mut got_rstd = vec![0.0; m];
+        cuda.read_act(&y, 0, &mut got_y)?;
+        cuda.read_act(&out, 0, &mut got)?;
+        cuda.read_f32(&rstd, 0, &mut got_rstd)?;
+        Ok(vec![
+            Output {
+                what: "y",
+                expected: expected_y,
+                got: got_y,
+                bound: EXACT,
+            },
+            Output {
+                what: "out",
+                expected,
+                got,
+                bound: BF16,
+            },
+            Output {
+                what: "rstd",
+                expected: expected_rstd,
+                got: got_rstd,
+                bound: F32,
+            },
+        ])
+    }));
+}
+
 fn rms_norm_backward(cases: &mut Vec<Case>, m: usize, spec: RmsNormSpec) {
     let width = spec.width;
     let name = format!(
@@ -113,12 +167,8 @@ fn rope(cases: &mut Vec<Case>, head_dim: usize, n_heads: usize, forward: bool) {
     let op = if forward { "rope" } else { "rope_backward" };
     let name = format!("{op}: H {n_heads}, D {head_dim}");
     cases.push(Case::new(name, move |cpu, cuda| {
-        // the last one is near the end of the longest contexts
-        let positions = vec![0u32, 1, 7, 4095, 131_071];
+        let (positions, frequencies) = (POSITIONS.to_vec(), frequencies(head_dim));
         let m = positions.len();
-        let frequencies: Vec<f32> = (0..head_dim / 2)
-            .map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32))
-            .collect();
         let x = activations(9, m * n_heads * head_dim);
         let mut expected = x.clone();
         let mut out = cuda.upload_act(&x)?;
@@ -153,5 +203,75 @@ fn rope(cases: &mut Vec<Case>, head_dim: usize, n_heads: usize, forward: bool) {
             got,
             bound: BF16,
         }])
+    }));
+}
+
+/// Positions of the rotations: the last one is near the end of the longest contexts.
+const POSITIONS: [u32; 5] = [0, 1, 7, 4095, 131_071];
+
+fn frequencies(head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2)
+        .map(|i| 10_000f32.powf(-2.0 * i as f32 / head_dim as f32))
+        .collect()
+}
+
+fn rope_both(cases: &mut Vec<Case>, heads: HeadDims, forward: bool) {
+    let op = if forward {
+        "rope_both"
+    } else {
+        "rope_both_backward"
+    };
+    let HeadDims {
+        n_heads,
+        n_kv_heads,
+        head_dim,
+    } = heads;
+    let name = format!("{op}: H {n_heads}, KV {n_kv_heads}, D {head_dim}");
+    cases.push(Case::new(name, move |cpu, cuda| {
+        let (positions, frequencies) = (POSITIONS.to_vec(), frequencies(head_dim));
+        let m = positions.len();
+        let q = activations(13, m * n_heads * head_dim);
+        let k = activations(14, m * n_kv_heads * head_dim);
+        let (mut expected_q, mut expected_k) = (q.clone(), k.clone());
+        let (mut q, mut k) = (cuda.upload_act(&q)?, cuda.upload_act(&k)?);
+        let (on_card, turns) = (cuda.upload_u32(&positions)?, cuda.upload_f32(&frequencies)?);
+        if forward {
+            cpu.rope_both(
+                &mut expected_q,
+                &mut expected_k,
+                &positions,
+                &frequencies,
+                heads,
+                m,
+            )?;
+            cuda.rope_both(&mut q, &mut k, &on_card, &turns, heads, m)?;
+        } else {
+            cpu.rope_both_backward(
+                &mut expected_q,
+                &mut expected_k,
+                &positions,
+                &frequencies,
+                heads,
+                m,
+            )?;
+            cuda.rope_both_backward(&mut q, &mut k, &on_card, &turns, heads, m)?;
+        }
+        let (mut got_q, mut got_k) = (vec![0.0; expected_q.len()], vec![0.0; expected_k.len()]);
+        cuda.read_act(&q, 0, &mut got_q)?;
+        cuda.read_act(&k, 0, &mut got_k)?;
+        Ok(vec![
+            Output {
+                what: "q",
+                expected: expected_q,
+                got: got_q,
+                bound: BF16,
+            },
+            Output {
+                what: "k",
+                expected: expected_k,
+                got: got_k,
+                bound: BF16,
+            },
+        ])
     }));
 }

@@ -2,10 +2,14 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
-use llamaduo_kernels::{Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
+use std::sync::Arc;
 
-use crate::case::{BF16, Bound, Case, Output, activations, numbers};
+use half::f16;
+use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
+use llamaduo_kernels::nf4::CODE_VALUES;
+use llamaduo_kernels::{Backend, Cuda, DoubleQuant, Format, HostWeight, LinearForward, Nf4Matrix};
+
+use crate::case::{BF16, Bound, Case, EXACT, Output, activations, numbers};
 
 /// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
 /// Inputs and weights have a root mean square of 0.8 here, and errors of either sign add up as the root of their
@@ -20,6 +24,9 @@ pub(super) fn product(n_terms: usize) -> Bound {
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (n, k) in [(1, 64), (31, 64), (33, 128), (96, 320), (257, 256), (64, 640)] {
         dequantize(cases, n, k);
+        for format in [Format::Bf16, Format::F32, Format::Q8_0] {
+            quantize(cases, n, k, format);
+        }
         for m in [1, 16, 17, 31, 33] {
             forward(cases, m, n, k);
             backward(cases, m, n, k);
@@ -86,6 +93,83 @@ fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
             }])
         },
     ));
+}
+
+/// `n * k` values in a file's format. Some blocks hold what is hard: nothing, the tiniest numbers, exact ties between
+/// codes; with `f32` also what is no number.
+fn stored(n: usize, k: usize, format: Format) -> Result<HostWeight, llamaduo_kernels::Error> {
+    let mut values = numbers(39, n * k);
+    for (index, block) in values.chunks_mut(64).enumerate() {
+        match index % 7 {
+            1 => block.fill(0.0),
+            2 => block.iter_mut().for_each(|value| *value *= 1e-38),
+            // the largest is 1, so what is halfway between two codes stays there
+            3 => block
+                .iter_mut()
+                .zip(CODE_VALUES.windows(2).cycle())
+                .for_each(|(value, codes)| *value = (codes[0] + codes[1]) / 2.0),
+            _ => {}
+        }
+        if index % 7 == 3 {
+            block[0] = 1.0;
+        }
+        if index % 7 == 5 && format == Format::F32 {
+            block[5] = if index % 2 == 0 { f32::INFINITY } else { f32::NAN };
+        }
+    }
+    let bytes: Vec<u8> = match format {
+        Format::Bf16 => values
+            .iter()
+            .flat_map(|&value| half::bf16::from_f32(value).to_le_bytes())
+            .collect(),
+        Format::Q8_0 => values
+            .chunks(32)
+            .flat_map(|run| {
+                let scale = f16::from_f32(1.0 / 64.0).to_le_bytes();
+                let codes = run.iter().map(|&value| (value * 63.0) as i8 as u8);
+                scale.into_iter().chain(codes).collect::<Vec<u8>>()
+            })
+            .collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    HostWeight::blocks(n, k, format, Arc::new(bytes), 0)
+}
+
+/// Codes and scales of the device are the CPU's, packed, in every bit; also when they come a few rows at a time.
+fn quantize(cases: &mut Vec<Case>, n: usize, k: usize, format: Format) {
+    let name = format!("quantize_nf4: N {n}, K {k}, {format:?}");
+    cases.push(Case::new(name, move |_, cuda| {
+        let host = stored(n, k, format)?;
+        let double = match n.is_multiple_of(2) || format == Format::F32 {
+            true => DoubleQuant::No,
+            false => DoubleQuant::Yes,
+        };
+        let held = |weight: CudaWeight| -> Result<Vec<f32>, llamaduo_kernels::Error> {
+            let CudaWeight::Nf4(packed) = weight else {
+                panic!("NF4 stays NF4");
+            };
+            let (units, scales) = cuda.read_nf4(&packed)?;
+            // words of codes as floats of the same bits
+            Ok(units.into_iter().map(f32::from_bits).chain(scales).collect())
+        };
+        let expected = held(cuda.load_weight(HostWeight::Nf4(host.clone().into_nf4(double)?))?)?;
+        let at_once = held(cuda.load_weight_nf4(host.clone(), double)?)?;
+        let in_parts = held(cuda.load_weight_nf4_by(host, double, 1)?)?;
+        Ok(vec![
+            Output {
+                what: "codes and scales",
+                expected: expected.clone(),
+                got: at_once,
+                bound: EXACT,
+            },
+            Output {
+                what: "codes and scales in parts",
+                expected,
+                got: in_parts,
+                bound: EXACT,
+            },
+        ])
+    }));
 }
 
 fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
