@@ -72,19 +72,8 @@ fn part<'r>(report: &'r Value, name: &str) -> &'r Value {
     found.unwrap_or_else(|| panic!("no part {name} in {parts:?}"))
 }
 
-fn python_is_here() -> bool {
-    let found = Command::new("python3").arg("--version").output().is_ok();
-    if !found {
-        println!("skipped: there is no python3");
-    }
-    found
-}
-
 #[test]
 fn every_part_is_rehearsed_without_a_card() {
-    if !python_is_here() {
-        return;
-    }
     let (folder, out) = (machine(), TempDir::new().unwrap());
     let output = rehearse(folder.path(), out.path(), &[], &[]);
     assert_eq!(output.code(), 0, "{}", output.stderr);
@@ -160,9 +149,6 @@ fn every_part_is_rehearsed_without_a_card() {
 
 #[test]
 fn parts_that_fail_are_told_of_and_the_others_go_on() {
-    if !python_is_here() {
-        return;
-    }
     let (folder, out) = (machine(), TempDir::new().unwrap());
     // a program that fails, and a card with little memory
     let parts = [
@@ -195,9 +181,6 @@ fn parts_that_fail_are_told_of_and_the_others_go_on() {
 
 #[test]
 fn what_no_longer_fits_into_the_time_is_left_out_by_name() {
-    if !python_is_here() {
-        return;
-    }
     let (folder, out) = (machine(), TempDir::new().unwrap());
     let output = rehearse(folder.path(), out.path(), &["--seconds", "20"], &[]);
     assert_eq!(output.code(), 0, "{}", output.stderr);
@@ -209,9 +192,6 @@ fn what_no_longer_fits_into_the_time_is_left_out_by_name() {
 
 #[test]
 fn a_machine_without_a_card_is_told_so() {
-    if !python_is_here() {
-        return;
-    }
     let out = TempDir::new().unwrap();
     let mut command = Command::new(script());
     command
@@ -233,9 +213,6 @@ fn a_machine_without_a_card_is_told_so() {
 
 #[test]
 fn goals_are_met_missed_or_not_measured() {
-    if !python_is_here() {
-        return;
-    }
     let folder = script().parent().unwrap().to_owned();
     let words = "import goals, json\n\
         above = lambda value: value >= 2\n\
