@@ -25,6 +25,7 @@ mod linear;
 mod lora;
 mod matmul_bf16;
 mod matmul_nf4;
+pub mod memory;
 mod product;
 mod ptx;
 mod quantize_nf4;
@@ -37,7 +38,7 @@ mod timing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 pub use attention_paged::CudaKvCache;
@@ -73,9 +74,7 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
         let info = device::find(ordinal)?;
         let begin = Instant::now();
-        let context =
-            CudaContext::new(ordinal).map_err(|error| DeviceError::driver("opening the device", error))?;
-        device::without_event_tracking(&context);
+        let context = device::open(ordinal)?;
         let stream = context
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;

@@ -9,7 +9,7 @@ use crate::backend::AdamwSpec;
 use crate::error::Result;
 
 /// Elements whose squares one block adds: fixed, so that the sum does not depend on the card.
-const SUM_LEN: usize = 1 << 14;
+pub(super) const SUM_LEN: usize = 1 << 14;
 
 impl Cuda {
     /// See [`Backend::adamw`](crate::Backend::adamw).

@@ -39,7 +39,7 @@ fn failed(op: &'static str, error: DriverError) -> Error {
 
 fn unallocated(bytes: usize, error: DriverError) -> Error {
     let source = match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes },
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes: Some(bytes) },
         _ => DeviceError::driver("allocating", error),
     };
     Error::Device { op: "alloc", source }

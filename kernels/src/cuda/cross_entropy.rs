@@ -15,7 +15,7 @@ const OP: &str = "cross_entropy";
 
 /// 128 rows of a vocabulary of 262,144: enough that the products, which read the head once for each such part, are not
 /// bound by memory; with the gradient, half as much again.
-const LOGITS_BYTES_MAX: usize = 128 << 20;
+pub(super) const LOGITS_BYTES_MAX: usize = 128 << 20;
 
 /// What the losses are computed from.
 #[derive(Clone, Copy, Debug)]

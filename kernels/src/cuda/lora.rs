@@ -17,7 +17,7 @@ use crate::error::Result;
 
 const OP_BACKWARD: &str = "lora_backward";
 /// Rows whose gradients are added in one go, as in the kernels.
-const PART_ROWS: usize = 512;
+pub(super) const PART_ROWS: usize = 512;
 /// Columns of a gradient's block, and of a block of dx.
 const COLUMNS: usize = 64;
 /// Ranks of a gradient's block, and of a block of h when rows are many.
