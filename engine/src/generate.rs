@@ -115,7 +115,8 @@ impl BatchOptions {
     /// Pages of each layer's cache that the bytes allow, those of 32-bit floats.
     pub(crate) fn n_pages_max(&self, config: &ModelConfig) -> usize {
         let heads = config.heads;
-        let page_bytes = config.n_layers * 2 * heads.n_kv_heads * heads.head_dim * PAGE_LEN * size_of::<f32>();
+        let page_bytes =
+            config.n_layers * 2 * heads.n_kv_heads * heads.head_dim * PAGE_LEN * size_of::<f32>();
         self.cache_bytes_max / page_bytes.max(1)
     }
 }

@@ -2,7 +2,8 @@
 //! that is more than there is.
 //!
 //! Invariant: nothing is read or allocated here: a plan is a function of sizes. It is never less than what the engine and
-//! the backend ask the driver for, and more by at most [`SLACK_BYTES_PER_ROW`] for each row of a step: `tests.rs` counts.
+//! the backend ask the driver for, and more by at most [`SLACK_BYTES_PER_ROW`] for each row of a step, or by what operations
+//! can share of what they keep: `tests.rs` counts.
 //!
 //! The shapes are those of `model/activations.rs`, `model/decoder.rs` and `model/cached.rs`; what an operation takes
 //! beside its operands is `llamaduo_kernels::cuda::memory`'s to say.
@@ -10,6 +11,8 @@
 mod fit;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
+
+use std::collections::BTreeSet;
 
 use llamaduo_kernels::cuda::memory::{
     CONTEXT_BYTES, act, attention_backward, attention_paged, bf16_weight, cross_entropy, kv_cache,
@@ -25,9 +28,9 @@ use crate::generate::{BatchOptions, PAGE_LEN, PREFILL_ROWS};
 use crate::local_model::BaseQuant;
 use crate::lora::{LinearName, LoraConfig, LoraLayout};
 
-/// Documents and labels are not planned one by one: their numbers are taken as if each row of a step were a document of
-/// its own and had a label.
-pub const SLACK_BYTES_PER_ROW: u64 = 32;
+/// Documents are not planned one by one: their number is taken as if each row of a step were one of its own. So are labels:
+/// where fewer rows have one than logits are held of, the logits of those rows are less than is planned.
+pub const SLACK_BYTES_PER_ROW: u64 = 48;
 
 /// What memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,8 +52,8 @@ pub enum Part {
     Kept,
     /// What lives within a step.
     Step,
-    /// The most that one operation needs beside its operands.
-    Operation,
+    /// What operations need beside their operands.
+    Operations,
     /// The driver's own.
     Context,
 }
@@ -66,7 +69,7 @@ impl Part {
         Self::Cache,
         Self::Kept,
         Self::Step,
-        Self::Operation,
+        Self::Operations,
         Self::Context,
     ];
 
@@ -81,7 +84,7 @@ impl Part {
             Self::Cache => "keys and values",
             Self::Kept => "activations kept for the backward",
             Self::Step => "a step's other buffers",
-            Self::Operation => "the largest operation's own",
+            Self::Operations => "what operations need beside",
             Self::Context => "the driver's own (assumed)",
         }
     }
@@ -106,7 +109,11 @@ impl MemoryPlan {
 
     /// One part; 0 where it is not planned.
     pub fn part(&self, part: Part) -> u64 {
-        sum(self.parts.iter().filter(|(of, _)| *of == part).map(|&(_, bytes)| bytes))
+        sum(self
+            .parts
+            .iter()
+            .filter(|(of, _)| *of == part)
+            .map(|&(_, bytes)| bytes))
     }
 }
 
@@ -164,8 +171,11 @@ impl Base<'_> {
             (Part::Adapter, words(&[layout.len()])),
             (Part::Optimizer, words(&[layout.len()]).saturating_mul(3)),
             (Part::Kept, kept.saturating_add(layers)),
-            (Part::Step, step_bytes(config, m).saturating_add(gradient_bytes(config, m))),
-            (Part::Operation, training_operation(config, &layout, step)),
+            (
+                Part::Step,
+                step_bytes(config, m).saturating_add(gradient_bytes(config, m)),
+            ),
+            (Part::Operations, training_operations(config, &layout, step)),
             (Part::Context, CONTEXT_BYTES),
         ]);
         MemoryPlan { parts }
@@ -192,10 +202,18 @@ impl Base<'_> {
             (Part::Cache, cache),
             (
                 Part::Step,
-                sum([two_streams, layer_bytes(config, m, rank), step_bytes(config, m), logits]),
+                sum([
+                    two_streams,
+                    layer_bytes(config, m, rank),
+                    step_bytes(config, m),
+                    logits,
+                ]),
             ),
             // and of each row its token, its position, and where its keys and values go
-            (Part::Operation, paged.max(2 * words(&[m])).saturating_add(2 * words(&[m]))),
+            (
+                Part::Operations,
+                paged.max(2 * words(&[m])).saturating_add(2 * words(&[m])),
+            ),
             (Part::Context, CONTEXT_BYTES),
         ]);
         MemoryPlan { parts }
@@ -275,7 +293,11 @@ fn layer_bytes(config: &ModelConfig, m: usize, rank: usize) -> u64 {
 
 /// `Scratch`, the final norm's output and the losses.
 fn step_bytes(config: &ModelConfig, m: usize) -> u64 {
-    sum([2 * act(&[m, config.hidden]), act(&[m, config.ffn]), 2 * words(&[m])])
+    sum([
+        2 * act(&[m, config.hidden]),
+        act(&[m, config.ffn]),
+        2 * words(&[m]),
+    ])
 }
 
 /// `Gradients`.
@@ -291,21 +313,23 @@ fn gradient_bytes(config: &ModelConfig, m: usize) -> u64 {
     ])
 }
 
-/// The most that an operation of a training step needs beside its operands, and the step's tokens, labels and positions.
-fn training_operation(config: &ModelConfig, layout: &LoraLayout, step: TrainingStep<'_>) -> u64 {
+/// What the operations of a training step need beside their operands, and the step's tokens, labels and positions. All of
+/// it at once: an operation's buffers are kept for the next step.
+fn training_operations(config: &ModelConfig, layout: &LoraLayout, step: TrainingStep<'_>) -> u64 {
     let m = step.tokens;
-    let inputs = 3 * words(&[m]);
-    let pairs = step.lora.targets.linears().into_iter().map(|name| {
-        let (n_in, n_out) = name.shape(config);
-        lora_backward(m, step.lora.rank, n_in, n_out)
-    });
-    let operations = [
+    let widths: BTreeSet<usize> = (step.lora.targets.linears().into_iter())
+        .map(|name| {
+            let (n_in, n_out) = name.shape(config);
+            n_in.max(n_out)
+        })
+        .collect();
+    sum([
+        3 * words(&[m]),
         cross_entropy(m, config.hidden, config.vocab_size),
         attention_backward(m, config.heads),
-        pairs.max().unwrap_or(0),
-    ];
-    let of_micro_batch = inputs.saturating_add(operations.into_iter().max().unwrap_or(0));
-    of_micro_batch.max(sum_squares(layout.len()))
+        lora_backward(m, step.lora.rank, widths),
+        sum_squares(layout.len()),
+    ])
 }
 
 /// Features of all query heads and of all key heads together.

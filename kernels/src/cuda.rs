@@ -31,6 +31,7 @@ mod ptx;
 mod quantize_nf4;
 mod rms_norm;
 mod rope;
+mod scratch;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -49,6 +50,7 @@ pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+use scratch::Kept;
 pub use timing::Recorded;
 
 /// Activations on the device.
@@ -66,6 +68,8 @@ pub struct Cuda {
     functions: Vec<CudaFunction>,
     info: DeviceInfo,
     load_time: Duration,
+    /// What operations leave for one another.
+    kept: Arc<Kept>,
 }
 
 impl Cuda {
@@ -79,12 +83,23 @@ impl Cuda {
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;
         let functions = ptx::load(&context)?;
+        let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
             functions,
             info,
             load_time: begin.elapsed(),
+            kept,
         })
+    }
+
+    /// The same, where an operation may also be given a buffer that is larger than it asks for: for steps of ever another
+    /// number of rows. Without it an access just beyond a buffer is one beyond an allocation, which tests see.
+    pub fn sharing_buffers(self) -> Self {
+        Self {
+            kept: Arc::new(Kept::new(&self.stream, true)),
+            ..self
+        }
     }
 
     /// What this runs on.

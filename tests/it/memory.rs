@@ -73,14 +73,21 @@ fn a_card_that_fails_or_is_full_costs_a_try_and_no_more() {
         for word in [&words[..], &["next try"]].concat() {
             assert!(output.stderr.contains(word), "no `{word}` in: {}", output.stderr);
         }
-        assert!(adapter(&site, name) == adapter(&site, "whole"), "{name}: another adapter");
+        assert!(
+            adapter(&site, name) == adapter(&site, "whole"),
+            "{name}: another adapter"
+        );
     }
 }
 
 #[test]
 fn what_a_card_cannot_hold_is_changed_or_refused_before_it_begins() {
     let site = site();
-    let small = on_card(&site, &["train", "--out", "small"], &[("STAND_IN_MEMORY_MIB", "600")]);
+    let small = on_card(
+        &site,
+        &["train", "--out", "small"],
+        &[("STAND_IN_MEMORY_MIB", "600")],
+    );
     assert_eq!(small.code(), 1, "{}", small.stderr);
     assert!(
         small.stderr.contains("the base model alone needs") && small.stderr.contains("a card with"),
@@ -91,13 +98,31 @@ fn what_a_card_cannot_hold_is_changed_or_refused_before_it_begins() {
 
     // A byte too little for a step that keeps all activations.
     let (model, seq) = (site.path("model"), ROW_TOKENS.to_string());
-    let words = ["plan", "--model", model.to_str().unwrap(), "-o", "json", "--rank", "4", "--rows", "1"];
+    let words = [
+        "plan",
+        "--model",
+        model.to_str().unwrap(),
+        "-o",
+        "json",
+        "--rank",
+        "4",
+        "--rows",
+        "1",
+    ];
     let planned = json(llamaduo().args(words).args(["--seq", &seq]));
     let bytes = planned["training"]["bytes"].as_u64().unwrap() - 1;
     let mib = (bytes as f64 / f64::from(1 << 20)).to_string();
-    let tight = on_card(&site, &["train", "--out", "tight"], &[("STAND_IN_MEMORY_MIB", &mib)]);
+    let tight = on_card(
+        &site,
+        &["train", "--out", "tight"],
+        &[("STAND_IN_MEMORY_MIB", &mib)],
+    );
     assert_eq!(tight.code(), 0, "{}", tight.stderr);
-    assert!(tight.stderr.contains("activations are made again"), "{}", tight.stderr);
+    assert!(
+        tight.stderr.contains("activations are made again"),
+        "{}",
+        tight.stderr
+    );
 }
 
 fn plan(words: &[&str]) -> Output {
@@ -110,13 +135,15 @@ fn a_plan_needs_neither_weights_nor_a_card() {
     fs::create_dir(site.path("described")).unwrap();
     let described = site.path("described/config.json");
     fs::copy(golden("llama3").join("config.json"), &described).unwrap();
-    let [file, folder, whole] = [
-        described.clone(),
-        site.path("described"),
-        golden("llama3"),
-    ]
-    .map(|path| {
-        let words = ["--model", path.to_str().unwrap(), "--memory", "24GB", "-o", "json"];
+    let [file, folder, whole] = [described.clone(), site.path("described"), golden("llama3")].map(|path| {
+        let words = [
+            "--model",
+            path.to_str().unwrap(),
+            "--memory",
+            "24GB",
+            "-o",
+            "json",
+        ];
         let mut planned: Value = serde_json::from_str(&plan(&words).stdout).unwrap();
         planned["model"] = Value::Null;
         planned
@@ -132,11 +159,25 @@ fn a_plan_needs_neither_weights_nor_a_card() {
     let words = ["--model", described.to_str().unwrap()];
     let unsure = plan(&words);
     assert_eq!(unsure.code(), 0, "{}", unsure.stderr);
-    assert!(unsure.stdout.contains("linears of the blocks"), "{}", unsure.stdout);
+    assert!(
+        unsure.stdout.contains("linears of the blocks"),
+        "{}",
+        unsure.stdout
+    );
     assert!(unsure.stdout.contains("give --memory"), "{}", unsure.stdout);
-    let small = plan(&[&words[..], &["--memory", "601MiB", "--rank", "64", "--batch", "1000"]].concat());
+    let small = plan(
+        &[
+            &words[..],
+            &["--memory", "601MiB", "--rank", "64", "--batch", "1000"],
+        ]
+        .concat(),
+    );
     assert_eq!(small.code(), 1, "{}", small.stdout);
-    assert!(small.stdout.contains("does not fit: training on rows of"), "{}", small.stdout);
+    assert!(
+        small.stdout.contains("does not fit: training on rows of"),
+        "{}",
+        small.stdout
+    );
     assert!(small.stdout.contains("a card with"), "{}", small.stdout);
     plan(&["--memory", "24GB"]).assert_refused(2, &["--model"]);
     plan(&["--model", "nowhere", "--memory", "24"]).assert_refused(2, &["24GB"]);
@@ -147,7 +188,15 @@ fn a_plan_needs_neither_weights_nor_a_card() {
 fn a_plan_reads_the_config_and_asks_the_card() {
     let (site, folder) = (site(), driver());
     let config = site.path("llamaduo.toml");
-    let words = ["plan", "-c", config.to_str().unwrap(), "--device", "cuda:0", "-o", "json"];
+    let words = [
+        "plan",
+        "-c",
+        config.to_str().unwrap(),
+        "--device",
+        "cuda:0",
+        "-o",
+        "json",
+    ];
     let planned = json(&mut with_driver(folder.path(), &words, &[]));
     assert_eq!(planned["memory_bytes"], 1 << 30);
     assert_eq!(planned["training"]["settings"]["rank"], 4);

@@ -160,12 +160,19 @@ mod tests {
     #[test]
     fn the_kernels_that_the_driver_keeps_are_found_where_it_keeps_them() {
         let with = |set: &[(&str, &str)]| {
-            let value = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            let value = |name: &str| {
+                set.iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.into())
+            };
             kernel_cache(value)
         };
         let home = ("HOME", "/home/a");
         assert_eq!(with(&[home]), Some("/home/a/.nv/ComputeCache".into()));
-        assert_eq!(with(&[home, ("CUDA_CACHE_PATH", "/cache")]), Some("/cache".into()));
+        assert_eq!(
+            with(&[home, ("CUDA_CACHE_PATH", "/cache")]),
+            Some("/cache".into())
+        );
         assert_eq!(with(&[home, ("CUDA_CACHE_DISABLE", "1")]), None);
         assert_eq!(with(&[home, ("CUDA_CACHE_DISABLE", "0")]), with(&[home]));
         assert_eq!(with(&[]), None);
@@ -194,6 +201,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("its kernels do not load: too old"), "{text}");
-        assert!(text.contains("the driver keeps compiled kernels in") || text.contains("CUDA_CACHE_PATH"), "{text}");
+        assert!(
+            text.contains("the driver keeps compiled kernels in") || text.contains("CUDA_CACHE_PATH"),
+            "{text}"
+        );
     }
 }

@@ -12,8 +12,8 @@ use serde::{Serialize, Serializer};
 
 use super::local_model::find_here;
 use crate::args::Plan;
-use crate::config::sections::{self, Config, Quant};
 use crate::config::plan::local_model;
+use crate::config::sections::{self, Config, Quant};
 use crate::config::{self, settings};
 use crate::error::Result;
 use crate::exit::Exit;
@@ -173,7 +173,12 @@ fn training(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<TrainingSe
         recompute: as_asked.recompute,
     });
     let fitted = room.map(|room| fit_training(base, &asked.train, asked.sizes, room));
-    Work::new(as_asked, parts, room, fitted.map(|fitted| fitted.map(|config| settings(&config))))
+    Work::new(
+        as_asked,
+        parts,
+        room,
+        fitted.map(|fitted| fitted.map(|config| settings(&config))),
+    )
 }
 
 fn generation(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<GenerationSettings> {
@@ -228,13 +233,23 @@ impl Planned {
         ];
         let parts = Part::ALL
             .into_iter()
-            .map(|part| (part.name(), training.parts.part(part), generation.parts.part(part)))
+            .map(|part| {
+                (
+                    part.name(),
+                    training.parts.part(part),
+                    generation.parts.part(part),
+                )
+            })
             .filter(|(_, training, generation)| training + generation > 0);
         let together = ("together", training.bytes, generation.bytes);
         lines.extend(parts.chain([together]).map(|(name, training, generation)| {
             format!("{name:34}{:>14}{:>14}", gib(training), gib(generation))
         }));
-        lines.push(format!("training, {}: {}", training.settings.words(), self.verdict(training)));
+        lines.push(format!(
+            "training, {}: {}",
+            training.settings.words(),
+            self.verdict(training)
+        ));
         lines.push(format!(
             "generation, {}: {}",
             generation.settings.words(),
@@ -249,7 +264,10 @@ impl Planned {
         };
         match (&work.problem, &work.changed) {
             (Some(problem), _) => format!("does not fit: {problem}"),
-            (None, Some(changed)) => format!("fits into {memory} with {}, which a worker sees to", changed.words()),
+            (None, Some(changed)) => format!(
+                "fits into {memory} with {}, which a worker sees to",
+                changed.words()
+            ),
             (None, None) => format!("fits into {memory}"),
         }
     }

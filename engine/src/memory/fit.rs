@@ -45,7 +45,12 @@ pub fn fit_base(base: Base<'_>, room: u64) -> Result<()> {
 
 /// `config` as it is where `room` bytes hold a step of it; else with recomputation, which changes no byte of the result;
 /// else with smaller micro-batches too. Fails where one row alone does not fit, and names what would.
-pub fn fit_training(base: Base<'_>, config: &TrainConfig, sizes: StepSizes, room: u64) -> Result<TrainConfig> {
+pub fn fit_training(
+    base: Base<'_>,
+    config: &TrainConfig,
+    sizes: StepSizes,
+    room: u64,
+) -> Result<TrainConfig> {
     let mut fitted = config.clone();
     loop {
         let tokens = sizes.tokens(fitted.micro_batch_tokens);
@@ -112,21 +117,32 @@ fn training_remedy(base: Base<'_>, step: TrainingStep<'_>, room: u64) -> String 
     if let Some(rank) = largest(step.lora.rank, of_rank) {
         remedies.push(format!("a LoRA rank of at most {rank}"));
     }
-    with_base(base, remedies, |base| fits(base, step), || base.training(step).bytes())
+    with_base(
+        base,
+        remedies,
+        |base| fits(base, step),
+        || base.training(step).bytes(),
+    )
 }
 
 /// What would make a single response fit.
 fn generation_remedy(base: Base<'_>, batch: GenerationBatch<'_>, room: u64) -> String {
-    let fits =
-        |base: Base<'_>, batch: GenerationBatch<'_>| base.generation(batch).bytes() <= room;
+    let fits = |base: Base<'_>, batch: GenerationBatch<'_>| base.generation(batch).bytes() <= room;
     let shorter = largest(batch.context, |context| {
         fits(base, GenerationBatch { context, ..batch })
     });
     let mut remedies = Vec::new();
     if let Some(context) = shorter.filter(|&context| context >= TOKENS_MIN) {
-        remedies.push(format!("prompts and responses of together at most {context} tokens"));
+        remedies.push(format!(
+            "prompts and responses of together at most {context} tokens"
+        ));
     }
-    with_base(base, remedies, |base| fits(base, batch), || base.generation(batch).bytes())
+    with_base(
+        base,
+        remedies,
+        |base| fits(base, batch),
+        || base.generation(batch).bytes(),
+    )
 }
 
 /// Adds what another base or another card would do, and joins all.

@@ -143,8 +143,8 @@ impl Cuda {
         }
         let part_len = check::size(OP, "A and B", &[rank, n_in.max(n_out)])?;
         let n_parts = m.div_ceil(PART_ROWS);
-        let mut dh = self.alloc_f32(check::size(OP, "dh", &[m, rank])?)?;
-        let mut parts = self.alloc_f32(check::size(OP, "parts", &[n_parts, part_len])?)?;
+        let mut dh = self.scratch(check::size(OP, "dh", &[m, rank])?)?;
+        let mut parts = self.scratch(check::size(OP, "parts", &[n_parts, part_len])?)?;
 
         self.lora_db(&mut parts, h, dy, slot, m)?;
         self.lora_add_parts(grads, places.b.clone(), &parts, slot.scale, n_parts)?;

@@ -5,7 +5,7 @@
 
 use super::adamw::SUM_LEN;
 use super::attention::TILE_LEN;
-use super::attention_paged::{N_JOIN, N_PART, PARTIALS_BYTES_MAX, PART_LEN, PRODUCT_ROWS};
+use super::attention_paged::{N_JOIN, N_PART, PART_LEN, PARTIALS_BYTES_MAX, PRODUCT_ROWS};
 use super::cross_entropy::LOGITS_BYTES_MAX;
 use super::lora::PART_ROWS;
 use super::matmul_nf4::{TILE_K, TILE_N};
@@ -66,10 +66,14 @@ pub fn cross_entropy(n_rows: usize, width: usize, n_vocab: usize) -> u64 {
     .fold(0, u64::saturating_add)
 }
 
-/// Beside its operands, a LoRA pair's gradients of `m` rows.
-pub fn lora_backward(m: usize, rank: usize, n_in: usize, n_out: usize) -> u64 {
-    let parts = words(&[m.div_ceil(PART_ROWS), rank, n_in.max(n_out)]);
-    words(&[m, rank]).saturating_add(parts)
+/// Beside their operands, the gradients of LoRA pairs of `m` rows; `widths` are the larger of each pair's numbers of
+/// features, each once.
+pub fn lora_backward(m: usize, rank: usize, widths: impl IntoIterator<Item = usize>) -> u64 {
+    let parts = |width| words(&[m.div_ceil(PART_ROWS), rank, width]);
+    widths
+        .into_iter()
+        .map(parts)
+        .fold(words(&[m, rank]), u64::saturating_add)
 }
 
 /// Beside its operands, attention's gradients of `m` rows; tiles of a single row each, which is the most there can be.

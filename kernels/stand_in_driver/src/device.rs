@@ -23,7 +23,7 @@ const N_MULTIPROCESSORS: i32 = 58;
 /// Of a number of MiB, which may be a fraction; 1 GiB where there is none.
 fn memory_bytes(mib: Option<String>) -> usize {
     let mib: Option<f64> = mib.and_then(|mib| mib.parse().ok());
-    (mib.unwrap_or(1024.0) * f64::from(1 << 20)).clamp(1.0, f64::from(u32::MAX)) as usize
+    (mib.unwrap_or(1024.0) * f64::from(1 << 20)).max(1.0) as usize
 }
 
 impl Device {

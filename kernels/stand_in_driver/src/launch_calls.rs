@@ -19,7 +19,10 @@ use crate::work::Work;
 pub(crate) unsafe extern "C" fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> Code {
     // SAFETY: the caller vouches for the text.
     let source = unsafe { text(image.cast()) };
-    match check(Call::Load).and(source).and_then(|source| driver().load(&source)) {
+    match check(Call::Load)
+        .and(source)
+        .and_then(|source| driver().load(&source))
+    {
         // SAFETY: the caller vouches for the pointer.
         Ok(handle) => unsafe { put(module, as_handle(handle)) },
         Err(code) => code,

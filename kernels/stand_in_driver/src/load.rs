@@ -38,7 +38,8 @@ fn symbol<T>(name: &[u8]) -> Symbol<'static, T> {
 }
 
 fn fail(call: &str, nth: u64, code: i32, everywhere: bool) {
-    let fail: Symbol<'_, unsafe extern "C" fn(*const c_char, u64, i32, bool) -> bool> = symbol(b"stand_in_fail\0");
+    let fail: Symbol<'_, unsafe extern "C" fn(*const c_char, u64, i32, bool) -> bool> =
+        symbol(b"stand_in_fail\0");
     let name = CString::new(call).expect("a name holds no zero byte");
     // SAFETY: the text ends with a zero byte and is read before the call returns.
     let known = unsafe { fail(name.as_ptr(), nth, code, everywhere) };

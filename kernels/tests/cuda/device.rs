@@ -154,14 +154,21 @@ fn a_device_that_fails_at_its_work_is_lost_until_it_is_opened_anew() {
         assert!(said.contains("launching") && said.contains(name), "{said}");
         // whatever comes next fails the same way
         let error = cuda.read_act(&y, 0, &mut [0.0; 8]).unwrap_err();
-        assert!(matches!(error.device(), Some(DeviceError::Lost { .. })), "{error}");
+        assert!(
+            matches!(error.device(), Some(DeviceError::Lost { .. })),
+            "{error}"
+        );
         let error = cuda.alloc_f32(1).unwrap_err();
-        assert!(matches!(error.device(), Some(DeviceError::Lost { .. })), "{error}");
+        assert!(
+            matches!(error.device(), Some(DeviceError::Lost { .. })),
+            "{error}"
+        );
         drop((cuda, x, y));
         Device::Cuda(0).try_open().unwrap();
         let cuda = driver::open().unwrap();
         let mut out = [0.0; 2];
-        cuda.read_act(&cuda.upload_act(&[1.0, 2.0]).unwrap(), 0, &mut out).unwrap();
+        cuda.read_act(&cuda.upload_act(&[1.0, 2.0]).unwrap(), 0, &mut out)
+            .unwrap();
         assert_eq!(out, [1.0, 2.0]);
     }
 }
@@ -175,10 +182,16 @@ fn a_device_that_does_not_open_says_why() {
     let error = Device::Cuda(0).try_open().unwrap_err();
     assert!(error.is_retryable());
     let said = error.to_string();
-    assert!(said.contains("opening the device") && said.contains("DEVICE_UNAVAILABLE"), "{said}");
+    assert!(
+        said.contains("opening the device") && said.contains("DEVICE_UNAVAILABLE"),
+        "{said}"
+    );
     llamaduo_stand_in_driver::fail_here("load", 1, 2);
     let error = driver::open().unwrap_err();
-    assert!(matches!(error, DeviceError::OutOfMemory { bytes: None }), "{error}");
+    assert!(
+        matches!(error, DeviceError::OutOfMemory { bytes: None }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -193,6 +206,42 @@ fn an_operation_without_room_of_its_own_leaves_its_operands() {
     let said = error.device().unwrap().to_string();
     assert!(said.contains("no room for 8 more bytes"), "{said}");
     assert_eq!(cuda.sum_squares(&values, 4).unwrap(), 36.0);
+}
+
+#[test]
+fn what_an_operation_left_is_given_to_the_next_and_back_to_the_driver_when_that_has_no_room() {
+    if !can_fail() {
+        return;
+    }
+    let n_allocated = || llamaduo_stand_in_driver::usage().n_allocations;
+    let cuda = driver::open().unwrap().sharing_buffers();
+    let values = vec![1.0; 3 << 14];
+    let values = cuda.upload_f32(&values).unwrap();
+    // one sum for each 2^14 values
+    let sum = |n_sums: usize| cuda.sum_squares(&values, n_sums << 14).unwrap();
+    let begun = n_allocated();
+    assert_eq!(sum(2), f64::from(2 << 14));
+    assert_eq!(n_allocated() - begun, 1);
+    assert_eq!((sum(2), sum(1)), (f64::from(2 << 14), f64::from(1 << 14)));
+    assert_eq!(n_allocated() - begun, 1, "the same one, also for half as many");
+    assert_eq!(sum(3), f64::from(3 << 14));
+    assert_eq!(n_allocated() - begun, 2);
+    let held = llamaduo_stand_in_driver::usage().n_bytes;
+    llamaduo_stand_in_driver::fail_here("allocate", 1, 2);
+    let more = cuda.alloc_f32(16).unwrap();
+    assert_eq!(llamaduo_stand_in_driver::usage().n_bytes, held + 64 - (2 + 3) * 8);
+    drop(more);
+    let exact = driver::open().unwrap();
+    exact.sum_squares(&values, 2 << 14).unwrap();
+    let begun = n_allocated();
+    exact.sum_squares(&values, 2 << 14).unwrap();
+    assert_eq!(n_allocated(), begun);
+    exact.sum_squares(&values, 1 << 14).unwrap();
+    assert_eq!(
+        n_allocated(),
+        begun + 1,
+        "none that is larger, so that tests see its end"
+    );
 }
 
 #[test]

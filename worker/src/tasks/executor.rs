@@ -69,7 +69,10 @@ impl Loaded {
                     let config = &files.config;
                     memory::fit_base(Base { config, quant }, room)?;
                 }
-                LocalModel::open(files, &options)?
+                let model = LocalModel::open(files, &options)?;
+                let kernels_load_seconds = model.kernels_load_time().map(|time| time.as_secs_f64());
+                tracing::debug!(device = model.device(), kernels_load_seconds, "model loaded");
+                model
             }
         };
         Ok(&self.model.insert((key, model)).1)

@@ -44,7 +44,13 @@ impl OnCard {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             let ledger = &self.local.room.coordinator.ledger;
-            if ledger.lock().unwrap().completions.iter().any(|end| end.attempt == *attempt) {
+            if ledger
+                .lock()
+                .unwrap()
+                .completions
+                .iter()
+                .any(|end| end.attempt == *attempt)
+            {
                 return self.local.outcome(attempt).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -52,8 +58,17 @@ impl OnCard {
         panic!("the attempt does not end");
     }
 
-    async fn done(&self, task: &str, spec: &TaskSpec, checkpoint: Option<Digest>, n_halvings: u32) -> TaskResult {
-        let attempt = self.local.begin_halved(task, spec.clone(), checkpoint, n_halvings).await;
+    async fn done(
+        &self,
+        task: &str,
+        spec: &TaskSpec,
+        checkpoint: Option<Digest>,
+        n_halvings: u32,
+    ) -> TaskResult {
+        let attempt = self
+            .local
+            .begin_halved(task, spec.clone(), checkpoint, n_halvings)
+            .await;
         match self.outcome(&attempt).await {
             AttemptOutcome::Done(result) => result,
             AttemptOutcome::Failed(failure) => panic!("{failure:?}"),
@@ -113,7 +128,11 @@ async fn a_card_that_stays_away_fails_attempts_until_it_is_back() {
     let failure = card.failed("c01-train-c", &task).await;
     assert_eq!(forget_faults(), 0, "each of them struck");
     assert_eq!(failure.kind, FailureKind::Retryable, "{}", failure.message);
-    assert!(failure.message.contains("opening the device"), "{}", failure.message);
+    assert!(
+        failure.message.contains("opening the device"),
+        "{}",
+        failure.message
+    );
     card.done("c01-train-d", &task, None, 0).await;
 }
 
@@ -130,7 +149,11 @@ async fn what_finds_no_memory_is_tried_with_less_and_comes_to_the_same() {
     assert_eq!(failure.kind, FailureKind::OutOfMemory, "{}", failure.message);
     assert!(failure.message.contains("no room for"), "{}", failure.message);
     let again = card.done("c01-train-c", &task, None, 1).await;
-    assert_eq!(card.local.files(&again), card.local.files(&undisturbed), "only recomputed");
+    assert_eq!(
+        card.local.files(&again),
+        card.local.files(&undisturbed),
+        "only recomputed"
+    );
     card.done("c01-train-d", &task, None, 3).await;
 
     let test = card.local.samples(&[("a", "1"), ("b", "2")]);
@@ -147,7 +170,10 @@ async fn what_finds_no_memory_is_tried_with_less_and_comes_to_the_same() {
     let failure = card.failed("c01-infer-b", &task).await;
     assert_eq!(failure.kind, FailureKind::OutOfMemory, "{}", failure.message);
     assert_eq!(forget_faults(), 0);
-    assert_eq!(answers(card.done("c01-infer-c", &task, None, 2).await), undisturbed);
+    assert_eq!(
+        answers(card.done("c01-infer-c", &task, None, 2).await),
+        undisturbed
+    );
 }
 
 #[tokio::test]
@@ -163,5 +189,9 @@ async fn training_that_leaves_the_finite_numbers_on_a_card_says_so() {
     let task = TaskSpec::Train(TrainTask { settings, ..task });
     let failure = card.failed("c01-train-a", &task).await;
     assert_eq!(failure.kind, FailureKind::Permanent);
-    assert!(failure.message.contains("left the finite numbers"), "{}", failure.message);
+    assert!(
+        failure.message.contains("left the finite numbers"),
+        "{}",
+        failure.message
+    );
 }

@@ -73,7 +73,13 @@ impl Local {
         })
     }
 
-    pub(super) fn infer_task(&self, answerer: Answerer, test: Digest, first_prompt: u32, n_prompts: u32) -> TaskSpec {
+    pub(super) fn infer_task(
+        &self,
+        answerer: Answerer,
+        test: Digest,
+        first_prompt: u32,
+        n_prompts: u32,
+    ) -> TaskSpec {
         let settings = InferSettings {
             responses_per_prompt: 2,
             temperature: 0.7,
