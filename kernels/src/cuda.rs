@@ -25,11 +25,13 @@ mod linear;
 mod lora;
 mod matmul_bf16;
 mod matmul_nf4;
+pub mod memory;
 mod product;
 mod ptx;
 mod quantize_nf4;
 mod rms_norm;
 mod rope;
+mod scratch;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -37,7 +39,7 @@ mod timing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 pub use attention_paged::CudaKvCache;
@@ -48,6 +50,7 @@ pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+use scratch::Kept;
 pub use timing::Recorded;
 
 /// Activations on the device.
@@ -65,6 +68,8 @@ pub struct Cuda {
     functions: Vec<CudaFunction>,
     info: DeviceInfo,
     load_time: Duration,
+    /// What operations leave for one another.
+    kept: Arc<Kept>,
 }
 
 impl Cuda {
@@ -73,19 +78,28 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
         let info = device::find(ordinal)?;
         let begin = Instant::now();
-        let context =
-            CudaContext::new(ordinal).map_err(|error| DeviceError::driver("opening the device", error))?;
-        device::without_event_tracking(&context);
+        let context = device::open(ordinal)?;
         let stream = context
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;
         let functions = ptx::load(&context)?;
+        let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
             functions,
             info,
             load_time: begin.elapsed(),
+            kept,
         })
+    }
+
+    /// The same, where an operation may also be given a buffer that is larger than it asks for: for steps of ever another
+    /// number of rows. Without it an access just beyond a buffer is one beyond an allocation, which tests see.
+    pub fn sharing_buffers(self) -> Self {
+        Self {
+            kept: Arc::new(Kept::new(&self.stream, true)),
+            ..self
+        }
     }
 
     /// What this runs on.

@@ -16,13 +16,13 @@ use crate::error::{Error, Result};
 const OP: &str = "attention_paged";
 
 /// Rows of a product: query heads of a key head, for as many rows of the step as fit.
-const PRODUCT_ROWS: usize = 16;
+pub(super) const PRODUCT_ROWS: usize = 16;
 
 /// Tokens of a part of a context; as in the kernels' source.
-const PART_LEN: usize = 256;
+pub(super) const PART_LEN: usize = 256;
 
 /// What the parts' sums may take at once: thousands of blocks' worth.
-const PARTIALS_BYTES_MAX: usize = 64 << 20;
+pub(super) const PARTIALS_BYTES_MAX: usize = 64 << 20;
 
 /// One layer's paged keys and values, `[n_pages * page_len, KV, D]` each.
 #[derive(Debug)]
@@ -266,8 +266,8 @@ fn check_apart(sequences: &[SequenceSpan]) -> Result<()> {
 }
 
 /// Numbers of a part, and of a tile whose parts are joined.
-const N_PART: usize = 6;
-const N_JOIN: usize = 4;
+pub(super) const N_PART: usize = 6;
+pub(super) const N_JOIN: usize = 4;
 
 /// Tiles whose parts' sums are held at once.
 #[derive(Debug, Default)]

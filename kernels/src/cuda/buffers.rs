@@ -5,6 +5,7 @@
 use cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits, sys};
 use half::bf16;
 
+use super::scratch::Scratch;
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, DeviceError};
 use crate::error::{Error, Result};
 
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct CudaU32 {
     values: Box<[u32]>,
-    on_device: CudaIndices,
+    on_device: Scratch<u32>,
 }
 
 impl CudaU32 {
@@ -39,7 +40,7 @@ fn failed(op: &'static str, error: DriverError) -> Error {
 
 fn unallocated(bytes: usize, error: DriverError) -> Error {
     let source = match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes },
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes: Some(bytes) },
         _ => DeviceError::driver("allocating", error),
     };
     Error::Device { op: "alloc", source }
@@ -67,7 +68,7 @@ fn window(
 
 impl Cuda {
     /// `len` zeros. Fails when the device has no room.
-    fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
+    pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
         // The driver refuses an allocation of nothing.
         let room = len.max(1);
         let bytes = room.checked_mul(size_of::<T>());
@@ -76,12 +77,24 @@ impl Cuda {
             op: "alloc",
             what: "buffer",
         })?;
-        self.stream
-            .alloc_zeros(room)
+        self.with_room(|| self.stream.alloc_zeros(room))
             .map_err(|error| unallocated(bytes, error))
     }
 
-    fn upload<T: DeviceRepr + ValidAsZeroBits>(
+    /// Allocates, once more where there is no room until what is kept for later is given back.
+    fn with_room<T>(
+        &self,
+        allocate: impl Fn() -> std::result::Result<T, DriverError>,
+    ) -> std::result::Result<T, DriverError> {
+        match allocate() {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && self.kept.clear() => {
+                allocate()
+            }
+            done => done,
+        }
+    }
+
+    pub(super) fn upload<T: DeviceRepr + ValidAsZeroBits>(
         &self,
         op: &'static str,
         values: &[T],
@@ -89,7 +102,8 @@ impl Cuda {
         if values.is_empty() {
             return self.zeros(0);
         }
-        self.stream.clone_htod(values).map_err(|error| match error.0 {
+        let copy = || self.stream.clone_htod(values);
+        self.with_room(copy).map_err(|error| match error.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
             _ => failed(op, error),
         })
@@ -113,7 +127,7 @@ impl Cuda {
     /// A copy of `values`, which the host keeps too.
     pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
         Ok(CudaU32 {
-            on_device: self.upload_indices(values)?,
+            on_device: self.scratch_of("upload_u32", values)?,
             values: values.into(),
         })
     }
@@ -152,6 +166,23 @@ impl Cuda {
         self.stream
             .memcpy_htod(&rounded, &mut part)
             .map_err(|error| failed("write_act", error))
+    }
+
+    /// `target[..values.len()] = values`.
+    pub(super) fn overwrite<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        target: &mut CudaSlice<T>,
+        values: &[T],
+    ) -> Result<()> {
+        let range = window(op, "target", target.len(), 0, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let mut part = target.slice_mut(range);
+        self.stream
+            .memcpy_htod(values, &mut part)
+            .map_err(|error| failed(op, error))
     }
 
     /// `target[..] = 0`.
@@ -246,10 +277,5 @@ impl Cuda {
         self.stream
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed(op, error))
-    }
-
-    /// A buffer of f64 for partial sums.
-    pub(super) fn alloc_f64(&self, len: usize) -> Result<CudaSlice<f64>> {
-        self.zeros(len)
     }
 }

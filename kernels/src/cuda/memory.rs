@@ -1,0 +1,117 @@
+//! How many bytes of a device's memory things take: what a plan is made of before anything is allocated.
+//!
+//! Invariant: each formula is of what the operation beside it asks the driver for; no device is needed to compute it.
+//! `engine/src/memory/tests.rs` counts on the stand-in whether that is so.
+
+use super::adamw::SUM_LEN;
+use super::attention::TILE_LEN;
+use super::attention_paged::{N_JOIN, N_PART, PART_LEN, PARTIALS_BYTES_MAX, PRODUCT_ROWS};
+use super::cross_entropy::LOGITS_BYTES_MAX;
+use super::lora::PART_ROWS;
+use super::matmul_nf4::{TILE_K, TILE_N};
+use crate::dims::HeadDims;
+
+/// What the driver takes for the context and the compiled kernels: an assumption, which no card has shown yet. Drivers of
+/// the 5xx series take some 300 to 500 MB for a context on cards of this size.
+pub const CONTEXT_BYTES: u64 = 600 << 20;
+
+/// The product of `dims`, the largest number where it overflows.
+fn product(dims: &[usize]) -> u64 {
+    dims.iter()
+        .fold(1, |product: u64, &dim| product.saturating_mul(dim as u64))
+}
+
+/// A buffer of `len` elements of `element` bytes; the driver refuses one of nothing.
+fn buffer(len: u64, element: u64) -> u64 {
+    len.max(1).saturating_mul(element)
+}
+
+/// Activations of these dimensions.
+pub fn act(dims: &[usize]) -> u64 {
+    buffer(product(dims), 2)
+}
+
+/// 32-bit floats or integers of these dimensions.
+pub fn words(dims: &[usize]) -> u64 {
+    buffer(product(dims), 4)
+}
+
+/// A weight `[N, K]` in NF4: tiles of 32 rows and 64 columns, half a byte an element, and a 32-bit scale for each row of
+/// a tile.
+pub fn nf4_weight(n: usize, k: usize) -> u64 {
+    let (n, n_tiles) = (n.next_multiple_of(TILE_N), k.div_ceil(TILE_K));
+    words(&[n, n_tiles, TILE_K / 8]).saturating_add(words(&[n, n_tiles]))
+}
+
+/// A weight `[N, K]` in bf16.
+pub fn bf16_weight(n: usize, k: usize) -> u64 {
+    act(&[n, k])
+}
+
+/// One layer's cache.
+pub fn kv_cache(heads: HeadDims, n_pages: usize, page_len: usize) -> u64 {
+    2 * act(&[n_pages, page_len, heads.n_kv_heads, heads.head_dim])
+}
+
+/// Beside its operands, the loss of `n_rows` rows that have a label, and its gradient.
+pub fn cross_entropy(n_rows: usize, width: usize, n_vocab: usize) -> u64 {
+    let n_at_once = (LOGITS_BYTES_MAX / 4 / n_vocab.max(1)).clamp(1, n_rows.max(1));
+    [
+        2 * words(&[n_rows]), // rows and labels
+        act(&[n_at_once, width]),
+        words(&[n_at_once, n_vocab]),
+        act(&[n_at_once, n_vocab]),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
+}
+
+/// Beside their operands, the gradients of LoRA pairs of `m` rows; `widths` are the larger of each pair's numbers of
+/// features, each once.
+pub fn lora_backward(m: usize, rank: usize, widths: impl IntoIterator<Item = usize>) -> u64 {
+    let parts = |width| words(&[m.div_ceil(PART_ROWS), rank, width]);
+    widths
+        .into_iter()
+        .map(parts)
+        .fold(words(&[m, rank]), u64::saturating_add)
+}
+
+/// Beside its operands, attention's gradients of `m` rows; tiles of a single row each, which is the most there can be.
+pub fn attention_backward(m: usize, heads: HeadDims) -> u64 {
+    words(&[m, heads.n_heads]).saturating_add(words(&[m, TILE_LEN]))
+}
+
+/// Beside its operands, attention of `n_rows` rows of `n_sequences` sequences over a cache of up to `n_context` tokens
+/// each, read in pages of `page_len`; the most there can be.
+pub fn attention_paged(
+    heads: HeadDims,
+    n_rows: usize,
+    n_sequences: usize,
+    n_context: usize,
+    page_len: usize,
+) -> u64 {
+    let group = heads.n_heads / heads.n_kv_heads.max(1);
+    let rows_of_tile = (PRODUCT_ROWS / group.max(1)).max(1);
+    let n_tiles = n_rows.div_ceil(rows_of_tile).saturating_add(n_sequences);
+    let n_parts = n_context.div_ceil(PART_LEN);
+    let partial = words(&[PRODUCT_ROWS, heads.head_dim + 2, heads.n_kv_heads]);
+    // At least one tile's parts, even if they are more.
+    let most = (PARTIALS_BYTES_MAX as u64).max(partial.saturating_mul(n_parts as u64));
+    let sums = match n_parts {
+        0 | 1 => buffer(0, 4),
+        _ => partial.saturating_mul(product(&[n_tiles, n_parts])).min(most),
+    };
+    [
+        sums,
+        words(&[n_sequences, n_context.div_ceil(page_len.max(1))]),
+        words(&[n_tiles, n_parts, N_PART]),
+        words(&[n_tiles, N_JOIN]),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
+}
+
+/// Beside its operand, a sum of `len` squares.
+pub fn sum_squares(len: usize) -> u64 {
+    buffer(len.div_ceil(SUM_LEN) as u64, 8)
+}
