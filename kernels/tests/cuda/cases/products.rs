@@ -3,9 +3,10 @@
 //! Invariant: see the table.
 
 use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
+use llamaduo_kernels::nf4::{BLOCK_LEN, CODE_VALUES};
 use llamaduo_kernels::{Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
 
-use crate::case::{BF16, Bound, Case, Output, activations, numbers};
+use crate::case::{BF16, Bound, Case, EXACT, Output, activations, numbers, rounded};
 
 /// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
 /// Inputs and weights have a root mean square of 0.8 here, and errors of either sign add up as the root of their
@@ -17,10 +18,19 @@ pub(super) fn product(n_terms: usize) -> Bound {
     }
 }
 
+/// The backward rounds codes to bf16, as the forward does, and once more when the scale is on them: twice as much.
+fn product_backward(n_terms: usize) -> Bound {
+    let once = product(n_terms);
+    Bound {
+        absolute: 2.0 * once.absolute,
+        ..once
+    }
+}
+
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (n, k) in [(1, 64), (31, 64), (33, 128), (96, 320), (257, 256), (64, 640)] {
         dequantize(cases, n, k);
-        for m in [1, 16, 17, 31, 33] {
+        for m in [1, 8, 16, 17, 31, 33] {
             forward(cases, m, n, k);
             backward(cases, m, n, k);
         }
@@ -31,8 +41,23 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
             bf16(cases, m, n, k);
         }
     }
-    forward(cases, 257, 40, 64);
-    backward(cases, 257, 40, 64);
+    // many rows: stages of a ring in use again, tiles and pieces that are not there, scales of either kind, and more rows
+    // of blocks than a band has
+    for (m, n, k) in [
+        (65, 31, 64),
+        (66, 257, 128),
+        (70, 33, 640),
+        (129, 136, 320),
+        (2100, 130, 64),
+    ] {
+        forward(cases, m, n, k);
+    }
+    for (m, n, k) in [(129, 257, 320), (129, 136, 640), (257, 40, 64), (2100, 8, 320)] {
+        backward(cases, m, n, k);
+    }
+    for (n, k) in [(33, 64), (40, 64), (129, 640), (130, 640)] {
+        unit_rows(cases, n, k);
+    }
 }
 
 /// Both sides have the same bf16 weights; products are exact, so only f32 sums differ.
@@ -80,12 +105,39 @@ fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
             cuda.read_act(&w, 0, &mut got)?;
             Ok(vec![Output {
                 what: "w",
-                expected: weight.dequantize(),
+                expected: rounded(&weight.dequantize()),
                 got,
-                bound: BF16,
+                bound: EXACT,
             }])
         },
     ));
+}
+
+/// Each row of `x` is 1 in one column: the logits are codes in bf16 times scales, whose bits are the CPU's.
+fn unit_rows(cases: &mut Vec<Case>, n: usize, k: usize) {
+    let name = format!("logits of NF4, bits of the scales: N {n}, K {k}");
+    cases.push(Case::new(name, move |_, cuda| {
+        let weight = weight(n, k)?;
+        let scales = weight.block_scales();
+        let codes = weight.codes();
+        let value = |row: usize, column: usize| {
+            let index = row * k + column;
+            let code = codes[index / 2] >> (4 * (1 - index % 2)) & 15;
+            rounded(&[CODE_VALUES[usize::from(code)]])[0] * scales[index / BLOCK_LEN] + 0.0 // no -0: the sum begins with 0
+        };
+        let unit: Vec<f32> = (0..k * k).map(|i| f32::from(u8::from(i / k == i % k))).collect();
+        let (x, mut logits) = (cuda.upload_act(&unit)?, cuda.alloc_f32(k * n)?);
+        let weight = cuda.load_weight(HostWeight::Nf4(weight.clone()))?;
+        cuda.logits(&mut logits, &x, &weight, k)?;
+        let mut got = vec![0.0; k * n];
+        cuda.read_f32(&logits, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "logits",
+            expected: (0..k * n).map(|i| value(i % n, i / n)).collect(),
+            got,
+            bound: EXACT,
+        }])
+    }));
 }
 
 fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
@@ -140,7 +192,7 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             what: "dx",
             expected,
             got,
-            bound: product(n),
+            bound: product_backward(n),
         }])
     }));
 }
