@@ -2,6 +2,7 @@
 //!
 //! Invariant: see the table.
 
+use half::bf16;
 use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
 use llamaduo_kernels::nf4::{BLOCK_LEN, CODE_VALUES};
 use llamaduo_kernels::{Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Nf4Matrix};
@@ -38,7 +39,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     // the last has work for all four warps in both directions, and a width of single elements
     for (n, k) in [(1, 1), (31, 33), (33, 31), (40, 264), (257, 136), (160, 257)] {
         for m in [1, 16, 17, 33] {
-            bf16(cases, m, n, k);
+            bf16_weight(cases, m, n, k);
         }
     }
     // many rows: stages of a ring in use again, tiles and pieces that are not there, scales of either kind, and more rows
@@ -55,8 +56,14 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (m, n, k) in [(129, 257, 320), (129, 136, 640), (257, 40, 64), (2100, 8, 320)] {
         backward(cases, m, n, k);
     }
-    for (n, k) in [(33, 64), (40, 64), (129, 640), (130, 640)] {
-        unit_rows(cases, n, k);
+    // so many columns that each warp of the kernels for few rows has its ring filled again
+    for (n, k) in [(33, 2112), (40, 2112)] {
+        for m in [1, 9, 17, 65] {
+            forward_bits(cases, m, n, k);
+        }
+    }
+    for (n, k) in [(33, 64), (40, 64), (200, 64), (257, 320)] {
+        backward_bits(cases, n, k);
     }
 }
 
@@ -113,27 +120,79 @@ fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
     ));
 }
 
-/// Each row of `x` is 1 in one column: the logits are codes in bf16 times scales, whose bits are the CPU's.
-fn unit_rows(cases: &mut Vec<Case>, n: usize, k: usize) {
-    let name = format!("logits of NF4, bits of the scales: N {n}, K {k}");
+/// The value of a code in bf16, and the scale of its block.
+fn code_and_scale(weight: &Nf4Matrix, scales: &[f32], row: usize, column: usize) -> (f32, f32) {
+    let index = row * weight.shape().1 + column;
+    let code = weight.codes()[index / 2] >> (4 * (1 - index % 2)) & 15;
+    let value = CODE_VALUES[usize::from(code)];
+    (rounded(&[value])[0], scales[index / BLOCK_LEN])
+}
+
+/// Each row of `x` is 1 once in each block of columns, so that every step of the sum is known to the bit: what codes and
+/// scales are, and the order in which blocks are added.
+fn forward_bits(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+    let name = format!("matmul_nf4, bits: M {m}, N {n}, K {k}");
     cases.push(Case::new(name, move |_, cuda| {
         let weight = weight(n, k)?;
         let scales = weight.block_scales();
-        let codes = weight.codes();
+        let column = |row: usize, block: usize| block * BLOCK_LEN + (7 * row + 13 * block) % BLOCK_LEN;
+        let mut x = vec![0.0; m * k];
+        let mut expected = vec![0.0f32; m * n];
+        for (row, (x, expected)) in x.chunks_exact_mut(k).zip(expected.chunks_exact_mut(n)).enumerate() {
+            for block in 0..k / BLOCK_LEN {
+                x[column(row, block)] = 1.0;
+                for (feature, sum) in expected.iter_mut().enumerate() {
+                    let (code, scale) = code_and_scale(&weight, &scales, feature, column(row, block));
+                    *sum = code.mul_add(scale, *sum);
+                }
+            }
+        }
+        let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
+        let (x, weight) = (cuda.upload_act(&x)?, cuda.load_weight(HostWeight::Nf4(weight))?);
+        cuda.linears(&x, &mut [plain(&mut y, &weight)], m)?;
+        cuda.logits(&mut logits, &x, &weight, m)?;
+        let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
+        cuda.read_act(&y, 0, &mut got)?;
+        cuda.read_f32(&logits, 0, &mut got_logits)?;
+        Ok(vec![
+            Output {
+                what: "y",
+                expected: rounded(&expected),
+                got,
+                bound: EXACT,
+            },
+            Output {
+                what: "logits",
+                expected,
+                got: got_logits,
+                bound: EXACT,
+            },
+        ])
+    }));
+}
+
+/// Each row of `dy` is 1 once: `dx` is W, with the scale put onto a code as two bf16.
+fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
+    let name = format!("matmul_nf4_backward, bits: M {n}, N {n}, K {k}");
+    cases.push(Case::new(name, move |_, cuda| {
+        let weight = weight(n, k)?;
+        let scales = weight.block_scales();
         let value = |row: usize, column: usize| {
-            let index = row * k + column;
-            let code = codes[index / 2] >> (4 * (1 - index % 2)) & 15;
-            rounded(&[CODE_VALUES[usize::from(code)]])[0] * scales[index / BLOCK_LEN] + 0.0 // no -0: the sum begins with 0
+            let (code, scale) = code_and_scale(&weight, &scales, row, column);
+            let high = rounded(&[scale])[0];
+            let low = rounded(&[scale - high])[0];
+            let small = bf16::from_f64(f64::from(code) * f64::from(low));
+            bf16::from_f64(f64::from(code) * f64::from(high) + f64::from(small)).to_f32() + 0.0 // no -0 is left in a sum
         };
-        let unit: Vec<f32> = (0..k * k).map(|i| f32::from(u8::from(i / k == i % k))).collect();
-        let (x, mut logits) = (cuda.upload_act(&unit)?, cuda.alloc_f32(k * n)?);
-        let weight = cuda.load_weight(HostWeight::Nf4(weight.clone()))?;
-        cuda.logits(&mut logits, &x, &weight, k)?;
-        let mut got = vec![0.0; k * n];
-        cuda.read_f32(&logits, 0, &mut got)?;
+        let unit: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i / n == i % n))).collect();
+        let (dy, mut dx) = (cuda.upload_act(&unit)?, cuda.alloc_act(n * k)?);
+        let on_device = cuda.load_weight(HostWeight::Nf4(weight.clone()))?;
+        cuda.matmul_backward(&mut dx, &dy, &on_device, n)?;
+        let mut got = vec![0.0; n * k];
+        cuda.read_act(&dx, 0, &mut got)?;
         Ok(vec![Output {
-            what: "logits",
-            expected: (0..k * n).map(|i| value(i % n, i / n)).collect(),
+            what: "dx",
+            expected: (0..n * k).map(|i| value(i / k, i % k)).collect(),
             got,
             bound: EXACT,
         }])
@@ -197,7 +256,7 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     }));
 }
 
-fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+fn bf16_weight(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     let shape = format!("M {m}, N {n}, K {k}");
     cases.push(Case::new(format!("matmul_bf16: {shape}"), move |cpu, cuda| {
         let (x, host) = (
