@@ -58,7 +58,7 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
         if (tile < n_tiles) {
             float part[2][MJ][4] = {};
             multiply_tile(
-                part, [&](int half) { return room.units[warp][slot][half][lane]; },
+                part, [&](int half) { return Unit{room.units[warp][slot][half][lane]}; },
                 [&](int j, int half) {
                     return inner_piece(x, m0 + 8 * j + g, m, tile * TILE_K + half * 32 + 8 * t, k);
                 });
@@ -86,7 +86,7 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
 #pragma unroll
     for (int i = 0; i < OWNED; i++) {
         int fragment = warp + i * WARPS, first_row = m0 + 8 * (fragment % MJ), column = n0 + 2 * (fragment / MJ);
-        add_pair_below(sum[i], pair, first_row, m, column, n);
+        add_turned_pair(sum[i], pair, first_row, m, column, n);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             int row = first_row + 2 * t + e;

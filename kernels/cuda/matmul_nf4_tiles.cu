@@ -19,82 +19,14 @@
 //   is n = 8t.. of a tile.
 // Pieces of 16 bytes lie in shared memory where a quarter of a warp finds no two of them in the same banks.
 #include "nf4.cuh"
-
-#define BLOCK_M 128
-#define THREADS 256
-#define STEP 64 // of the contraction: a scale's block in the forward
-#define PIECES (STEP / VECTOR)
-#define BAND 16 // rows of blocks, see `place`
+#include "tiles.cuh"
 
 template <int N_TILES, int N_SCALES> struct Stage {
-    uint4 rows[BLOCK_M][PIECES];
+    uint4 rows[BLOCK_M][STEP_PIECES];
     uint4 units[N_TILES][8][8];
     float scales[N_SCALES];
     RawScale raw_scales[N_SCALES];
 };
-
-extern __shared__ __align__(16) unsigned char stage_bytes[];
-
-// Which block makes which tile: those that follow one another, and so run together, make bands of BAND rows of tiles, so
-// that both operands are read again while they are still in the L2 cache.
-DEVICE int2 place(int m, int n_column_blocks) {
-    int n_row_blocks = (m + BLOCK_M - 1) / BLOCK_M, band = blockIdx.x / (BAND * n_column_blocks);
-    int height = min(BAND, n_row_blocks - band * BAND), within = blockIdx.x - band * BAND * n_column_blocks;
-    return int2{band * BAND + within % height, within / height};
-}
-
-// Where piece `piece` of row `row` lies: those that lanes g, t and g + 1, t take at once are at 8 different places.
-DEVICE int row_slot(int row, int piece) { return piece ^ (row % 2 * 4); }
-
-// Begins to copy rows m0.. of `[M, width]`, of each STEP columns; zeros where there are none. A width that is no multiple
-// of 8 leaves rows that are not aligned, which are copied at once.
-template <bool ANY_WIDTH>
-DEVICE void copy_rows(uint4 (&to)[BLOCK_M][PIECES], const bf16 *matrix, int m0, int m, int column0, int width) {
-    int first_row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, column = column0 + VECTOR * piece;
-    if (ANY_WIDTH && width % VECTOR != 0) {
-#pragma unroll 1 // it is rare: registers matter more
-        for (int row = first_row; row < BLOCK_M; row += THREADS / PIECES)
-            to[row][row_slot(row, piece)] = row_piece(matrix, m0 + row, m, column, width);
-        return;
-    }
-#pragma unroll
-    for (int row = first_row; row < first_row + BLOCK_M; row += THREADS / PIECES) {
-        bool there = m0 + row < m && (!ANY_WIDTH || column < width);
-        copy_async(&to[row][row_slot(row, piece)], there ? matrix + (u64)(m0 + row) * width + column : matrix, there);
-    }
-}
-
-// The loop over the contraction. `copy(stage, step)` begins the copies of a step, `copy_scales` and `make_scales` are about
-// its scales, `multiply(stage)` is for when all threads' copies are there.
-template <int DEPTH, typename AStage, typename Copy, typename CopyScales, typename MakeScales, typename Multiply>
-DEVICE void pipeline(int n_steps, const Copy &copy, const CopyScales &copy_scales, const MakeScales &make_scales,
-                     const Multiply &multiply) {
-    AStage *stages = (AStage *)stage_bytes;
-    // One group for each step; that of step s holds the scales of s + 1.
-    auto begin = [&](int step) {
-        if (step < n_steps)
-            copy(stages[step % DEPTH], step);
-        if (step + 1 < n_steps)
-            copy_scales(stages[(step + 1) % DEPTH], step + 1);
-        copies_commit();
-    };
-    if (0 < n_steps)
-        copy_scales(stages[0], 0);
-#pragma unroll
-    for (int step = 0; step < DEPTH - 1; step++)
-        begin(step);
-    copies_wait<DEPTH - 2>();
-    if (0 < n_steps)
-        make_scales(stages[0], 0);
-    for (int step = 0; step < n_steps; step++) {
-        copies_wait<DEPTH - 2>();
-        __syncthreads();
-        begin(step + DEPTH - 1);
-        if (step + 1 < n_steps)
-            make_scales(stages[(step + 1) % DEPTH], step + 1);
-        multiply(stages[step % DEPTH]);
-    }
-}
 
 #define FORWARD_N 128
 #define FORWARD_DEPTH 4 // stages of 21.5 KB: 86 KB of the 99 that an L4 gives a block
@@ -106,7 +38,7 @@ DEVICE void forward_step(float (&sum)[2][8][4], const ForwardStage &stage, int r
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float part[2][8][4] = {};
     multiply_tile(
-        part, [&](int half) { return stage.units[tile][g][row_slot(g, 4 * half + t)]; },
+        part, [&](int half) { return Unit{stage.units[tile][g][row_slot(g, 4 * half + t)]}; },
         [&](int j, int half) { return stage.rows[row0 + 8 * j + g][row_slot(g, 4 * half + t)]; });
     float4 by = *(const float4 *)(stage.scales + TILE_N * tile + 4 * g);
 #pragma unroll
@@ -127,10 +59,10 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
     bool is_tile = n0 + TILE_N * unit_tile < n;
     const uint4 *from = units + (u64)(is_tile ? n0 / TILE_N + unit_tile : 0) * n_steps * TILE_UNITS + unit;
     float sum[2][8][4] = {};
-    pipeline<FORWARD_DEPTH, ForwardStage>(
+    pipeline<FORWARD_DEPTH, true, ForwardStage>(
         n_steps,
         [&](ForwardStage &stage, int step) {
-            copy_rows<false>(stage.rows, x, m0, m, step * STEP, k);
+            copy_rows<false>(stage.rows, row_slot, x, m0, m, step * STEP, k);
             copy_async(&stage.units[unit_tile][unit / 8][row_slot(unit / 8, unit % 8)], from + step * TILE_UNITS, is_tile);
         },
         [&](ForwardStage &stage, int step) {
@@ -142,7 +74,7 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
                 stage.scales[threadIdx.x] = stage.raw_scales[threadIdx.x].scale(scales, n0 + threadIdx.x);
         },
         [&](const ForwardStage &stage) { forward_step(sum, stage, row0, tile); });
-    add_pair_below(sum, pair, m0 + row0, m, n0 + TILE_N * tile, n);
+    add_turned_pair(sum, pair, m0 + row0, m, n0 + TILE_N * tile, n);
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -210,24 +142,16 @@ DEVICE void backward_step(float (&sum)[2][16][4], const BackwardStage &stage, in
     }
 }
 
-// `to[..4] += values`, 8 bytes at once.
-DEVICE void add_four(bf16 *to, Values<4> values) {
-    uint2 old = *(const uint2 *)to;
-    values.at[0] += __uint_as_float(old.x << 16), values.at[1] += __uint_as_float(old.x & 0xffff0000u);
-    values.at[2] += __uint_as_float(old.y << 16), values.at[3] += __uint_as_float(old.y & 0xffff0000u);
-    put(to, values);
-}
-
 DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const Scales &scales, int m, int n, int k) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int n_tiles = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
     int2 block = place(m, (k + BACKWARD_K - 1) / BACKWARD_K);
     int m0 = block.x * BLOCK_M, first_tile = block.y * BACKWARD_TILES, tile = warp / 2, nibbles = warp % 2 * 16;
     float sum[2][16][4] = {};
-    pipeline<BACKWARD_DEPTH, BackwardStage>(
+    pipeline<BACKWARD_DEPTH, true, BackwardStage>(
         (n + STEP - 1) / STEP,
         [&](BackwardStage &stage, int step) {
-            copy_rows<true>(stage.rows, dy, m0, m, step * STEP, n);
+            copy_rows<true>(stage.rows, row_slot, dy, m0, m, step * STEP, n);
             int unit_tile = threadIdx.x / TILE_UNITS, unit = threadIdx.x % TILE_UNITS;
 #pragma unroll
             for (int half = 0; half < STEP / TILE_N; half++) {
@@ -257,7 +181,7 @@ DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const Scales 
         for (int e = 0; e < 2; e++) {
             int row = m0 + 8 * j + 2 * t + e, column = (first_tile + tile) * TILE_K + 8 * g + nibbles / 4;
             if (row < m)
-                add_four(dx + (u64)row * k + column,
+                add_to(dx + (u64)row * k + column,
                          Values<4>{sum[0][j][e], sum[0][j][2 + e], sum[1][j][e], sum[1][j][2 + e]});
         }
 }

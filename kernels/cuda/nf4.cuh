@@ -38,6 +38,13 @@ DEVICE uint4 decode(u32 codes) {
     return uint4{first.x, first.y, second.x, second.y};
 }
 
+// A unit gives its rows.
+struct Unit {
+    uint4 codes;
+
+    __device__ __forceinline__ uint4 operator()(int r) const { return decode(word(codes, r)); }
+};
+
 // Of a double quantization: the 256 values of the 8-bit map come first, then a factor for each SCALE_BLOCK scales.
 #define MAP_LEN 256
 #define SCALE_BLOCK 256
@@ -88,33 +95,6 @@ struct RawScale {
     }
 };
 
-// The forward's part of one tile, 32 rows of W by 8·MJ rows of x, without its scale: `part[f][j]` is of rows 4g + 2f and
-// 4g + 2f + 1 of W, and of rows 8j + 2t and 8j + 2t + 1 of x; the contraction is k = 8t.. of each half. `unit(half)` is a
-// lane's unit 4·half + t of unit row g, `piece(j, half)` its piece 4·half + t of row 8j + g of x.
-template <int MJ, typename Unit, typename Piece>
-DEVICE void multiply_tile(float (&part)[2][MJ][4], const Unit &unit, const Piece &piece) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint4 right[MJ];
-#pragma unroll
-        for (int j = 0; j < MJ; j++)
-            right[j] = piece(j, half);
-        uint4 codes = unit(half);
-#pragma unroll
-        for (int f = 0; f < 2; f++) {
-            uint4 upper = decode(word(codes, 2 * f)), lower = decode(word(codes, 2 * f + 1));
-#pragma unroll
-            for (int step = 0; step < 2; step++) {
-                u32 left[4] = {word(upper, 2 * step), word(lower, 2 * step), word(upper, 2 * step + 1),
-                               word(lower, 2 * step + 1)};
-#pragma unroll
-                for (int j = 0; j < MJ; j++)
-                    multiply_add(part[f][j], left, word(right[j], 2 * step), word(right[j], 2 * step + 1));
-            }
-        }
-    }
-}
-
 // A lane's four sums of a fragment, of two rows of W with these scales.
 DEVICE void add_scaled(float (&sum)[4], const float4 &part, float upper, float lower) {
     sum[0] = __fmaf_rn(part.x, upper, sum[0]);
@@ -126,7 +106,7 @@ DEVICE void add_scaled(float (&sum)[4], const float4 &part, float upper, float l
 // A LoRA pair's part in the same accumulators, of rows n0 + 4g + 2f.. of B and rows m0 + 8j + g of h, 16 ranks at a time;
 // nothing where `h` is null. Both operands are split, the product of the two lower parts left out.
 template <int NF, int MJ>
-DEVICE void add_pair_below(float (&sum)[NF][MJ][4], const Pair &pair, int m0, int m, int n0, int n) {
+DEVICE void add_turned_pair(float (&sum)[NF][MJ][4], const Pair &pair, int m0, int m, int n0, int n) {
     if (!pair.h)
         return;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

@@ -75,6 +75,33 @@ template <int MI> struct Left {
     }
 };
 
+// One tile of a forward product, 32 rows of W by 8·MJ rows of x: `sum[f][j] +=` that of rows 4g + 2f and 4g + 2f + 1 of W, and
+// of rows 8j + 2t and 8j + 2t + 1 of x; the contraction is k = 8t.. of each half of 64. `rows(half)` gives a lane its pieces
+// 4·half + t of rows 4g.. of W, one for each `(r)`, and `piece(j, half)` that of row 8j + g of x.
+template <int MJ, typename Rows, typename Piece>
+DEVICE void multiply_tile(float (&sum)[2][MJ][4], const Rows &rows, const Piece &piece) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint4 right[MJ];
+#pragma unroll
+        for (int j = 0; j < MJ; j++)
+            right[j] = piece(j, half);
+        auto row = rows(half);
+#pragma unroll
+        for (int f = 0; f < 2; f++) {
+            uint4 upper = row(2 * f), lower = row(2 * f + 1);
+#pragma unroll
+            for (int step = 0; step < 2; step++) {
+                u32 left[4] = {word(upper, 2 * step), word(lower, 2 * step), word(upper, 2 * step + 1),
+                               word(lower, 2 * step + 1)};
+#pragma unroll
+                for (int j = 0; j < MJ; j++)
+                    multiply_add(sum[f][j], left, word(right[j], 2 * step), word(right[j], 2 * step + 1));
+            }
+        }
+    }
+}
+
 // Two rows at one column make a register of the right operand: column `j` of the pieces of two rows.
 DEVICE u32 across(const uint4 &first, const uint4 &second, int j) {
     return __byte_perm(word(first, j / 2), word(second, j / 2), j % 2 ? 0x7632 : 0x5410);
@@ -274,15 +301,23 @@ DEVICE void add_to(bf16 *to, Values<VECTOR> values) {
     store(to, values);
 }
 
+// The same of 4 neighbours.
+DEVICE void add_to(bf16 *to, Values<4> values) {
+    uint2 old = *(const uint2 *)to;
+    values.at[0] += __uint_as_float(old.x << 16), values.at[1] += __uint_as_float(old.x & 0xffff0000u);
+    values.at[2] += __uint_as_float(old.y << 16), values.at[3] += __uint_as_float(old.y & 0xffff0000u);
+    put(to, values);
+}
+
 // `row[column..] += values` within `width`.
-DEVICE void add_to_row(bf16 *row, const Values<VECTOR> &values, int column, int width) {
+template <int COUNT> DEVICE void add_to_row(bf16 *row, const Values<COUNT> &values, int column, int width) {
     bf16 *to = row + column;
-    if (width % VECTOR == 0) {
+    if (width % COUNT == 0) {
         if (column < width)
             add_to(to, values);
     } else {
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++)
+        for (int i = 0; i < COUNT; i++)
             if (column + i < width)
                 to[i] = to_bf16(to_f32(to[i]) + values.at[i]);
     }

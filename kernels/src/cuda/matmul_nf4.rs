@@ -7,7 +7,7 @@
 
 use super::launch::Launch;
 use super::linear::PairEnd;
-use super::product::{GRID_Y_MAX, dims};
+use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, GRID_Y_MAX, dims};
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
 use crate::error::Result;
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, Nf4Scales, SCALE_BLOCK_LEN, code_at, scale_values};
@@ -20,15 +20,6 @@ const TILE_K: usize = BLOCK_LEN;
 const TILE_UNITS: usize = 64;
 /// 32-bit words of a unit: its rows, 8 codes each.
 const UNIT_WORDS: usize = 4;
-
-/// Rows of a block of the kernels for many rows.
-const BLOCK_ROWS: usize = 128;
-/// Columns of a forward block of those.
-const FORWARD_COLUMNS: usize = 128;
-/// Columns of a backward block.
-const BACKWARD_COLUMNS: usize = 256;
-/// Threads of a block of those.
-const BLOCK_THREADS: u32 = 256;
 
 /// Most rows that are left to the kernels for few. From about half a block of the other kernel on its tiles are worth
 /// their multiplications; where the best place is, a card has yet to show.
@@ -188,19 +179,6 @@ impl Cuda {
         )?;
         let grid = (m.div_ceil(rows) as u32, n_column_blocks as u32);
         Ok(self.launch_grid(op, kernel, grid, n_threads))
-    }
-
-    /// A product of many rows: a block for each tile of the output.
-    fn tiles(
-        &self,
-        op: &'static str,
-        kernel: Kernel,
-        [m, n_columns]: [usize; 2],
-        block_columns: usize,
-    ) -> Result<Launch<'_>> {
-        let dims = [m.div_ceil(BLOCK_ROWS), n_columns.div_ceil(block_columns)];
-        let n_blocks = check::blocks(op, "blocks", check::size(op, "blocks", &dims)?)?;
-        Ok(self.launch(op, kernel, (n_blocks, BLOCK_THREADS)))
     }
 
     /// `y [M, N] = x [M, K] · Wᵀ`, and what a pair adds.

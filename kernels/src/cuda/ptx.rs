@@ -95,8 +95,9 @@ kernels! {
     LoraGradients "lora_gradients": LoraDa "lora_da", LoraDb "lora_db", LoraAddParts "lora_add_parts";
     MatmulBf16 "matmul_bf16":
         MatmulBf16Rows16 "matmul_bf16_16", MatmulBf16Rows32 "matmul_bf16_32",
-        LogitsRows16 "logits_16", LogitsRows32 "logits_32",
-        MatmulBf16BackwardRows16 "matmul_bf16_backward_16", MatmulBf16BackwardRows32 "matmul_bf16_backward_32";
+        LogitsRows16 "logits_16", LogitsRows32 "logits_32";
+    MatmulBf16Tiles "matmul_bf16_tiles":
+        LogitsRows128 "logits_bf16_128", MatmulBf16Backward "matmul_bf16_backward";
     MatmulNf4 "matmul_nf4":
         MatmulNf4Rows8 "matmul_nf4_8", MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
         LogitsNf4Rows8 "logits_nf4_8", LogitsNf4Rows16 "logits_nf4_16", LogitsNf4Rows32 "logits_nf4_32",
@@ -120,6 +121,7 @@ impl Kernel {
             Self::MatmulNf4Rows32 | Self::LogitsNf4Rows32 => 54_272,
             Self::MatmulNf4Rows128 | Self::LogitsNf4Rows128 => 88_064,
             Self::MatmulNf4Backward => 82_944,
+            Self::LogitsRows128 | Self::MatmulBf16Backward => 98_304,
             _ => 0,
         }
     }

@@ -190,20 +190,22 @@ fn a_rows_gradient_does_not_depend_on_the_rows_beside_it() {
     let cuda = driver::open().unwrap();
     let (n, k) = (96, 320);
     let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
-    let weight = Nf4Matrix::quantize(n, k, &values, DoubleQuant::Yes).unwrap();
-    let weight = cuda.load_weight(HostWeight::Nf4(weight)).unwrap();
     let dy: Vec<f32> = (0..200 * n).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
-    let gradient = |m: usize| {
-        let mut dx = cuda.alloc_act(m * k).unwrap();
-        let dy = cuda.upload_act(&dy[..m * n]).unwrap();
-        cuda.matmul_backward(&mut dx, &dy, &weight, m).unwrap();
-        let mut out = vec![0.0; m * k];
-        cuda.read_act(&dx, 0, &mut out).unwrap();
-        out
-    };
-    let all = gradient(200);
-    for m in [1, 17, 129] {
-        assert_eq!(gradient(m), all[..m * k], "{m} rows");
+    let nf4 = Nf4Matrix::quantize(n, k, &values, DoubleQuant::Yes).unwrap();
+    for weight in [HostWeight::Nf4(nf4), HostWeight::from_f32(n, k, &values).unwrap()] {
+        let weight = cuda.load_weight(weight).unwrap();
+        let gradient = |m: usize| {
+            let mut dx = cuda.alloc_act(m * k).unwrap();
+            let dy = cuda.upload_act(&dy[..m * n]).unwrap();
+            cuda.matmul_backward(&mut dx, &dy, &weight, m).unwrap();
+            let mut out = vec![0.0; m * k];
+            cuda.read_act(&dx, 0, &mut out).unwrap();
+            out
+        };
+        let all = gradient(200);
+        for m in [1, 17, 129] {
+            assert_eq!(gradient(m), all[..m * k], "{m} rows");
+        }
     }
 }
 

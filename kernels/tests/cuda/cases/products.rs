@@ -38,7 +38,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     }
     // the last has work for all four warps in both directions, and a width of single elements
     for (n, k) in [(1, 1), (31, 33), (33, 31), (40, 264), (257, 136), (160, 257)] {
-        for m in [1, 16, 17, 33] {
+        for m in [1, 16, 17, 33, 130] {
             bf16_weight(cases, m, n, k);
         }
     }
@@ -138,7 +138,11 @@ fn forward_bits(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         let column = |row: usize, block: usize| block * BLOCK_LEN + (7 * row + 13 * block) % BLOCK_LEN;
         let mut x = vec![0.0; m * k];
         let mut expected = vec![0.0f32; m * n];
-        for (row, (x, expected)) in x.chunks_exact_mut(k).zip(expected.chunks_exact_mut(n)).enumerate() {
+        for (row, (x, expected)) in x
+            .chunks_exact_mut(k)
+            .zip(expected.chunks_exact_mut(n))
+            .enumerate()
+        {
             for block in 0..k / BLOCK_LEN {
                 x[column(row, block)] = 1.0;
                 for (feature, sum) in expected.iter_mut().enumerate() {
@@ -273,6 +277,9 @@ fn bf16_weight(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;
         cuda.read_f32(&logits, 0, &mut got_logits)?;
+        let (mut logits, mut got_of_loss) = (cuda.alloc_f32(m * n)?, vec![0.0; m * n]);
+        cuda.loss_logits(&mut logits, &x, &on_device, m)?;
+        cuda.read_f32(&logits, 0, &mut got_of_loss)?;
         Ok(vec![
             Output {
                 what: "y",
@@ -282,8 +289,14 @@ fn bf16_weight(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             },
             Output {
                 what: "logits",
-                expected,
+                expected: expected.clone(),
                 got: got_logits,
+                bound: LOGITS,
+            },
+            Output {
+                what: "logits of the loss",
+                expected,
+                got: got_of_loss,
                 bound: LOGITS,
             },
         ])
