@@ -165,8 +165,8 @@ impl Cuda {
             return self.tiles(op, rows_128, [m, n], FORWARD_COLUMNS);
         }
         let (kernel, rows, n_threads) = match m {
-            ..=8 => (rows_8, 8, 256),
-            ..=16 => (rows_16, 16, 256),
+            0..=8 => (rows_8, 8, 256),
+            9..=16 => (rows_16, 16, 256),
             _ => (rows_32, 32, 128),
         };
         let n_column_blocks = n.div_ceil(TILE_N);
