@@ -56,8 +56,8 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (m, n, k) in [(129, 257, 320), (129, 136, 640), (257, 40, 64), (2100, 8, 320)] {
         backward(cases, m, n, k);
     }
-    // so many columns that each warp of the kernels for few rows has its ring filled again
-    for (n, k) in [(33, 2112), (40, 2112)] {
+    // so many columns that each warp of the kernels for few rows has its ring filled again, and the last round three tiles
+    for (n, k) in [(33, 2240), (40, 2240)] {
         for m in [1, 9, 17, 65] {
             forward_bits(cases, m, n, k);
         }
