@@ -226,7 +226,7 @@ impl Base<'_> {
         let linears = LinearName::ALL.map(|name| {
             let (n_in, n_out) = name.shape(config);
             match self.quant {
-                BaseQuant::Nf4 { .. } => nf4_weight(n_out, n_in),
+                BaseQuant::Nf4 { double } => nf4_weight(n_out, n_in, double),
                 BaseQuant::None => bf16_weight(n_out, n_in),
             }
         });

@@ -95,15 +95,16 @@ fn training_takes_what_is_planned() {
         ("mistral", NF4, LoraTargets::Qv),
         ("gemma", BaseQuant::None, LoraTargets::AllLinear),
     ] {
-        let (model, base) = on_cuda(family, quant);
-        let config = model.config();
         let lora = LoraConfig {
             rank: 8,
             targets,
             ..LoraConfig::default()
         };
-        let adapter = Adapter::init(config, &lora, 1).unwrap();
         for (keep, recompute) in [(Keep::All, false), (Keep::Inputs, true)] {
+            // a device of its own, which keeps no operation's buffers of before
+            let (model, base) = on_cuda(family, quant);
+            let config = model.config();
+            let adapter = Adapter::init(config, &lora, 1).unwrap();
             let tokens = 48;
             let state = OptimizerState::start(adapter.params().to_vec());
             let before = usage().n_bytes;
@@ -149,7 +150,6 @@ fn training_takes_what_is_planned() {
 /// What was taken at most is what was planned, but for what is not known of each row.
 fn check(what: &str, plan: &MemoryPlan, most: u64, slack: u64) {
     let planned = planned(plan);
-    println!("{what}: {most} bytes, planned were {planned}");
     assert!(most <= planned, "{what}: {most} bytes, planned were {planned}");
     assert!(
         planned - most <= slack,
@@ -270,7 +270,10 @@ fn large_models_take_what_their_shapes_say() {
             quant: NF4,
         };
         let plan = base.training(step);
-        assert_eq!(plan.part(Part::Linears), n_linear * 9 / 16);
+        // half a byte an element and a byte for each 64; each 256 of those have a factor, each matrix a map
+        let linears = n_linear * 33 / 64;
+        let taken = plan.part(Part::Linears);
+        assert!(taken >= linears && taken - linears < linears / 1000, "{taken}");
         assert_eq!(plan.part(Part::Embeddings), n_embedding * 2);
         assert_eq!(
             plan.part(Part::Adapter) + plan.part(Part::Optimizer),
@@ -278,12 +281,6 @@ fn large_models_take_what_their_shapes_say() {
         );
         // 16 rows of 1,024 tokens, as they are run: one after another, with recomputation.
         assert!(gib(plan.bytes()) < 16.0, "{:.2}", gib(plan.bytes()));
-        println!("{:.2} GiB", gib(plan.bytes()));
-        let at_once = base.training(TrainingStep {
-            tokens: 16 * 1024,
-            ..step
-        });
-        println!("all rows at once {:.2} GiB", gib(at_once.bytes()));
     }
     let (config, lora) = (llama_8b(), rank_32());
     let base = Base {

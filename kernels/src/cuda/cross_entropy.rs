@@ -102,7 +102,7 @@ impl Cuda {
             let rows = labelled.rows.slice(part.clone());
             let labels = labelled.labels.slice(part);
             self.gather(OP, &mut room.gathered, &rows, inputs.x, (n_rows, width), 1.0)?;
-            self.logits(&mut room.logits, &room.gathered, inputs.head, n_rows)?;
+            self.loss_logits(&mut room.logits, &room.gathered, inputs.head, n_rows)?;
             self.losses(
                 losses,
                 &mut room,

@@ -34,6 +34,7 @@ pub(super) struct Launch<'a> {
     op: &'static str,
     grid: (u32, u32),
     n_threads: u32,
+    shared_bytes: u32,
     builder: cudarc::driver::LaunchArgs<'a>,
 }
 
@@ -60,6 +61,7 @@ impl Cuda {
             op,
             grid,
             n_threads,
+            shared_bytes: kernel.dynamic_shared_bytes(),
             builder: self.stream.launch_builder(self.function(kernel)),
         }
     }
@@ -88,7 +90,7 @@ impl<'a> Launch<'a> {
         let config = LaunchConfig {
             grid_dim: (x, y, 1),
             block_dim: (self.n_threads, 1, 1),
-            shared_mem_bytes: 0,
+            shared_mem_bytes: self.shared_bytes,
         };
         // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.
         let launched = unsafe { self.builder.launch(config) };

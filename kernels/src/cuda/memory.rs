@@ -10,6 +10,7 @@ use super::cross_entropy::LOGITS_BYTES_MAX;
 use super::lora::PART_ROWS;
 use super::matmul_nf4::{TILE_K, TILE_N};
 use crate::dims::HeadDims;
+use crate::nf4::{SCALE_BLOCK_LEN, scale_values};
 
 /// What the driver takes for the context and the compiled kernels: an assumption, which no card has shown yet. Drivers of
 /// the 5xx series take some 300 to 500 MB for a context on cards of this size.
@@ -36,11 +37,19 @@ pub fn words(dims: &[usize]) -> u64 {
     buffer(product(dims), 4)
 }
 
-/// A weight `[N, K]` in NF4: tiles of 32 rows and 64 columns, half a byte an element, and a 32-bit scale for each row of
-/// a tile.
-pub fn nf4_weight(n: usize, k: usize) -> u64 {
+/// A weight `[N, K]` in NF4: tiles of 32 rows and 64 columns, half a byte an element, and for each row of a tile a scale
+/// of 32 bits or, where scales are quantized too, of 8 with a factor for each 256 and the map of their values.
+pub fn nf4_weight(n: usize, k: usize, double: bool) -> u64 {
     let (n, n_tiles) = (n.next_multiple_of(TILE_N), k.div_ceil(TILE_K));
-    words(&[n, n_tiles, TILE_K / 8]).saturating_add(words(&[n, n_tiles]))
+    let scales = match double {
+        true => {
+            let n_factors = n.saturating_mul(n_tiles).div_ceil(SCALE_BLOCK_LEN);
+            let values = words(&[n_factors.saturating_add(scale_values().len())]);
+            words(&[n / 4, n_tiles]).saturating_add(values)
+        }
+        false => words(&[n, n_tiles]),
+    };
+    words(&[n, n_tiles, TILE_K / 8]).saturating_add(scales)
 }
 
 /// A weight `[N, K]` in bf16.

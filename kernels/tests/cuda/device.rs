@@ -263,7 +263,7 @@ fn a_width_that_is_no_multiple_of_64_is_left_to_the_cpu() {
 #[test]
 fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     let cuda = driver::open().unwrap();
-    let (n, k) = (40, 320);
+    let (n, k) = (40, 640);
     let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
     let weight = Nf4Matrix::quantize(n, k, &values, DoubleQuant::No).unwrap();
     let weight = cuda.load_weight(HostWeight::Nf4(weight)).unwrap();
@@ -278,7 +278,7 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     let params: Vec<f32> = (0..20 * (k + n)).map(|i| (i * 29 % 89) as f32 / 89.0).collect();
     let params = cuda.upload_f32(&params).unwrap();
     let dropout = Some(Dropout { rate: 0.3, key: 5 });
-    let x: Vec<f32> = (0..33 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
+    let x: Vec<f32> = (0..200 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
     let product = |m: usize| {
         let mut y = cuda.alloc_act(m * n).unwrap();
         let linear = LinearForward {
@@ -297,9 +297,33 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
         cuda.read_act(&y, 0, &mut out).unwrap();
         out
     };
-    let all = product(33);
-    for m in [1, 16, 17] {
+    let all = product(200);
+    for m in [1, 8, 9, 16, 17, 33, 64, 65, 129] {
         assert_eq!(product(m), all[..m * n], "{m} rows");
+    }
+}
+
+#[test]
+fn a_rows_gradient_does_not_depend_on_the_rows_beside_it() {
+    let cuda = driver::open().unwrap();
+    let (n, k) = (96, 320);
+    let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+    let dy: Vec<f32> = (0..200 * n).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
+    let nf4 = Nf4Matrix::quantize(n, k, &values, DoubleQuant::Yes).unwrap();
+    for weight in [HostWeight::Nf4(nf4), HostWeight::from_f32(n, k, &values).unwrap()] {
+        let weight = cuda.load_weight(weight).unwrap();
+        let gradient = |m: usize| {
+            let mut dx = cuda.alloc_act(m * k).unwrap();
+            let dy = cuda.upload_act(&dy[..m * n]).unwrap();
+            cuda.matmul_backward(&mut dx, &dy, &weight, m).unwrap();
+            let mut out = vec![0.0; m * k];
+            cuda.read_act(&dx, 0, &mut out).unwrap();
+            out
+        };
+        let all = gradient(200);
+        for m in [1, 17, 129] {
+            assert_eq!(gradient(m), all[..m * k], "{m} rows");
+        }
     }
 }
 
