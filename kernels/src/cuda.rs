@@ -15,6 +15,7 @@ mod attention_paged;
 mod backend;
 mod buffers;
 mod check;
+mod choose;
 mod cross_entropy;
 pub(crate) mod device;
 mod elementwise;
@@ -28,6 +29,7 @@ mod matmul_nf4;
 mod product;
 mod ptx;
 mod quantize_nf4;
+mod replay;
 mod rms_norm;
 mod rope;
 #[cfg(test)]
@@ -40,14 +42,19 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
-pub use attention_paged::CudaKvCache;
+use crate::error::Error;
+
+pub use attention_paged::{CudaKvCache, CudaSequences};
 pub use buffers::CudaU32;
+pub use choose::CudaChoices;
 pub use cross_entropy::LossInputs;
 pub use device::{DeviceError, DeviceInfo, devices};
 pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+pub use replay::CudaRecordings;
+use replay::Recorder;
 pub use timing::Recorded;
 
 /// Activations on the device.
@@ -60,11 +67,14 @@ type CudaIndices = CudaSlice<u32>;
 /// A device with its kernels loaded.
 #[derive(Debug)]
 pub struct Cuda {
+    /// See [`Cuda::stream`].
     stream: Arc<CudaStream>,
     /// By [`Kernel`]'s number.
-    functions: Vec<CudaFunction>,
+    functions: Arc<[CudaFunction]>,
     info: DeviceInfo,
     load_time: Duration,
+    /// Takes down what is launched, instead of the device, while a step is recorded.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Cuda {
@@ -82,10 +92,30 @@ impl Cuda {
         let functions = ptx::load(&context)?;
         Ok(Self {
             stream,
-            functions,
+            functions: functions.into(),
             info,
             load_time: begin.elapsed(),
+            recorder: None,
         })
+    }
+
+    /// The same device, and the same recorder if there is one.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            stream: Arc::clone(&self.stream),
+            functions: Arc::clone(&self.functions),
+            info: self.info.clone(),
+            load_time: self.load_time,
+            recorder: self.recorder.clone(),
+        }
+    }
+
+    /// The stream, for anything but a launch. Fails in a step that is recorded, which is then run without a graph.
+    fn stream(&self, op: &'static str) -> Result<&Arc<CudaStream>, Error> {
+        match &self.recorder {
+            Some(recorder) => Err(recorder.refuse(op)),
+            None => Ok(&self.stream),
+        }
     }
 
     /// What this runs on.

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// checked without waiting for the device.
 #[derive(Debug)]
 pub struct CudaU32 {
-    values: Box<[u32]>,
+    values: Vec<u32>,
+    /// As many at least.
     on_device: CudaIndices,
 }
 
@@ -67,7 +68,7 @@ fn window(
 
 impl Cuda {
     /// `len` zeros. Fails when the device has no room.
-    fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
+    pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<CudaSlice<T>> {
         // The driver refuses an allocation of nothing.
         let room = len.max(1);
         let bytes = room.checked_mul(size_of::<T>());
@@ -76,7 +77,7 @@ impl Cuda {
             op: "alloc",
             what: "buffer",
         })?;
-        self.stream
+        self.stream("alloc")?
             .alloc_zeros(room)
             .map_err(|error| unallocated(bytes, error))
     }
@@ -89,10 +90,12 @@ impl Cuda {
         if values.is_empty() {
             return self.zeros(0);
         }
-        self.stream.clone_htod(values).map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
-            _ => failed(op, error),
-        })
+        self.stream(op)?
+            .clone_htod(values)
+            .map_err(|error| match error.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
+                _ => failed(op, error),
+            })
     }
 
     /// `len` zeros.
@@ -114,8 +117,19 @@ impl Cuda {
     pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
         Ok(CudaU32 {
             on_device: self.upload_indices(values)?,
-            values: values.into(),
+            values: values.to_vec(),
         })
+    }
+
+    /// See [`Backend::write_u32`](crate::Backend::write_u32).
+    pub fn write_u32(&self, target: &mut CudaU32, values: &[u32]) -> Result<()> {
+        if values.len() > target.on_device.len() {
+            target.on_device = self.zeros(values.len())?;
+        }
+        self.write("write_u32", &mut target.on_device, values)?;
+        target.values.clear();
+        target.values.extend_from_slice(values);
+        Ok(())
     }
 
     /// A copy of `values`.
@@ -136,12 +150,28 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(range);
-        self.stream
+        self.stream("write_f32")?
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed("write_f32", error))
     }
 
-    /// The same, each value rounded to the nearest bf16.
+    /// `target[..values.len()] = values`.
+    pub(super) fn write<T: DeviceRepr>(
+        &self,
+        op: &'static str,
+        target: &mut CudaSlice<T>,
+        values: &[T],
+    ) -> Result<()> {
+        let range = window(op, "target", target.len(), 0, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.stream(op)?
+            .memcpy_htod(values, &mut target.slice_mut(range))
+            .map_err(|error| failed(op, error))
+    }
+
+    /// `target[offset..offset + values.len()]`, each value rounded to the nearest bf16.
     pub(super) fn write_act(&self, target: &mut CudaAct, offset: usize, values: &[f32]) -> Result<()> {
         let range = window("write_act", "target", target.len(), offset, values.len())?;
         if values.is_empty() {
@@ -149,14 +179,14 @@ impl Cuda {
         }
         let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
         let mut part = target.slice_mut(range);
-        self.stream
+        self.stream("write_act")?
             .memcpy_htod(&rounded, &mut part)
             .map_err(|error| failed("write_act", error))
     }
 
     /// `target[..] = 0`.
     pub fn zero_f32(&self, target: &mut CudaF32) -> Result<()> {
-        self.stream
+        self.stream("zero_f32")?
             .memset_zeros(target)
             .map_err(|error| failed("zero_f32", error))
     }
@@ -171,7 +201,7 @@ impl Cuda {
         if len == 0 {
             return Ok(());
         }
-        self.stream
+        self.stream("zero")?
             .memset_zeros(&mut target.slice_mut(range))
             .map_err(|error| failed("zero", error))
     }
@@ -184,7 +214,7 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(to);
-        self.stream
+        self.stream("copy_act")?
             .memcpy_dtod(&source.slice(from), &mut part)
             .map_err(|error| failed("copy_act", error))
     }
@@ -214,11 +244,11 @@ impl Cuda {
         out: &mut [T],
     ) -> Result<()> {
         if !out.is_empty() {
-            self.stream
+            self.stream(op)?
                 .memcpy_dtoh(&source.slice(range), out)
                 .map_err(|error| failed(op, error))?;
         }
-        self.stream.synchronize().map_err(|error| failed(op, error))
+        self.stream(op)?.synchronize().map_err(|error| failed(op, error))
     }
 
     /// `len` zeros that kernels index with, or words of codes.
@@ -243,7 +273,7 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(range);
-        self.stream
+        self.stream(op)?
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed(op, error))
     }
