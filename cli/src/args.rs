@@ -6,6 +6,7 @@ mod cluster;
 mod device;
 mod export;
 mod models;
+mod plan;
 mod runs;
 mod stages;
 
@@ -20,6 +21,7 @@ pub(crate) use export::{Export, ExportTarget, ExportType};
 pub(crate) use models::{
     Bench, BenchGenerate, BenchKernels, BenchModel, BenchTrain, Eval, Generate, ModelArguments,
 };
+pub(crate) use plan::Plan;
 pub(crate) use runs::{Cancel, Demo, Init, Report, Run, Status, Submit, Watch};
 pub(crate) use stages::{Infer, Judge, StageArguments, Synth, Train};
 
@@ -118,6 +120,8 @@ pub(crate) enum Command {
     /// Measure how fast this machine generates or trains with a model.
     #[command(subcommand)]
     Bench(Bench),
+    /// Tell how much of a card's memory training and answering take, and what to change where that is too much.
+    Plan(Plan),
     /// Write what was trained for other programs: PEFT, llama.cpp, transformers, Ollama.
     Export(Export),
     /// Print a run's report from its directory, or fetch it from a coordinator.

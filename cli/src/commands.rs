@@ -8,6 +8,7 @@ mod doctor;
 mod export;
 mod init;
 mod local_model;
+mod plan;
 mod reach;
 mod remote;
 mod report;
@@ -37,6 +38,7 @@ pub(crate) fn run(mut arguments: Arguments, output: &Output) -> Result<Exit> {
         Command::Eval(arguments) => local_model::eval(&arguments, output),
         Command::Generate(arguments) => local_model::generate(&arguments, output),
         Command::Bench(arguments) => bench::bench(&arguments, output),
+        Command::Plan(arguments) => plan::plan(&arguments, output),
         Command::Export(arguments) => export::export(&arguments, output),
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -69,6 +71,7 @@ async fn run_async(command: Command, output: &Output) -> Result<Exit> {
         | Command::Eval(_)
         | Command::Generate(_)
         | Command::Bench(_)
+        | Command::Plan(_)
         | Command::Export(_) => Ok(Exit::Ok),
     }
 }

@@ -72,6 +72,15 @@ pub(crate) fn load_options(arguments: &ModelArguments, threads: Option<usize>) -
     }
 }
 
+/// As the user spells it.
+pub(crate) fn quant_name(quant: Quant) -> &'static str {
+    match quant {
+        Quant::Nf4 => "nf4",
+        Quant::Nf4Single => "nf4_single",
+        Quant::None => "none",
+    }
+}
+
 /// How a local model is held and computed with, in the words of the config and the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Held {
@@ -103,11 +112,7 @@ impl From<&LocalSection> for Held {
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quant = match self.quant {
-            Quant::Nf4 => "nf4",
-            Quant::Nf4Single => "nf4_single",
-            Quant::None => "none",
-        };
+        let quant = quant_name(self.quant);
         let compute = match self.compute {
             run::Compute::F32 => "f32",
             run::Compute::Bf16 => "bf16",

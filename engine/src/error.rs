@@ -4,6 +4,10 @@
 
 use std::path::PathBuf;
 
+use llamaduo_kernels::DeviceError;
+
+use crate::memory::gib;
+
 /// A failed engine operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -294,6 +298,21 @@ pub enum Error {
         /// Why it cannot be, and what can.
         reason: String,
     },
+    /// A device's memory does not hold what is to be done, however it is divided.
+    #[error(
+        "{what} needs {:.2} GiB of the device's memory, of which there are {:.2}; what would fit: {remedy}",
+        gib(*needed), gib(*room)
+    )]
+    NotEnoughMemory {
+        /// What is to be done.
+        what: String,
+        /// Bytes it needs.
+        needed: u64,
+        /// Bytes there are.
+        room: u64,
+        /// What would fit.
+        remedy: String,
+    },
     /// A generation setting has a value without a meaning.
     #[error("`{field}` must be {expected}, found {found}")]
     GenerateOptions {
@@ -304,6 +323,16 @@ pub enum Error {
         /// The value.
         found: String,
     },
+}
+
+impl Error {
+    /// What the CUDA device said, where it is to blame.
+    pub fn device(&self) -> Option<&DeviceError> {
+        match self {
+            Self::Kernel(error) => error.device(),
+            _ => None,
+        }
+    }
 }
 
 /// Shorthand.

@@ -209,6 +209,21 @@ fn identity(files: impl Iterator<Item = (impl AsRef<[u8]>, llamaduo_kernels::Sha
         .collect()
 }
 
+/// What a model is, of which no more need be here than its `config.json`: that file, its directory, or what
+/// [`ModelFiles::open`] opens.
+pub fn describe(path: &Path) -> Result<ModelConfig> {
+    let beside = path.join("config.json");
+    if path.is_file() && path.extension().is_some_and(|end| end == "json") {
+        ModelConfig::from_json_file(path)
+    } else if beside.is_file() {
+        ModelConfig::from_json_file(&beside)
+    } else if path.is_file() && is_gguf(path) {
+        ModelConfig::from_gguf(&GgufFile::open(path)?)
+    } else {
+        Ok(ModelFiles::open(path)?.config)
+    }
+}
+
 /// A text file, whole. Fails when it cannot be read, is absurdly long or not UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let read = |source| Error::Read {

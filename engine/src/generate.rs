@@ -21,8 +21,10 @@ pub use logprobs::{LOGPROBS_MAX, Likelihood, TokenLogprob};
 pub use sampler::Sampling;
 
 use batcher::Batcher;
+pub(crate) use batcher::{PAGE_LEN, PREFILL_ROWS};
 
 use crate::chat_template::{Message, encode_chat};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::local_model::LocalModel;
 use crate::lora::Adapter;
@@ -106,6 +108,16 @@ impl Default for BatchOptions {
             max_batch: 32,
             cache_bytes_max: 512 << 20,
         }
+    }
+}
+
+impl BatchOptions {
+    /// Pages of each layer's cache that the bytes allow, those of 32-bit floats.
+    pub(crate) fn n_pages_max(&self, config: &ModelConfig) -> usize {
+        let heads = config.heads;
+        let page_bytes =
+            config.n_layers * 2 * heads.n_kv_heads * heads.head_dim * PAGE_LEN * size_of::<f32>();
+        self.cache_bytes_max / page_bytes.max(1)
     }
 }
 
@@ -218,6 +230,21 @@ pub fn generate<B: Backend>(
     stop_tokens.extend_from_slice(tokenizer.eos());
     stop_tokens.extend(END_OF_TURN.iter().filter_map(|text| tokenizer.token_id(text)));
     generate_ids(model, adapter, &prompts, &stop_tokens, batch, observe)
+}
+
+/// Most tokens that one of the requests' responses and its prompt can have together, those that do not fit into the
+/// context left out: for a plan of memory.
+pub fn context_max<B: Backend>(model: &LocalModel<B>, requests: &[GenerateRequest]) -> Result<usize> {
+    let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
+    let mut longest = 0;
+    for request in requests {
+        let n_prompt = encode_chat(tokenizer, template, &request.messages, true)?.len();
+        let n_tokens = n_prompt.saturating_add(request.options.max_tokens);
+        if n_tokens <= model.config().context_len {
+            longest = longest.max(n_tokens);
+        }
+    }
+    Ok(longest)
 }
 
 /// Tokens with which the chat templates of the supported families end a turn; some models list only their end of text.

@@ -14,6 +14,7 @@ pub mod gguf;
 mod guard;
 pub mod local_model;
 pub mod lora;
+pub mod memory;
 mod model;
 #[cfg(test)]
 mod parity;
@@ -29,12 +30,12 @@ pub use chat_template::{ChatTemplate, Message, Role, encode_chat};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use error::{Error, Result};
 pub use eval::{EvalLoss, check_ids, evaluate, evaluate_ids, evaluate_observed, logits, stream_logits};
-pub use files::ModelFiles;
+pub use files::{ModelFiles, describe};
 pub use generate::{
     BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Likelihood, Sampling,
     TokenLogprob, generate,
 };
-pub use llamaduo_kernels::{Compute, Device};
+pub use llamaduo_kernels::{Compute, Device, DeviceError};
 pub use local_model::{BaseQuant, LoadOptions, LocalModel};
 pub use lora::{Adapter, LinearName, LoraConfig, LoraTargets};
 pub use tokenizer::Tokenizer;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: its weights never change; one `LocalModel` serves any number of adapters.
 
+use std::time::Duration;
+
 use llamaduo_kernels::{AnyBackend, Backend, Compute, Device, DoubleQuant, HostWeight};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,11 @@ impl LocalModel<AnyBackend> {
     /// Compute threads.
     pub fn n_threads(&self) -> usize {
         self.model.backend.n_threads()
+    }
+
+    /// How long a CUDA device took to open with all kernels.
+    pub fn kernels_load_time(&self) -> Option<Duration> {
+        self.model.backend.load_time()
     }
 
     /// What the model runs on, in words.

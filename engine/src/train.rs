@@ -31,6 +31,7 @@ use plan::Plan;
 use crate::error::{Error, Result};
 use crate::local_model::LocalModel;
 use crate::lora::{Adapter, LoraLayout};
+use crate::memory::StepSizes;
 use crate::model::{DropoutStream, Keep};
 
 /// Sets dropout apart from the run's other random streams.
@@ -120,6 +121,22 @@ pub fn train<B: Backend>(
     resume: Option<&Checkpoint>,
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
 ) -> Result<TrainOutcome> {
+    let encoded = encode(model, rows, config)?;
+    train_rows(model, &encoded, config, init, resume, observe)
+}
+
+/// How long the rows of such a run are, for a plan of its memory. Fails as [`train`] would on the same rows.
+pub fn step_sizes<B: Backend>(
+    model: &LocalModel<B>,
+    rows: &[Conversation],
+    config: &TrainConfig,
+) -> Result<StepSizes> {
+    let encoded = encode(model, rows, config)?;
+    Ok(Plan::new(&encoded.learnt, config).sizes())
+}
+
+/// The rows as tokens, cut to what is learnt from.
+fn encode<B: Backend>(model: &LocalModel<B>, rows: &[Conversation], config: &TrainConfig) -> Result<Rows> {
     config.validate()?;
     let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
     let len_max = config.max_seq_len.min(model.config().context_len);
@@ -134,7 +151,7 @@ pub fn train<B: Backend>(
             len_max,
         });
     }
-    train_rows(model, &encoded, config, init, resume, observe)
+    Ok(encoded)
 }
 
 /// [`train`] on rows that are already tokens.

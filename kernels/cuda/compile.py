@@ -3,11 +3,12 @@
 
     kernels/cuda/compile.py           writes kernels/cuda/ptx/*.ptx, which are committed
     kernels/cuda/compile.py --check   compiles again and fails when a committed file differs
-    kernels/cuda/compile.py --report  prints registers, spills and shared memory of each kernel, for docs/kernels.md
+    kernels/cuda/compile.py --report  prints the table of docs/kernels.md: registers, spills, shared memory, and how many
+                                      instructions of some kinds there are; fails when a kernel spills
 
 NVRTC comes from two Python packages, installed below target/nvrtc on the first run. Version 12.4 is pinned because the
 PTX it writes (ISA 8.4) runs on drivers from 550 on. A file's first line is the sha256 of what it was made from; a test
-compares that line without compiling.
+compares that line without compiling. The report takes a disassembler beside it, a third package.
 """
 
 import ctypes
@@ -21,6 +22,8 @@ import venv
 HERE = pathlib.Path(__file__).resolve().parent
 TOOLS = HERE.parent.parent / "target" / "nvrtc"
 PACKAGES = ["nvidia-cuda-nvrtc-cu12==12.4.127", "nvidia-cuda-runtime-cu12==12.4.127"]
+# Reads what NVRTC 12.4 makes; there is none of that version.
+DISASSEMBLER = "nvidia-cuda-nvdisasm==13.2.51"
 # What every card from Ampere on runs. A tuned variant for another architecture is one more entry of VARIANTS.
 BASELINE = "compute_80"
 VARIANTS = {}  # source name -> further architectures
@@ -28,16 +31,23 @@ FLAGS = ["--std=c++17", "-default-device"]
 REPORTED = ["sm_80", "sm_89", "sm_90"]
 
 
-def nvrtc():
-    found = list(TOOLS.glob("lib/python*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))
+def installed(packages, pattern):
+    """The file of some packages below TOOLS, which are installed when it is not there."""
+    found = list(TOOLS.glob("lib/python*/site-packages/nvidia/" + pattern))
     if not found:
-        venv.create(TOOLS, with_pip=True)
+        if not (TOOLS / "bin" / "pip").exists():
+            venv.create(TOOLS, with_pip=True)
         pip = [TOOLS / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run(pip + PACKAGES, check=True)
-        found = list(TOOLS.glob("lib/python*/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))
+        subprocess.run(pip + packages, check=True)
+        found = list(TOOLS.glob("lib/python*/site-packages/nvidia/" + pattern))
+    return found[0]
+
+
+def nvrtc():
+    found = installed(PACKAGES, "cuda_nvrtc/lib/libnvrtc.so.12")
     # NVRTC looks for its built-in headers under this name; loading it first spares the caller LD_LIBRARY_PATH.
-    ctypes.CDLL(str(found[0].with_name("libnvrtc-builtins.so.12.4")))
-    return ctypes.CDLL(str(found[0]))
+    ctypes.CDLL(str(found.with_name("libnvrtc-builtins.so.12.4")))
+    return ctypes.CDLL(str(found))
 
 
 def check(library, code, what):
@@ -46,16 +56,20 @@ def check(library, code, what):
         sys.exit(f"{what}: {library.nvrtcGetErrorString(code).decode()}")
 
 
-def text_of(library, program, getter):
+def bytes_of(library, program, getter):
     size = ctypes.c_size_t()
     check(library, getattr(library, getter + "Size")(program, ctypes.byref(size)), getter)
-    text = ctypes.create_string_buffer(size.value)
-    check(library, getattr(library, getter)(program, text), getter)
-    return text.value.decode()
+    out = ctypes.create_string_buffer(size.value)
+    check(library, getattr(library, getter)(program, out), getter)
+    return out.raw
+
+
+def text_of(library, program, getter):
+    return bytes_of(library, program, getter).rstrip(b"\0").decode()
 
 
 def compile_source(library, source, architecture, extra=()):
-    """PTX (for compute_*) and the compiler's log of one source."""
+    """PTX (for compute_*) or a cubin (for sm_*), and the compiler's log of one source."""
     program = ctypes.c_void_p()
     name = source.name.encode()
     code = library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), name, 0, None, None)
@@ -67,9 +81,10 @@ def compile_source(library, source, architecture, extra=()):
     if code != 0:
         print(log, file=sys.stderr)
     check(library, code, source.name)
-    ptx = text_of(library, program, "nvrtcGetPTX") if architecture.startswith("compute") else None
+    is_virtual = architecture.startswith("compute")
+    made = text_of(library, program, "nvrtcGetPTX") if is_virtual else bytes_of(library, program, "nvrtcGetCUBIN")
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return ptx, log
+    return made, log
 
 
 def digest(source, architecture):
@@ -86,22 +101,45 @@ def outputs():
             yield source, architecture, HERE / "ptx" / f"{source.stem}{suffix}.ptx"
 
 
+# What is counted in a kernel's machine code: the table's columns after registers and shared memory.
+COUNTED = {
+    "spills": re.compile(r"\b(?:STL|LDL)\b"),
+    "matrix instructions": re.compile(r"\b(?:HMMA|HGMMA)\b"),
+    "asynchronous copies": re.compile(r"\bLDGSTS\b"),
+}
+
+
+def counts(cubin):
+    """For each kernel of a cubin how many instructions of each kind there are."""
+    disassembler = installed([DISASSEMBLER], "cu13/bin/nvdisasm")
+    path = TOOLS / "report.cubin"
+    path.write_bytes(cubin)
+    run = subprocess.run([disassembler, "-c", path], check=True, capture_output=True, text=True)
+    sections = re.split(r"^\.text\.(\w+):$", run.stdout, flags=re.M)[1:]
+    bodies = zip(sections[::2], sections[1::2])
+    return {name: [len(kind.findall(body)) for kind in COUNTED.values()] for name, body in bodies}
+
+
 def report(library):
-    print("| kernel | " + " | ".join(f"{name}: registers, spilled bytes, shared bytes" for name in REPORTED) + " |")
+    columns = ", ".join(["registers", "shared bytes", *COUNTED])
+    print("| kernel | " + " | ".join(f"{name}: {columns}" for name in REPORTED) + " |")
     print("|---" * (1 + len(REPORTED)) + "|")
-    rows = {}
+    rows, spilling = {}, set()
     for source in sorted(HERE.glob("*.cu")):
         for architecture in REPORTED:
-            _, log = compile_source(library, source, architecture, ["--ptxas-options=-v"])
-            entry = re.compile(
-                r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers([^\n]*)", re.S
-            )
-            for name, spilled, registers, rest in entry.findall(log):
+            cubin, log = compile_source(library, source, architecture, ["--ptxas-options=-v"])
+            counted = counts(cubin)
+            entry = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers([^\n]*)", re.S)
+            for name, registers, rest in entry.findall(log):
                 shared = re.search(r"(\d+) bytes smem", rest)
-                cell = f"{registers}, {spilled}, {shared.group(1) if shared else 0}"
-                rows.setdefault(f"`{name}`", []).append(cell)
+                numbers = [registers, shared.group(1) if shared else 0, *counted[name]]
+                rows.setdefault(f"`{name}`", []).append(", ".join(map(str, numbers)))
+                if counted[name][0]:
+                    spilling.add(f"{name} on {architecture}")
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(cells) + " |")
+    if spilling:
+        sys.exit(f"spills are a defect: {', '.join(sorted(spilling))}")
 
 
 def main():

@@ -1,7 +1,7 @@
 // What products on tensor cores share: pieces of rows, fragments, a LoRA pair's part, the sums of a block's warps and their
 // way to memory.
 //
-// Invariant: the sums of warps are added in their order. A product's block has `N_WARPS` warps.
+// Invariant: the sums of warps are added in their order. A block whose warps share a contraction has `N_WARPS` of them.
 #pragma once
 #include "common.cuh"
 
@@ -16,6 +16,13 @@ DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// `a * b + c` of two bf16 each, rounded once.
+DEVICE u32 multiply_add_bf16x2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
 }
 
 // 8 neighbours from `column` of row `row`, which is all within the row and aligned; zeros where there is no such row.
@@ -67,6 +74,33 @@ template <int MI> struct Left {
         }
     }
 };
+
+// One tile of a forward product, 32 rows of W by 8·MJ rows of x: `sum[f][j] +=` that of rows 4g + 2f and 4g + 2f + 1 of W, and
+// of rows 8j + 2t and 8j + 2t + 1 of x; the contraction is k = 8t.. of each half of 64. `rows(half)` gives a lane its pieces
+// 4·half + t of rows 4g.. of W, one for each `(r)`, and `piece(j, half)` that of row 8j + g of x.
+template <int MJ, typename Rows, typename Piece>
+DEVICE void multiply_tile(float (&sum)[2][MJ][4], const Rows &rows, const Piece &piece) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint4 right[MJ];
+#pragma unroll
+        for (int j = 0; j < MJ; j++)
+            right[j] = piece(j, half);
+        auto row = rows(half);
+#pragma unroll
+        for (int f = 0; f < 2; f++) {
+            uint4 upper = row(2 * f), lower = row(2 * f + 1);
+#pragma unroll
+            for (int step = 0; step < 2; step++) {
+                u32 left[4] = {word(upper, 2 * step), word(lower, 2 * step), word(upper, 2 * step + 1),
+                               word(lower, 2 * step + 1)};
+#pragma unroll
+                for (int j = 0; j < MJ; j++)
+                    multiply_add(sum[f][j], left, word(right[j], 2 * step), word(right[j], 2 * step + 1));
+            }
+        }
+    }
+}
 
 // Two rows at one column make a register of the right operand: column `j` of the pieces of two rows.
 DEVICE u32 across(const uint4 &first, const uint4 &second, int j) {
@@ -169,9 +203,35 @@ DEVICE void put(float *to, const Values<VECTOR> &values) {
     ((float4 *)to)[1] = float4{values.at[4], values.at[5], values.at[6], values.at[7]};
 }
 
+DEVICE void put(bf16 *to, const Values<4> &values) {
+    *(uint2 *)to = uint2{to_bf16x2(values.at[0], values.at[1]), to_bf16x2(values.at[2], values.at[3])};
+}
+
+DEVICE void put(float *to, const Values<4> &values) {
+    *(float4 *)to = float4{values.at[0], values.at[1], values.at[2], values.at[3]};
+}
+
+DEVICE void put(bf16 *to, const Values<2> &values) { *(u32 *)to = to_bf16x2(values.at[0], values.at[1]); }
+
+DEVICE void put(float *to, const Values<2> &values) { *(float2 *)to = float2{values.at[0], values.at[1]}; }
+
 DEVICE void put_one(bf16 *to, float value) { *to = to_bf16(value); }
 
 DEVICE void put_one(float *to, float value) { *to = value; }
+
+// `COUNT` neighbours of a row of `[.., N]` from `column` on, a multiple of it, as far as the row goes.
+template <int COUNT, typename Out> DEVICE void put_row(Out *row, const Values<COUNT> &values, int column, int n) {
+    Out *to = row + column;
+    if (n % COUNT == 0) {
+        if (column < n)
+            put(to, values);
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (column + i < n)
+                put_one(to + i, values.at[i]);
+    }
+}
 
 // Where the warps' sums meet: groups of 8 output columns that a lane writes in one piece.
 template <int GROUPS> struct Sums {
@@ -208,18 +268,8 @@ DEVICE void write_sums(Out *y, const float (&sum)[MI][4][4], int m0, int m, int 
     for (int group = warp; group < 2 * MI; group += N_WARPS) {
         int row = m0 + 16 * (group / 2) + g + 8 * (group % 2), column = n0 + 8 * t;
         Values<VECTOR> values = total(sums, group, lane);
-        if (row >= m)
-            continue;
-        Out *to = y + (u64)row * n + column;
-        if (n % VECTOR == 0) {
-            if (column < n)
-                put(to, values);
-        } else {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++)
-                if (column + i < n)
-                    put_one(to + i, values.at[i]);
-        }
+        if (row < m)
+            put_row(y + (u64)row * n, values, column, n);
     }
 }
 
@@ -251,15 +301,23 @@ DEVICE void add_to(bf16 *to, Values<VECTOR> values) {
     store(to, values);
 }
 
+// The same of 4 neighbours.
+DEVICE void add_to(bf16 *to, Values<4> values) {
+    uint2 old = *(const uint2 *)to;
+    values.at[0] += __uint_as_float(old.x << 16), values.at[1] += __uint_as_float(old.x & 0xffff0000u);
+    values.at[2] += __uint_as_float(old.y << 16), values.at[3] += __uint_as_float(old.y & 0xffff0000u);
+    put(to, values);
+}
+
 // `row[column..] += values` within `width`.
-DEVICE void add_to_row(bf16 *row, const Values<VECTOR> &values, int column, int width) {
+template <int COUNT> DEVICE void add_to_row(bf16 *row, const Values<COUNT> &values, int column, int width) {
     bf16 *to = row + column;
-    if (width % VECTOR == 0) {
+    if (width % COUNT == 0) {
         if (column < width)
             add_to(to, values);
     } else {
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++)
+        for (int i = 0; i < COUNT; i++)
             if (column + i < width)
                 to[i] = to_bf16(to_f32(to[i]) + values.at[i]);
     }

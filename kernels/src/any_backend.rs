@@ -3,6 +3,7 @@
 //! Invariant: a value made by one device is never given to another: that is an error that names the operation.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
@@ -34,12 +35,20 @@ impl AnyBackend {
         match device {
             Device::Auto | Device::Cpu => Ok(Self::Cpu(Cpu::new(threads)?.with_compute(compute))),
             Device::Cuda(ordinal) => match Cuda::new(ordinal) {
-                Ok(cuda) => Ok(Self::Cuda(Box::new(cuda))),
+                Ok(cuda) => Ok(Self::Cuda(Box::new(cuda.sharing_buffers()))),
                 Err(source) => Err(Error::Device {
                     op: "opening",
                     source,
                 }),
             },
+        }
+    }
+
+    /// How long a CUDA device took to open with all kernels.
+    pub fn load_time(&self) -> Option<Duration> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(backend) => Some(backend.load_time()),
         }
     }
 

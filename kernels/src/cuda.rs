@@ -26,12 +26,14 @@ mod linear;
 mod lora;
 mod matmul_bf16;
 mod matmul_nf4;
+pub mod memory;
 mod product;
 mod ptx;
 mod quantize_nf4;
 mod replay;
 mod rms_norm;
 mod rope;
+mod scratch;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -39,7 +41,7 @@ mod timing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
 use crate::error::Error;
@@ -55,6 +57,7 @@ pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
 pub use replay::CudaRecordings;
 use replay::Recorder;
+use scratch::Kept;
 pub use timing::Recorded;
 
 /// Activations on the device.
@@ -73,6 +76,8 @@ pub struct Cuda {
     functions: Arc<[CudaFunction]>,
     info: DeviceInfo,
     load_time: Duration,
+    /// What operations leave for one another.
+    kept: Arc<Kept>,
     /// Takes down what is launched, instead of the device, while a step is recorded.
     recorder: Option<Arc<Recorder>>,
 }
@@ -83,20 +88,29 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
         let info = device::find(ordinal)?;
         let begin = Instant::now();
-        let context =
-            CudaContext::new(ordinal).map_err(|error| DeviceError::driver("opening the device", error))?;
-        device::without_event_tracking(&context);
+        let context = device::open(ordinal)?;
         let stream = context
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;
         let functions = ptx::load(&context)?;
+        let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
             functions: functions.into(),
             info,
             load_time: begin.elapsed(),
+            kept,
             recorder: None,
         })
+    }
+
+    /// The same, where an operation may also be given a buffer that is larger than it asks for: for steps of ever another
+    /// number of rows. Without it an access just beyond a buffer is one beyond an allocation, which tests see.
+    pub fn sharing_buffers(self) -> Self {
+        Self {
+            kept: Arc::new(Kept::new(&self.stream, true)),
+            ..self
+        }
     }
 
     /// The same device, and the same recorder if there is one.
@@ -106,6 +120,7 @@ impl Cuda {
             functions: Arc::clone(&self.functions),
             info: self.info.clone(),
             load_time: self.load_time,
+            kept: Arc::clone(&self.kept),
             recorder: self.recorder.clone(),
         }
     }

@@ -60,6 +60,24 @@ impl Device {
             Self::Cuda(ordinal) => device::find(ordinal).map(|_| ()),
         }
     }
+
+    /// Opens the device, without kernels, and lets go of it. Fails with what is wrong with it.
+    pub fn try_open(self) -> Result<(), DeviceError> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(()),
+            Self::Cuda(ordinal) => device::open(ordinal)?
+                .synchronize()
+                .map_err(|error| DeviceError::driver("waiting for it", error)),
+        }
+    }
+
+    /// All memory of a device that has its own; `None` for the CPU, which uses the machine's.
+    pub fn memory_bytes(self) -> Result<Option<u64>, DeviceError> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(None),
+            Self::Cuda(ordinal) => device::find(ordinal).map(|info| Some(info.memory_bytes as u64)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -147,3 +147,13 @@ pub enum Error {
         source: rayon::ThreadPoolBuildError,
     },
 }
+
+impl Error {
+    /// What the CUDA device said, where it is to blame.
+    pub fn device(&self) -> Option<&DeviceError> {
+        match self {
+            Self::Device { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -216,11 +216,6 @@ impl Nf4Scales {
     }
 }
 
-/// What scales are after they were quantized too.
-pub(crate) fn twice_quantized(scales: &[f32]) -> Arc<[f32]> {
-    quantize_scales(scales).of_blocks()
-}
-
 /// The code of the flattened tensor's element `i`.
 #[inline]
 pub(crate) fn code_at(codes: &[u8], i: usize) -> u8 {
@@ -282,7 +277,8 @@ versions! {
     }
 }
 
-fn quantize_scales(scales: &[f32]) -> Nf4Scales {
+/// Scales quantized in their turn.
+pub(crate) fn quantize_scales(scales: &[f32]) -> Nf4Scales {
     let sum: f64 = scales.iter().map(|&scale| f64::from(scale)).sum();
     let offset = if scales.is_empty() {
         0.0

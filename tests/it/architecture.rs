@@ -23,7 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Crates that no program is made of, and who may test with them.
 const TEST_ONLY: &[(&str, &[&str])] = &[
     ("ptx", &["kernels"]),
-    ("stand-in-driver", &["kernels", "engine", "tests"]),
+    ("stand-in-driver", &["kernels", "engine", "worker", "tests"]),
 ];
 
 /// A file that grows past this holds more than one idea.

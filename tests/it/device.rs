@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder with the stand-in under the driver's name.
-fn driver() -> TempDir {
+pub(crate) fn driver() -> TempDir {
     let folder = TempDir::new().unwrap();
     let built = std::env::current_exe()
         .unwrap()
@@ -21,7 +21,7 @@ fn driver() -> TempDir {
     folder
 }
 
-fn with_driver(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+pub(crate) fn with_driver(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = llamaduo();
     command.args(arguments);
     command
@@ -30,7 +30,7 @@ fn with_driver(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> 
     command
 }
 
-fn json(command: &mut Command) -> Value {
+pub(crate) fn json(command: &mut Command) -> Value {
     let output = process::run(command);
     assert_eq!(output.code(), 0, "{}", output.stderr);
     serde_json::from_str(&output.stdout).unwrap()

@@ -12,6 +12,7 @@ mod device;
 mod export;
 mod fuzz;
 mod gpu_bench;
+mod memory;
 mod resume;
 mod smollm2;
 mod stages;

@@ -6,6 +6,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use llamaduo_engine::{Device, DeviceError};
 use llamaduo_proto::Digest;
 use llamaduo_proto::convert::InvalidMessage;
 use llamaduo_proto::task::FailureKind;
@@ -95,6 +96,15 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] llamaduo_engine::Error),
+    /// What models run on cannot be asked for its memory.
+    #[error("{device} cannot be used")]
+    Device {
+        /// Which.
+        device: Device,
+        /// Why not.
+        #[source]
+        source: DeviceError,
+    },
     /// The pure side failed.
     #[error(transparent)]
     Data(#[from] llamaduo_data::Error),
@@ -163,6 +173,11 @@ impl Error {
         }
     }
 
+    /// Whether the device that the model was on has to be opened anew.
+    pub(crate) fn has_lost_device(&self) -> bool {
+        matches!(self, Self::Engine(error) if matches!(error.device(), Some(DeviceError::Lost { .. })))
+    }
+
     /// Whether the same task could succeed at another time or elsewhere.
     pub fn is_retryable(&self) -> bool {
         matches!(
@@ -185,6 +200,8 @@ impl Error {
             Self::Engine(llamaduo_engine::Error::Read { .. } | llamaduo_engine::Error::NoModel { .. }) => {
                 FailureKind::Retryable
             }
+            Self::Engine(error) => error.device().map_or(FailureKind::Permanent, device_failure),
+            Self::Device { source, .. } => device_failure(source),
             Self::Service(failure) => match failure.class {
                 FailureClass::Transient | FailureClass::Unequipped => FailureKind::ServiceUnavailable,
                 FailureClass::BadRequest => FailureKind::Permanent,
@@ -199,7 +216,6 @@ impl Error {
             | Self::RefusedByCoordinator { .. }
             | Self::Protocol(_)
             | Self::Task { .. }
-            | Self::Engine(_)
             | Self::Data(_)
             | Self::Prompt(_)
             | Self::Encode { .. } => FailureKind::Permanent,
@@ -213,6 +229,20 @@ impl Error {
             return format!("the disk is full: {message}; free some space on the worker and resume");
         }
         message
+    }
+}
+
+/// What the end of an attempt by a device's failure is called. The device was there when this worker started: one that is
+/// gone may come back, and another worker's is there.
+fn device_failure(error: &DeviceError) -> FailureKind {
+    match error {
+        DeviceError::OutOfMemory { .. } => FailureKind::OutOfMemory,
+        DeviceError::DriverTooOld { .. } | DeviceError::DeviceTooOld { .. } => FailureKind::Permanent,
+        DeviceError::NoDriver
+        | DeviceError::DriverFails { .. }
+        | DeviceError::NoDevice { .. }
+        | DeviceError::Lost { .. }
+        | DeviceError::Driver { .. } => FailureKind::Retryable,
     }
 }
 

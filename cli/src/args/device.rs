@@ -22,6 +22,7 @@ impl Command {
             Self::Bench(Bench::Generate(arguments)) => &mut arguments.model.model.device,
             Self::Bench(Bench::Train(arguments)) => &mut arguments.model.model.device,
             Self::Bench(Bench::Kernels(arguments)) => &mut arguments.device,
+            Self::Plan(arguments) => &mut arguments.device,
             Self::Doctor
             | Self::Init(_)
             | Self::Coordinator(_)

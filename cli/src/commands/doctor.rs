@@ -2,6 +2,9 @@
 //!
 //! Invariant: what is said to work was tried just now: kernels that are said to load were loaded.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use llamaduo_kernels::cuda::{self, Cuda, DeviceInfo};
 use llamaduo_kernels::{DeviceError, Isa};
 use serde::Serialize;
@@ -16,6 +19,8 @@ struct Machine {
     cuda: Vec<CudaFound>,
     /// Why no CUDA device is listed; null where there is one.
     no_cuda: Option<String>,
+    /// Where the driver keeps kernels that it has compiled; null where it does not keep them.
+    kernel_cache: Option<String>,
     /// What `--device auto` means here.
     auto: &'static str,
 }
@@ -63,8 +68,19 @@ fn look() -> Machine {
         },
         cuda,
         no_cuda,
+        kernel_cache: kernel_cache(|name| std::env::var_os(name)).map(|path| path.display().to_string()),
         auto: "cpu",
     }
+}
+
+/// As the driver has it on Linux: below the home directory, unless a variable names another place or turns it off.
+fn kernel_cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    if variable("CUDA_CACHE_DISABLE").is_some_and(|value| value == "1") {
+        return None;
+    }
+    let named = variable("CUDA_CACHE_PATH").filter(|path| !path.is_empty());
+    let home = || variable("HOME").map(|home| PathBuf::from(home).join(".nv/ComputeCache"));
+    named.map(PathBuf::from).or_else(home)
 }
 
 fn try_device(info: &DeviceInfo) -> CudaFound {
@@ -103,6 +119,16 @@ impl Machine {
                 (None, None) => String::new(),
             });
         }
+        if !self.cuda.is_empty() {
+            lines.push(match &self.kernel_cache {
+                Some(directory) => {
+                    format!("the driver keeps compiled kernels in {directory}: the first start is the slow one")
+                }
+                None => "the driver compiles the kernels at each start, since CUDA_CACHE_DISABLE is 1 or there is no home \
+                         directory; give it a place by CUDA_CACHE_PATH"
+                    .to_owned(),
+            });
+        }
         if let Some(reason) = &self.no_cuda {
             lines.push(format!("cuda: {reason}"));
         }
@@ -132,6 +158,27 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_that_the_driver_keeps_are_found_where_it_keeps_them() {
+        let with = |set: &[(&str, &str)]| {
+            let value = |name: &str| {
+                set.iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.into())
+            };
+            kernel_cache(value)
+        };
+        let home = ("HOME", "/home/a");
+        assert_eq!(with(&[home]), Some("/home/a/.nv/ComputeCache".into()));
+        assert_eq!(
+            with(&[home, ("CUDA_CACHE_PATH", "/cache")]),
+            Some("/cache".into())
+        );
+        assert_eq!(with(&[home, ("CUDA_CACHE_DISABLE", "1")]), None);
+        assert_eq!(with(&[home, ("CUDA_CACHE_DISABLE", "0")]), with(&[home]));
+        assert_eq!(with(&[]), None);
+    }
+
+    #[test]
     fn a_card_that_is_too_old_is_listed_with_the_reason() {
         let found = CudaFound {
             device: "cuda:0".to_owned(),
@@ -154,5 +201,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("its kernels do not load: too old"), "{text}");
+        assert!(
+            text.contains("the driver keeps compiled kernels in") || text.contains("CUDA_CACHE_PATH"),
+            "{text}"
+        );
     }
 }

@@ -14,6 +14,7 @@ use llamaduo_engine::{
     Adapter, BatchOptions, Completion, EvalLoss, Finish, GenerateEvent, GenerateOptions, GenerateRequest,
     Likelihood, LocalModel, Message, Role, Sampling, TokenLogprob, Tokenizer, evaluate_observed, peft,
 };
+use llamaduo_worker::models::{Places, resolve};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -364,6 +365,18 @@ pub(super) fn find(arguments: &ModelArguments, output: &Output) -> Result<PathBu
         .enable_all()
         .build()?;
     runtime.block_on(model::find(&arguments.model, &CancellationToken::new(), output))
+}
+
+/// The files of a model as far as they are here: nothing is fetched but the small models that the product knows by name.
+pub(super) fn find_here(reference: &str) -> Result<PathBuf> {
+    let places = Places {
+        offline: true,
+        ..Places::from_env()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(resolve(reference, &places, &CancellationToken::new(), &|_| ()))?)
 }
 
 /// The model and the adapter that is beside it.

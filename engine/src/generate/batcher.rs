@@ -21,9 +21,9 @@ use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Model};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens of a page: small, since the part of a prompt beyond its last whole page is run for every response.
-const PAGE_LEN: usize = 8;
+pub(crate) const PAGE_LEN: usize = 8;
 /// Rows of a prefill step: enough for the matrix products to run at full speed.
-const PREFILL_ROWS: usize = 256;
+pub(crate) const PREFILL_ROWS: usize = 256;
 /// Sets sampling apart from the other random streams of the same seed.
 const SAMPLING_STREAM: u64 = 5;
 
@@ -109,11 +109,8 @@ impl<'a, B: Backend> Batcher<'a, B> {
             .enumerate()
             .flat_map(|(prompt, of)| (0..of.request.n).map(move |k| (prompt, k)))
             .collect();
-        let heads = model.config.heads;
-        let page_bytes =
-            model.config.n_layers * 2 * heads.n_kv_heads * heads.head_dim * PAGE_LEN * size_of::<f32>();
         let max_batch = batch.max_batch.min(waiting.len());
-        let n_pages = n_pages(&prompts, max_batch, batch.cache_bytes_max / page_bytes.max(1));
+        let n_pages = n_pages(&prompts, max_batch, batch.n_pages_max(&model.config));
         let plan = CachePlan {
             n_pages,
             page_len: PAGE_LEN,

@@ -7,6 +7,7 @@ use llamaduo_kernels::{Documents, NO_LABEL, random};
 
 use super::config::TrainConfig;
 use super::rows::Row;
+use crate::memory::StepSizes;
 use crate::model::MicroBatch;
 
 /// Sets the order of the rows apart from the run's other random streams.
@@ -56,12 +57,16 @@ impl<'a> Plan<'a> {
 
     /// Most tokens a micro-batch can have.
     pub(crate) fn micro_batch_tokens_max(&self) -> usize {
-        let longest = self.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+        self.sizes().tokens(self.micro_batch_tokens)
+    }
+
+    /// What decides how many tokens that are.
+    pub(crate) fn sizes(&self) -> StepSizes {
         let unit = self.units.iter().map(|unit| self.tokens(unit)).max().unwrap_or(0);
-        let batch_rows = self.batch_rows.min(self.units.len());
-        longest
-            .max(self.micro_batch_tokens)
-            .min(unit.saturating_mul(batch_rows))
+        StepSizes {
+            longest: self.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0),
+            batch: unit.saturating_mul(self.batch_rows.min(self.units.len())),
+        }
     }
 
     /// Tokens of the whole run, over all its steps.

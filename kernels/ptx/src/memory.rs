@@ -76,17 +76,18 @@ impl Memory {
         Ok(address)
     }
 
-    /// Gives an allocation back. Its address is never used again. `false` when there is none at `address`.
-    pub fn free(&mut self, address: u64) -> bool {
+    /// Gives an allocation back, and says how long it was. Its address is never used again.
+    pub fn free(&mut self, address: u64) -> Option<usize> {
         match self
             .allocations
             .binary_search_by_key(&address, |allocation| allocation.address)
         {
             Ok(index) => {
-                self.used -= self.allocations.remove(index).bytes.len();
-                true
+                let len = self.allocations.remove(index).bytes.len();
+                self.used -= len;
+                Some(len)
             }
-            Err(_) => false,
+            Err(_) => None,
         }
     }
 

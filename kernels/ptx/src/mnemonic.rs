@@ -9,6 +9,7 @@ use crate::float;
 use crate::instruction::{Logic, MatrixType, Operation, Predicate, Shuffle, Vote};
 use crate::integer;
 use crate::lanes::{Function, lane_function};
+use crate::module::immediate;
 use crate::types::{Space, Type};
 
 type Decoded = Result<Operation, String>;
@@ -85,6 +86,9 @@ impl Decoder {
             .ok_or_else(|| unknown(parts))?;
         let n_bits = 8 * ty.n_bytes() as u32;
         if ty == Type::Pred {
+            if let Some(value) = immediate(from) {
+                return self.predicate_constant(to, value != 0);
+            }
             let from = self.predicate(from)?;
             return Ok(Operation::Combine {
                 logic: Logic::And,
@@ -112,6 +116,17 @@ impl Decoder {
             });
         }
         self.compute(COPY, operands)
+    }
+
+    /// Whatever the target holds, and its opposite: both, or one of them.
+    fn predicate_constant(&self, to: &str, value: bool) -> Decoded {
+        let a = self.predicate(to)?;
+        Ok(Operation::Combine {
+            logic: if value { Logic::Or } else { Logic::And },
+            to: a.index,
+            a,
+            b: Predicate { negated: true, ..a },
+        })
     }
 
     fn convert_address(&mut self, parts: &[&str], operands: &[&str]) -> Decoded {

@@ -9,7 +9,7 @@ use crate::backend::AdamwSpec;
 use crate::error::Result;
 
 /// Elements whose squares one block adds: fixed, so that the sum does not depend on the card.
-const SUM_LEN: usize = 1 << 14;
+pub(super) const SUM_LEN: usize = 1 << 14;
 
 impl Cuda {
     /// See [`Backend::adamw`](crate::Backend::adamw).
@@ -46,11 +46,11 @@ impl Cuda {
         const OP: &str = "sum_squares";
         check::holds(OP, "values", values, &[len])?;
         let n_blocks = len.div_ceil(SUM_LEN);
-        let mut sums = self.alloc_f64(n_blocks)?;
+        let mut sums = self.scratch::<f64>(n_blocks)?;
         let [len_int, chunk] = [len as u64, SUM_LEN as u64];
         let shape = (check::blocks(OP, "blocks", n_blocks)?, 256);
         let launch = self.launch(OP, Kernel::SumSquares, shape);
-        let launch = launch.with(&mut sums).with(values).with(&len_int).with(&chunk);
+        let launch = launch.with(&mut *sums).with(values).with(&len_int).with(&chunk);
         // SAFETY: a sum for each block, and no block reads past `len`.
         unsafe { launch.run() }?;
         let mut out = vec![0.0; n_blocks];

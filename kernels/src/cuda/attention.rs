@@ -53,10 +53,10 @@ impl Cuda {
             check::blocks(OP, "tiles", tiles.len() / TILE_LEN)?,
             n_heads as u32,
         );
-        let tiles = self.upload_indices(&tiles)?;
+        let tiles = self.scratch_of(OP, &tiles)?;
         let launch = self.launch_grid(OP, kernel, grid, 128);
         let launch = launch.with(out).with(lse).with(q).with(k).with(v);
-        let launch = launch.with(&tiles).with(&sizes);
+        let launch = launch.with(&*tiles).with(&sizes);
         // SAFETY: the tiles' rows are below m, of which each tensor holds as many.
         unsafe { launch.run() }
     }

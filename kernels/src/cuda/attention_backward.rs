@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::attention::{TILE_LEN, TILE_ROWS, check_heads, sizes, tiles};
+use super::scratch::Scratch;
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::backend::AttentionSpec;
 use crate::dims::{Documents, HeadDims};
@@ -56,28 +57,28 @@ impl Cuda {
         let sizes = sizes(spec, m);
         let tiles = tiles(documents, n_rows);
         let n_tiles = check::blocks(OP, "tiles", tiles.len() / TILE_LEN)?;
-        let tiles = self.upload_indices(&tiles)?;
+        let tiles = self.scratch_of(OP, &tiles)?;
 
         let launch = self.launch_grid(OP, for_keys, (n_tiles, n_kv_heads as u32), 128);
-        let launch = launch.with(dk).with(dv).with(dout).with(lse).with(&delta);
-        let launch = launch.with(q).with(k).with(v).with(&tiles).with(&sizes);
+        let launch = launch.with(dk).with(dv).with(dout).with(lse).with(&*delta);
+        let launch = launch.with(q).with(k).with(v).with(&*tiles).with(&sizes);
         // SAFETY: the tiles' rows are below m, of which each tensor holds as many.
         unsafe { launch.run() }?;
         let launch = self.launch_grid(OP, for_queries, (n_tiles, n_heads as u32), 128);
-        let launch = launch.with(dq).with(dout).with(lse).with(&delta);
-        let launch = launch.with(q).with(k).with(v).with(&tiles).with(&sizes);
+        let launch = launch.with(dq).with(dout).with(lse).with(&*delta);
+        let launch = launch.with(q).with(k).with(v).with(&*tiles).with(&sizes);
         // SAFETY: the same.
         unsafe { launch.run() }
     }
 
     /// `[n_rows] = rowsum(dout * out)` of rows of one head each.
-    fn delta(&self, dout: &CudaAct, out: &CudaAct, n_rows: usize, head_dim: usize) -> Result<CudaF32> {
-        let mut delta = self.alloc_f32(n_rows)?;
+    fn delta(&self, dout: &CudaAct, out: &CudaAct, n_rows: usize, head_dim: usize) -> Result<Scratch<f32>> {
+        let mut delta = self.scratch::<f32>(n_rows)?;
         let rows_int = check::int(OP, "rows and heads", n_rows)?;
         let dim_int = check::int(OP, "head_dim", head_dim)?;
         let n_blocks = rows_int.unsigned_abs().div_ceil(DELTA_THREADS / 32);
         let launch = self.launch(OP, Kernel::AttentionDelta, (n_blocks, DELTA_THREADS));
-        let launch = launch.with(&mut delta).with(dout).with(out);
+        let launch = launch.with(&mut *delta).with(dout).with(out);
         let launch = launch.with(&rows_int).with(&dim_int);
         // SAFETY: both hold n_rows rows of head_dim, which is at most 256 and a multiple of 32.
         unsafe { launch.run() }?;

@@ -11,7 +11,7 @@ mod tests;
 use cudarc::driver::CudaView;
 
 pub use sequences::CudaSequences;
-use sequences::{N_JOIN, N_PART};
+pub(super) use sequences::{N_JOIN, N_PART, n_partials_max, partial_len, partials_room, rows_of_tile};
 
 use super::launch::PagedSizes;
 use super::{Cuda, CudaAct, Kernel, attention, check};
@@ -22,13 +22,13 @@ use crate::error::{Error, Result};
 const OP: &str = "attention_paged";
 
 /// Rows of a product: query heads of a key head, for as many rows of the step as fit.
-const PRODUCT_ROWS: usize = 16;
+pub(super) const PRODUCT_ROWS: usize = 16;
 
 /// Tokens of a part of a context; as in the kernels' source.
-const PART_LEN: usize = 256;
+pub(super) const PART_LEN: usize = 256;
 
 /// What the parts' sums may take at once: thousands of blocks' worth.
-const PARTIALS_BYTES_MAX: usize = 64 << 20;
+pub(super) const PARTIALS_BYTES_MAX: usize = 64 << 20;
 
 /// One layer's paged keys and values, `[n_pages * page_len, KV, D]` each.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 use cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits, sys};
 use half::bf16;
 
+use super::scratch::Scratch;
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, DeviceError};
 use crate::error::{Error, Result};
 
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 pub struct CudaU32 {
     values: Vec<u32>,
     /// As many at least.
-    on_device: CudaIndices,
+    on_device: Scratch<u32>,
 }
 
 impl CudaU32 {
@@ -40,7 +41,7 @@ fn failed(op: &'static str, error: DriverError) -> Error {
 
 fn unallocated(bytes: usize, error: DriverError) -> Error {
     let source = match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes },
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory { bytes: Some(bytes) },
         _ => DeviceError::driver("allocating", error),
     };
     Error::Device { op: "alloc", source }
@@ -77,12 +78,25 @@ impl Cuda {
             op: "alloc",
             what: "buffer",
         })?;
-        self.stream("alloc")?
-            .alloc_zeros(room)
+        let stream = self.stream("alloc")?;
+        self.with_room(|| stream.alloc_zeros(room))
             .map_err(|error| unallocated(bytes, error))
     }
 
-    fn upload<T: DeviceRepr + ValidAsZeroBits>(
+    /// Allocates, once more where there is no room until what is kept for later is given back.
+    fn with_room<T>(
+        &self,
+        allocate: impl Fn() -> std::result::Result<T, DriverError>,
+    ) -> std::result::Result<T, DriverError> {
+        match allocate() {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && self.kept.clear() => {
+                allocate()
+            }
+            done => done,
+        }
+    }
+
+    pub(super) fn upload<T: DeviceRepr + ValidAsZeroBits>(
         &self,
         op: &'static str,
         values: &[T],
@@ -90,12 +104,23 @@ impl Cuda {
         if values.is_empty() {
             return self.zeros(0);
         }
-        self.stream(op)?
-            .clone_htod(values)
-            .map_err(|error| match error.0 {
-                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
-                _ => failed(op, error),
-            })
+        let stream = self.stream(op)?;
+        let copy = || stream.clone_htod(values);
+        self.with_room(copy).map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
+            _ => failed(op, error),
+        })
+    }
+
+    /// Puts `len` zeros in the place of `target`, which is let go of first: its values are of no use any more.
+    pub(super) fn renew<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        target: &mut CudaSlice<T>,
+        len: usize,
+    ) -> Result<()> {
+        *target = self.zeros(0)?;
+        *target = self.zeros(len)?;
+        Ok(())
     }
 
     /// `len` zeros.
@@ -116,7 +141,7 @@ impl Cuda {
     /// A copy of `values`, which the host keeps too.
     pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
         Ok(CudaU32 {
-            on_device: self.upload_indices(values)?,
+            on_device: self.scratch_of("upload_u32", values)?,
             values: values.to_vec(),
         })
     }
@@ -124,7 +149,7 @@ impl Cuda {
     /// See [`Backend::write_u32`](crate::Backend::write_u32).
     pub fn write_u32(&self, target: &mut CudaU32, values: &[u32]) -> Result<()> {
         if values.len() > target.on_device.len() {
-            target.on_device = self.zeros(values.len())?;
+            target.on_device = self.scratch(values.len())?;
         }
         self.write("write_u32", &mut target.on_device, values)?;
         target.values.clear();
@@ -276,10 +301,5 @@ impl Cuda {
         self.stream(op)?
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed(op, error))
-    }
-
-    /// A buffer of f64 for partial sums.
-    pub(super) fn alloc_f64(&self, len: usize) -> Result<CudaSlice<f64>> {
-        self.zeros(len)
     }
 }

@@ -17,7 +17,7 @@ const NO_TOKEN: u32 = u32::MAX;
 /// A row's settings as the kernels take them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct Row {
+pub(super) struct Row {
     temperature: f64,
     top_p: f64,
     random: u64,
@@ -33,6 +33,11 @@ struct Row {
 unsafe impl DeviceRepr for Row {}
 // SAFETY: all its fields are numbers, which may be 0.
 unsafe impl ValidAsZeroBits for Row {}
+
+/// Tokens that there is room for where penalties fall on `n_seen`: a response sees one token more with each step.
+pub(super) fn seen_room(n_seen: usize) -> usize {
+    n_seen.next_power_of_two().max(1024)
+}
 
 /// What the rows of a step are chosen by, and their tokens, on the device.
 #[derive(Debug)]
@@ -93,15 +98,17 @@ impl Cuda {
                 n_seen: penalized.len() as u32,
             });
         }
+        // no rows: what is left if writing them fails
+        (choices.n_rows, choices.n_seen) = (0, 0);
         if seen.len() > choices.seen.len() {
-            // A response sees one token more with each step: room for many.
-            let room = seen.len().next_power_of_two().max(1024);
-            (choices.seen, choices.kept) = (self.zeros(room)?, self.zeros(room)?);
+            let room = seen_room(seen.len());
+            self.renew(&mut choices.seen, room)?;
+            self.renew(&mut choices.kept, room)?;
         }
         if rows.iter().any(|row| row.spec.temperature > 0.0) {
             let room = check::size(OP, "keys", &[choices.rows.len(), n_vocab])?;
             if room > choices.keys.len() {
-                choices.keys = self.zeros(room)?;
+                self.renew(&mut choices.keys, room)?;
             }
         }
         self.write(OP, &mut choices.rows, &on_device)?;

@@ -5,9 +5,11 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use cudarc::driver::CudaView;
+use half::bf16;
 
 use super::launch::{VECTOR, row_threads};
-use super::{Cuda, CudaAct, CudaF32, CudaIndices, CudaWeight, Kernel, check};
+use super::scratch::Scratch;
+use super::{Cuda, CudaAct, CudaF32, CudaWeight, Kernel, check};
 use crate::backend::NO_LABEL;
 use crate::error::{Error, Result};
 
@@ -15,7 +17,7 @@ const OP: &str = "cross_entropy";
 
 /// 128 rows of a vocabulary of 262,144: enough that the products, which read the head once for each such part, are not
 /// bound by memory; with the gradient, half as much again.
-const LOGITS_BYTES_MAX: usize = 128 << 20;
+pub(super) const LOGITS_BYTES_MAX: usize = 128 << 20;
 
 /// What the losses are computed from.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +35,8 @@ pub struct LossInputs<'a> {
 
 /// The rows that have a label, on the device.
 struct Labelled {
-    rows: CudaIndices,
-    labels: CudaIndices,
+    rows: Scratch<u32>,
+    labels: Scratch<u32>,
     /// How many.
     len: usize,
 }
@@ -42,9 +44,9 @@ struct Labelled {
 /// What some rows at a time need.
 struct Room {
     /// The rows of `x`, then of its gradient.
-    gathered: CudaAct,
-    logits: CudaF32,
-    dlogits: Option<CudaAct>,
+    gathered: Scratch<bf16>,
+    logits: Scratch<f32>,
+    dlogits: Option<Scratch<bf16>>,
 }
 
 impl Cuda {
@@ -87,10 +89,10 @@ impl Cuda {
         let n_rows_max = n_rows_max.clamp(1, labelled.len);
         let n_logits = check::size(OP, "logits", &[n_rows_max, n_vocab])?;
         let mut room = Room {
-            gathered: self.alloc_act(n_rows_max * width)?,
-            logits: self.alloc_f32(n_logits)?,
+            gathered: self.scratch(n_rows_max * width)?,
+            logits: self.scratch(n_logits)?,
             dlogits: match dx {
-                Some(_) => Some(self.alloc_act(n_logits)?),
+                Some(_) => Some(self.scratch(n_logits)?),
                 None => None,
             },
         };
@@ -100,7 +102,7 @@ impl Cuda {
             let rows = labelled.rows.slice(part.clone());
             let labels = labelled.labels.slice(part);
             self.gather(OP, &mut room.gathered, &rows, inputs.x, (n_rows, width), 1.0)?;
-            self.logits(&mut room.logits, &room.gathered, inputs.head, n_rows)?;
+            self.loss_logits(&mut room.logits, &room.gathered, inputs.head, n_rows)?;
             self.losses(
                 losses,
                 &mut room,
@@ -138,8 +140,8 @@ impl Cuda {
         }
         Ok(Labelled {
             len: rows.len(),
-            rows: self.upload_indices(&rows)?,
-            labels: self.upload_indices(&kept)?,
+            rows: self.scratch_of(OP, &rows)?,
+            labels: self.scratch_of(OP, &kept)?,
         })
     }
 
@@ -158,10 +160,10 @@ impl Cuda {
         let launch = self.launch(OP, Kernel::CrossEntropy, shape);
         let no_gradient = 0u64; // a null pointer
         let launch = match &mut room.dlogits {
-            Some(dlogits) => launch.with(losses).with(dlogits),
+            Some(dlogits) => launch.with(losses).with(&mut **dlogits),
             None => launch.with(losses).with(&no_gradient),
         };
-        let launch = launch.with(&room.logits).with(rows).with(labels);
+        let launch = launch.with(&*room.logits).with(rows).with(labels);
         let launch = launch.with(&loss_scale).with(&vocab_int);
         // SAFETY: the room holds n_rows rows of n_vocab; each row is one of the losses', each label below n_vocab.
         unsafe { launch.run() }

@@ -58,10 +58,24 @@ pub enum DeviceError {
         capability: (i32, i32),
     },
     /// The device's memory is full.
-    #[error("the CUDA device has no room for {bytes} more bytes; take a smaller batch or shorter samples")]
+    #[error(
+        "the CUDA device has no room {}; take a smaller batch or shorter samples, or see with `nvidia-smi` who else uses it",
+        match bytes { Some(bytes) => format!("for {bytes} more bytes"), None => "left".to_owned() }
+    )]
     OutOfMemory {
-        /// What was asked for.
-        bytes: usize,
+        /// What was asked for, where the driver was asked for a buffer.
+        bytes: Option<usize>,
+    },
+    /// The device failed in a way that leaves nothing of its context to work with.
+    #[error(
+        "the CUDA device failed while {doing}: {reason}; what it held is lost, and it must be opened anew. If that happens \
+         again, see what `nvidia-smi` and the system's log (Xid) say of the card"
+    )]
+    Lost {
+        /// What was being done.
+        doing: &'static str,
+        /// In the driver's words.
+        reason: String,
     },
     /// The driver refused.
     #[error("{doing}: {reason}")]
@@ -74,17 +88,50 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    pub(super) fn driver(doing: &'static str, error: DriverError) -> Self {
-        Self::Driver {
-            doing,
-            reason: error.to_string(),
+    pub(crate) fn driver(doing: &'static str, error: DriverError) -> Self {
+        let reason = error.to_string();
+        match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Self::OutOfMemory { bytes: None },
+            code if loses_context(code) => Self::Lost { doing, reason },
+            _ => Self::Driver { doing, reason },
         }
     }
 
     /// Whether another try may succeed: the device was there and failed at its work.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::OutOfMemory { .. } | Self::Driver { .. })
+        matches!(
+            self,
+            Self::OutOfMemory { .. } | Self::Lost { .. } | Self::Driver { .. }
+        )
     }
+}
+
+/// Whether an error leaves a context of which every further call fails, or no device to have one on. Those of which the
+/// driver's header says so, and the ones it gives when the card itself is gone; kernels that went wrong are found out by
+/// the next call that waits, whatever it is.
+fn loses_context(code: sys::CUresult) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_NO_DEVICE
+            | CUDA_ERROR_INVALID_CONTEXT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 /// What is known of a device without using it.
@@ -151,9 +198,17 @@ pub(crate) fn find(ordinal: usize) -> Result<DeviceInfo, DeviceError> {
     }
 }
 
+/// The context of device `ordinal`, which the process has one of for as long as anybody holds it.
+pub(crate) fn open(ordinal: usize) -> Result<Arc<CudaContext>, DeviceError> {
+    let context =
+        CudaContext::new(ordinal).map_err(|error| DeviceError::driver("opening the device", error))?;
+    without_event_tracking(&context);
+    Ok(context)
+}
+
 /// One stream orders all work, so the events that cudarc keeps for each buffer would only cost time; a capture into a
 /// graph does not bear them.
-pub(super) fn without_event_tracking(context: &Arc<CudaContext>) {
+fn without_event_tracking(context: &Arc<CudaContext>) {
     // SAFETY: nothing is allocated yet, and this backend never makes a second stream.
     unsafe { context.disable_event_tracking() };
 }

@@ -38,6 +38,8 @@ pub(super) struct Call {
     kernel: Kernel,
     grid: (u32, u32),
     n_threads: u32,
+    /// Shared memory beside the kernel's own.
+    shared_bytes: u32,
     /// The parameters' bytes, each from a word of its own on.
     words: Vec<u64>,
     /// The words at which parameters begin.
@@ -133,6 +135,7 @@ impl Cuda {
             kernel,
             grid,
             n_threads,
+            shared_bytes: kernel.dynamic_shared_bytes(),
             words: Vec::with_capacity(N_PARAMETERS),
             starts: Vec::with_capacity(N_PARAMETERS),
         };
@@ -156,7 +159,14 @@ impl Cuda {
         let launched = self.stream.context().bind_to_thread().and_then(|()| {
             // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.
             unsafe {
-                result::launch_kernel(function, grid, block, 0, self.stream.cu_stream(), &mut parameters)
+                result::launch_kernel(
+                    function,
+                    grid,
+                    block,
+                    call.shared_bytes,
+                    self.stream.cu_stream(),
+                    &mut parameters,
+                )
             }
         });
         launched.map_err(|error| Error::Device {

@@ -102,6 +102,15 @@ impl Cuda {
             CudaWeight::Bf16(head) => self.logits_bf16(logits, x, head, m),
         }
     }
+
+    /// The logits that the loss is taken of. There are many rows of them, and none is generated from: with a bf16 head
+    /// they are summed in an order of their own, which does not depend on `m` either.
+    pub fn loss_logits(&self, logits: &mut CudaF32, x: &CudaAct, head: &CudaWeight, m: usize) -> Result<()> {
+        match head {
+            CudaWeight::Nf4(head) => self.logits_nf4(logits, x, head, m),
+            CudaWeight::Bf16(head) => self.loss_logits_bf16(logits, x, head, m),
+        }
+    }
 }
 
 fn check_linear(x: &CudaAct, linear: &LinearForward<'_, Cuda>, m: usize) -> Result<()> {

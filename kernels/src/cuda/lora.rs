@@ -17,7 +17,7 @@ use crate::error::Result;
 
 const OP_BACKWARD: &str = "lora_backward";
 /// Rows whose gradients are added in one go, as in the kernels.
-const PART_ROWS: usize = 512;
+pub(super) const PART_ROWS: usize = 512;
 /// Columns of a gradient's block, and of a block of dx.
 const COLUMNS: usize = 64;
 /// Ranks of a gradient's block, and of a block of h when rows are many.
@@ -143,8 +143,8 @@ impl Cuda {
         }
         let part_len = check::size(OP, "A and B", &[rank, n_in.max(n_out)])?;
         let n_parts = m.div_ceil(PART_ROWS);
-        let mut dh = self.alloc_f32(check::size(OP, "dh", &[m, rank])?)?;
-        let mut parts = self.alloc_f32(check::size(OP, "parts", &[n_parts, part_len])?)?;
+        let mut dh = self.scratch(check::size(OP, "dh", &[m, rank])?)?;
+        let mut parts = self.scratch(check::size(OP, "parts", &[n_parts, part_len])?)?;
 
         self.lora_db(&mut parts, h, dy, slot, m)?;
         self.lora_add_parts(grads, places.b.clone(), &parts, slot.scale, n_parts)?;

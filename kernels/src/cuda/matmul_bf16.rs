@@ -1,18 +1,17 @@
-//! Weights in bf16 on the device, and their products. The kernels are `kernels/cuda/matmul_bf16.cu`.
+//! Weights in bf16 on the device, and their products. The kernels are `kernels/cuda/matmul_bf16.cu` and
+//! `matmul_bf16_tiles.cu`.
 //!
 //! Invariant: any shape is taken; where a width is no multiple of 8 elements are read singly.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::linear::PairEnd;
-use super::product::dims;
+use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, dims};
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::error::Result;
 use crate::weight::BlockMatrix;
 
-/// Columns of a forward block.
-const FORWARD_COLUMNS: usize = 32;
-/// Columns of a backward block.
-const BACKWARD_COLUMNS: usize = 64;
+/// Columns of a block of the kernels for few rows.
+const BLOCK_COLUMNS: usize = 32;
 
 /// Elements that are converted at once while loading.
 const LOADED_AT_ONCE: usize = 1 << 22;
@@ -65,7 +64,7 @@ impl Cuda {
         check::holds(OP, "x", x, &[m, k])?;
         let kernels = [Kernel::MatmulBf16Rows16, Kernel::MatmulBf16Rows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, n.div_ceil(FORWARD_COLUMNS))?;
+        let launch = self.product(OP, kernels, m, n.div_ceil(BLOCK_COLUMNS))?;
         let launch = launch.with(y).with(x).with(&weight.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
         // SAFETY: `y` holds m rows of n, `x` m rows of k, the weight n rows of k; the pair was checked.
@@ -86,7 +85,27 @@ impl Cuda {
         check::holds(OP, "x", x, &[m, k])?;
         let kernels = [Kernel::LogitsRows16, Kernel::LogitsRows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, n.div_ceil(FORWARD_COLUMNS))?;
+        let launch = self.product(OP, kernels, m, n.div_ceil(BLOCK_COLUMNS))?;
+        let launch = launch.with(logits).with(x).with(&head.values);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int);
+        // SAFETY: `logits` holds m rows of n, `x` m rows of k, the head n rows of k.
+        unsafe { launch.run() }
+    }
+
+    /// The same by tiles, whatever `m` is, with another order of additions.
+    pub(super) fn loss_logits_bf16(
+        &self,
+        logits: &mut CudaF32,
+        x: &CudaAct,
+        head: &CudaBf16,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "logits";
+        let (n, k) = head.shape();
+        check::holds(OP, "logits", logits, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        let launch = self.tiles(OP, Kernel::LogitsRows128, [m, n], FORWARD_COLUMNS)?;
         let launch = launch.with(logits).with(x).with(&head.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `logits` holds m rows of n, `x` m rows of k, the head n rows of k.
@@ -105,9 +124,8 @@ impl Cuda {
         let (n, k) = weight.shape();
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
-        let kernels = [Kernel::MatmulBf16BackwardRows16, Kernel::MatmulBf16BackwardRows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, k.div_ceil(BACKWARD_COLUMNS))?;
+        let launch = self.tiles(OP, Kernel::MatmulBf16Backward, [m, k], BACKWARD_COLUMNS)?;
         let launch = launch.with(dx).with(dy).with(&weight.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n, the weight n rows of k.

@@ -1,14 +1,16 @@
-//! NF4 weights on the device, and their products. The kernels, and the packed form, are `kernels/cuda/matmul_nf4.cu`.
+//! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu` and, for many rows,
+//! `matmul_nf4_tiles.cu`; the packed form is in `nf4.cuh`.
 //!
-//! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order; doubly
-//! quantized scales are expanded to f32 when it is packed.
+//! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order: scales that
+//! are quantized stay so. Which kernel runs follows from the number of rows, and changes no bit of a row's result.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
+use super::launch::Launch;
 use super::linear::PairEnd;
-use super::product::{GRID_Y_MAX, dims};
+use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, GRID_Y_MAX, dims};
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
 use crate::error::Result;
-use crate::nf4::{BLOCK_LEN, Nf4Matrix, code_at};
+use crate::nf4::{BLOCK_LEN, Nf4Matrix, Nf4Scales, SCALE_BLOCK_LEN, code_at, scale_values};
 
 /// Rows of W in a tile.
 pub(super) const TILE_N: usize = 32;
@@ -19,6 +21,10 @@ pub(super) const TILE_UNITS: usize = 64;
 /// 32-bit words of a unit: its rows, 8 codes each.
 pub(super) const UNIT_WORDS: usize = 4;
 
+/// Most rows that are left to the kernels for few. From about half a block of the other kernel on its tiles are worth
+/// their multiplications; where the best place is, a card has yet to show.
+const FEW_ROWS_MAX: usize = 64;
+
 /// An NF4 weight `[N, K]` on the device.
 #[derive(Debug)]
 pub struct CudaNf4 {
@@ -26,8 +32,21 @@ pub struct CudaNf4 {
     pub(super) k: usize,
     /// Tiles of `TILE_UNITS` units of `UNIT_WORDS` words.
     pub(super) units: CudaIndices,
-    /// `[K / TILE_K, N rounded up to TILE_N]`.
-    pub(super) scales: CudaF32,
+    pub(super) scales: DeviceScales,
+}
+
+/// The scales, `[K / TILE_K, N rounded up to TILE_N]`.
+#[derive(Debug)]
+pub(super) enum DeviceScales {
+    Plain(CudaF32),
+    /// `map * factor + offset`, which the kernels compute with the CPU's two roundings.
+    Nested {
+        /// A byte each, four in a word.
+        codes: CudaIndices,
+        /// The map's values, then one factor for each [`SCALE_BLOCK_LEN`] scales in the order of the matrix.
+        values: CudaF32,
+        offset: f32,
+    },
 }
 
 impl CudaNf4 {
@@ -37,21 +56,29 @@ impl CudaNf4 {
     }
 }
 
-/// The packed codes and scales of `matrix`. Rows beyond N have scale 0.
-fn pack(matrix: &Nf4Matrix) -> Result<(Vec<u32>, Vec<f32>)> {
+impl<'a> Launch<'a> {
+    /// The weight as a kernel's four parameters.
+    fn with_nf4(self, weight: &'a CudaNf4) -> Self {
+        let launch = self.with(&weight.units);
+        match &weight.scales {
+            DeviceScales::Plain(scales) => launch.with(scales).with(&0u64).with(&0f32),
+            DeviceScales::Nested {
+                codes,
+                values,
+                offset,
+            } => launch.with(values).with(codes).with(offset),
+        }
+    }
+}
+
+/// The packed codes of `matrix`.
+fn pack_units(matrix: &Nf4Matrix) -> Result<Vec<u32>> {
     let (n, k) = matrix.shape();
-    let (codes, block_scales) = (matrix.codes(), matrix.block_scales());
-    let (n_padded, n_tiles) = (n.next_multiple_of(TILE_N), k / TILE_K);
-    let n_words = check::size(
-        "load_weight",
-        "units",
-        &[n_padded / TILE_N, n_tiles, TILE_UNITS, UNIT_WORDS],
-    )?;
-    let mut units = vec![0u32; n_words];
-    let mut scales = vec![0f32; n_tiles * n_padded];
+    let (codes, n_tiles) = (matrix.codes(), k / TILE_K);
+    let dims = [n.div_ceil(TILE_N), n_tiles, TILE_UNITS, UNIT_WORDS];
+    let mut units = vec![0u32; check::size("load_weight", "units", &dims)?];
     for row in 0..n {
         for tile in 0..n_tiles {
-            scales[tile * n_padded + row] = block_scales[row * n_tiles + tile];
             let first_unit = ((row / TILE_N) * n_tiles + tile) * TILE_UNITS + row / 4 % 8 * 8;
             for unit in 0..8 {
                 let begin = row * k + tile * TILE_K + unit * 8;
@@ -62,7 +89,20 @@ fn pack(matrix: &Nf4Matrix) -> Result<(Vec<u32>, Vec<f32>)> {
             }
         }
     }
-    Ok((units, scales))
+    Ok(units)
+}
+
+/// `[N, K / TILE_K]` as `[K / TILE_K, N rounded up to TILE_N]`, with zeros of no row.
+fn by_tile<T: Copy + Default>(values: &[T], n: usize) -> Vec<T> {
+    let n_tiles = values.len() / n.max(1);
+    let n_padded = n.next_multiple_of(TILE_N);
+    let mut turned = vec![T::default(); n_tiles * n_padded];
+    for (row, values) in values.chunks_exact(n_tiles.max(1)).enumerate() {
+        for (tile, &value) in values.iter().enumerate() {
+            turned[tile * n_padded + row] = value;
+        }
+    }
+    turned
 }
 
 impl Cuda {
@@ -76,13 +116,69 @@ impl Cuda {
             expected,
             k.is_multiple_of(TILE_K),
         )?;
-        let (units, scales) = pack(matrix)?;
         Ok(CudaNf4 {
             n,
             k,
-            units: self.upload_indices(&units)?,
-            scales: self.upload_f32(&scales)?,
+            units: self.upload_indices(&pack_units(matrix)?)?,
+            scales: self.load_scales([n, k], matrix.scales())?,
         })
+    }
+
+    /// Scales of a matrix `[N, K]`, in the order of its rows, as the kernels read them.
+    pub(super) fn load_scales(&self, [n, k]: [usize; 2], scales: &Nf4Scales) -> Result<DeviceScales> {
+        match scales {
+            Nf4Scales::Plain(scales) => Ok(DeviceScales::Plain(self.upload_f32(&by_tile(scales, n))?)),
+            Nf4Scales::Nested {
+                codes,
+                absmax,
+                offset,
+            } => {
+                let words: Vec<u32> = by_tile(codes, n)
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|&four| u32::from_le_bytes(four))
+                    .collect();
+                // The kernels look up factors for rows up to the end of a tile.
+                let n_factors = (n.next_multiple_of(TILE_N) * (k / TILE_K)).div_ceil(SCALE_BLOCK_LEN);
+                let mut values = scale_values().to_vec();
+                values.extend(absmax.iter());
+                values.resize(scale_values().len() + n_factors, 0.0);
+                Ok(DeviceScales::Nested {
+                    codes: self.upload_indices(&words)?,
+                    values: self.upload_f32(&values)?,
+                    offset: *offset,
+                })
+            }
+        }
+    }
+
+    /// A forward product of `m` rows by one of the kernels whose blocks make 8, 16, 32 and 128 rows.
+    fn product_nf4(
+        &self,
+        op: &'static str,
+        [rows_8, rows_16, rows_32, rows_128]: [Kernel; 4],
+        m: usize,
+        n: usize,
+    ) -> Result<Launch<'_>> {
+        if m > FEW_ROWS_MAX {
+            return self.tiles(op, rows_128, [m, n], FORWARD_COLUMNS);
+        }
+        let (kernel, rows, n_threads) = match m {
+            0..=8 => (rows_8, 8, 256),
+            9..=16 => (rows_16, 16, 256),
+            _ => (rows_32, 32, 128),
+        };
+        let n_column_blocks = n.div_ceil(TILE_N);
+        let expected = "no more than CUDA's grids hold; run this model on the CPU";
+        check::setting(
+            op,
+            "the number of features",
+            expected,
+            n_column_blocks <= GRID_Y_MAX,
+        )?;
+        let grid = (m.div_ceil(rows) as u32, n_column_blocks as u32);
+        Ok(self.launch_grid(op, kernel, grid, n_threads))
     }
 
     /// `y [M, N] = x [M, K] · Wᵀ`, and what a pair adds.
@@ -98,10 +194,15 @@ impl Cuda {
         let (n, k) = weight.shape();
         check::holds(OP, "y", y, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
-        let kernels = [Kernel::MatmulNf4Rows16, Kernel::MatmulNf4Rows32];
+        let kernels = [
+            Kernel::MatmulNf4Rows8,
+            Kernel::MatmulNf4Rows16,
+            Kernel::MatmulNf4Rows32,
+            Kernel::MatmulNf4Rows128,
+        ];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, n.div_ceil(TILE_N))?;
-        let launch = launch.with(y).with(x).with(&weight.units).with(&weight.scales);
+        let launch = self.product_nf4(OP, kernels, m, n)?;
+        let launch = launch.with(y).with(x).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
         // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
         unsafe { launch.run() }
@@ -119,10 +220,15 @@ impl Cuda {
         let (n, k) = head.shape();
         check::holds(OP, "logits", logits, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
-        let kernels = [Kernel::LogitsNf4Rows16, Kernel::LogitsNf4Rows32];
+        let kernels = [
+            Kernel::LogitsNf4Rows8,
+            Kernel::LogitsNf4Rows16,
+            Kernel::LogitsNf4Rows32,
+            Kernel::LogitsNf4Rows128,
+        ];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, n.div_ceil(TILE_N))?;
-        let launch = launch.with(logits).with(x).with(&head.units).with(&head.scales);
+        let launch = self.product_nf4(OP, kernels, m, n)?;
+        let launch = launch.with(logits).with(x).with_nf4(head);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `logits` holds m rows of n, `x` m rows of k; the head was packed for n and k.
         unsafe { launch.run() }
@@ -140,10 +246,9 @@ impl Cuda {
         let (n, k) = weight.shape();
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
-        let kernels = [Kernel::MatmulNf4BackwardRows16, Kernel::MatmulNf4BackwardRows32];
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.product(OP, kernels, m, k / TILE_K)?;
-        let launch = launch.with(dx).with(dy).with(&weight.units).with(&weight.scales);
+        let launch = self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_COLUMNS)?;
+        let launch = launch.with(dx).with(dy).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.
         unsafe { launch.run() }
@@ -164,7 +269,7 @@ impl Cuda {
         let grid = (check::blocks(OP, "columns", k / TILE_K)?, blocks_y as u32);
         let [n_int, k_int] = [check::int(OP, "N", n)?, check::int(OP, "K", k)?];
         let launch = self.launch_grid(OP, Kernel::DequantizeNf4, grid, TILE_UNITS as u32);
-        let launch = launch.with(w).with(&weight.units).with(&weight.scales);
+        let launch = launch.with(w).with_nf4(weight);
         let launch = launch.with(&n_int).with(&k_int);
         // SAFETY: `w` holds n rows of k; the weight was packed for n and k.
         unsafe { launch.run() }

@@ -1,6 +1,6 @@
 //! Launches of products on tensor cores.
 //!
-//! Invariant: which kernel runs follows from the number of rows, and changes no bit of a row's result.
+//! Invariant: where the number of rows says which kernel runs, that changes no bit of a row's result.
 
 use super::launch::Launch;
 use super::{Cuda, Kernel, check};
@@ -10,6 +10,15 @@ use crate::error::Result;
 pub(super) const GRID_Y_MAX: usize = 0xffff;
 /// Threads of a product's block.
 pub(super) const PRODUCT_THREADS: u32 = 128;
+
+/// Rows of a block of the kernels that make tiles.
+const TILE_ROWS: usize = 128;
+/// Threads of such a block.
+const TILE_THREADS: u32 = 256;
+/// Columns of a tile of a forward product.
+pub(super) const FORWARD_COLUMNS: usize = 128;
+/// Columns of a tile of a backward product.
+pub(super) const BACKWARD_COLUMNS: usize = 256;
 
 impl Cuda {
     /// A product of `m` rows whose columns make so many blocks. Blocks of the same columns follow one another, so that
@@ -34,6 +43,21 @@ impl Cuda {
             n_column_blocks as u32,
         );
         Ok(self.launch_grid(op, kernel, grid, PRODUCT_THREADS))
+    }
+}
+
+impl Cuda {
+    /// A product by tiles: a block for each of the output.
+    pub(super) fn tiles(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        [m, n_columns]: [usize; 2],
+        tile_columns: usize,
+    ) -> Result<Launch<'_>> {
+        let dims = [m.div_ceil(TILE_ROWS), n_columns.div_ceil(tile_columns)];
+        let n_blocks = check::blocks(op, "blocks", check::size(op, "blocks", &dims)?)?;
+        Ok(self.launch(op, kernel, (n_blocks, TILE_THREADS)))
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction};
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use super::DeviceError;
@@ -95,19 +96,49 @@ kernels! {
     LoraGradients "lora_gradients": LoraDa "lora_da", LoraDb "lora_db", LoraAddParts "lora_add_parts";
     MatmulBf16 "matmul_bf16":
         MatmulBf16Rows16 "matmul_bf16_16", MatmulBf16Rows32 "matmul_bf16_32",
-        LogitsRows16 "logits_16", LogitsRows32 "logits_32",
-        MatmulBf16BackwardRows16 "matmul_bf16_backward_16", MatmulBf16BackwardRows32 "matmul_bf16_backward_32";
+        LogitsRows16 "logits_16", LogitsRows32 "logits_32";
+    MatmulBf16Tiles "matmul_bf16_tiles":
+        LogitsRows128 "logits_bf16_128", MatmulBf16Backward "matmul_bf16_backward";
     MatmulNf4 "matmul_nf4":
-        MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
-        LogitsNf4Rows16 "logits_nf4_16", LogitsNf4Rows32 "logits_nf4_32",
-        MatmulNf4BackwardRows16 "matmul_nf4_backward_16", MatmulNf4BackwardRows32 "matmul_nf4_backward_32",
+        MatmulNf4Rows8 "matmul_nf4_8", MatmulNf4Rows16 "matmul_nf4_16", MatmulNf4Rows32 "matmul_nf4_32",
+        LogitsNf4Rows8 "logits_nf4_8", LogitsNf4Rows16 "logits_nf4_16", LogitsNf4Rows32 "logits_nf4_32",
         DequantizeNf4 "dequantize_nf4";
+    MatmulNf4Tiles "matmul_nf4_tiles":
+        MatmulNf4Rows128 "matmul_nf4_128", LogitsNf4Rows128 "logits_nf4_128",
+        MatmulNf4Backward "matmul_nf4_backward";
     QuantizeNf4 "quantize_nf4": QuantizeNf4Bf16 "quantize_nf4_bf16", QuantizeNf4F32 "quantize_nf4_f32";
     RmsNorm "rms_norm":
         RmsNorm "rms_norm", RmsNormNarrow "rms_norm_narrow",
         AddRmsNorm "add_rms_norm", AddRmsNormNarrow "add_rms_norm_narrow",
         RmsNormBackward "rms_norm_backward", RmsNormBackwardNarrow "rms_norm_backward_narrow";
     Rope "rope": Rope "rope";
+}
+
+impl Kernel {
+    /// Shared memory that a launch asks for beside the kernel's own: each number stands in the kernel's source too. The
+    /// smallest card has room for 99 KiB.
+    pub(super) fn dynamic_shared_bytes(self) -> u32 {
+        match self {
+            Self::MatmulNf4Rows8 | Self::LogitsNf4Rows8 => 59_392,
+            Self::MatmulNf4Rows16 | Self::LogitsNf4Rows16 => 75_776,
+            Self::MatmulNf4Rows32 | Self::LogitsNf4Rows32 => 54_272,
+            Self::MatmulNf4Rows128 | Self::LogitsNf4Rows128 => 88_064,
+            Self::MatmulNf4Backward => 82_944,
+            Self::LogitsRows128 | Self::MatmulBf16Backward => 98_304,
+            _ => 0,
+        }
+    }
+
+    /// The function in its module, allowed the shared memory that its launches ask for.
+    fn load(self, module: &Arc<CudaModule>) -> Result<CudaFunction, DriverError> {
+        let function = module.load_function(self.name())?;
+        let n_bytes = self.dynamic_shared_bytes();
+        if n_bytes > 0 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, n_bytes as i32)?;
+        }
+        Ok(function)
+    }
 }
 
 /// Loads all modules; a function for each kernel, by its number.
@@ -122,8 +153,8 @@ pub(super) fn load(context: &Arc<CudaContext>) -> Result<Vec<CudaFunction>, Devi
     Kernel::ALL
         .iter()
         .map(|kernel| {
-            modules[kernel.source() as usize]
-                .load_function(kernel.name())
+            kernel
+                .load(&modules[kernel.source() as usize])
                 .map_err(|error| DeviceError::driver("finding a kernel", error))
         })
         .collect()

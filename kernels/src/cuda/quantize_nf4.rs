@@ -7,11 +7,11 @@
 use cudarc::driver::CudaSlice;
 use rayon::prelude::*;
 
-use super::matmul_nf4::{CudaNf4, TILE_K, TILE_N, TILE_UNITS, UNIT_WORDS};
+use super::matmul_nf4::{CudaNf4, DeviceScales, TILE_K, TILE_N, TILE_UNITS, UNIT_WORDS};
 use super::product::GRID_Y_MAX;
-use super::{Cuda, CudaWeight, Kernel, check};
+use super::{Cuda, CudaF32, CudaIndices, CudaWeight, Kernel, check};
 use crate::error::Result;
-use crate::nf4::{DoubleQuant, twice_quantized};
+use crate::nf4::{DoubleQuant, quantize_scales};
 use crate::weight::{BlockMatrix, Format, HostWeight};
 
 const OP: &str = "load_weight_nf4";
@@ -56,12 +56,8 @@ impl Cuda {
         )?;
         let (n_padded, n_tiles) = (n.next_multiple_of(TILE_N), k / TILE_K);
         let n_words = check::size(OP, "units", &[n_padded / TILE_N, n_tiles, TILE_UNITS, UNIT_WORDS])?;
-        let mut packed = CudaNf4 {
-            n,
-            k,
-            units: self.alloc_indices(n_words)?,
-            scales: self.alloc_f32(check::size(OP, "scales", &[n_tiles, n_padded])?)?,
-        };
+        let mut units = self.alloc_indices(n_words)?;
+        let mut scales = self.alloc_f32(check::size(OP, "scales", &[n_tiles, n_padded])?)?;
         let (format, kernel) = match blocks.format() {
             Format::Bf16 => (Format::Bf16, Kernel::QuantizeNf4Bf16),
             _ => (Format::F32, Kernel::QuantizeNf4F32),
@@ -82,23 +78,24 @@ impl Cuda {
                 }
             };
             self.write_bytes(OP, &mut staged, bytes)?;
-            self.quantize_rows(kernel, &mut packed, &staged, rows)?;
+            self.quantize_rows(kernel, [n, k], (&mut units, &mut scales), &staged, rows)?;
         }
-        if double_quant == DoubleQuant::Yes {
-            self.quantize_scales(&mut packed)?;
-        }
-        Ok(packed)
+        let scales = match double_quant {
+            DoubleQuant::Yes => self.quantize_scales([n, k], &scales)?,
+            DoubleQuant::No => DeviceScales::Plain(scales),
+        };
+        Ok(CudaNf4 { n, k, units, scales })
     }
 
     /// Quantizes the rows whose values are staged; the first begins a row of tiles.
     fn quantize_rows(
         &self,
         kernel: Kernel,
-        packed: &mut CudaNf4,
+        [n, k]: [usize; 2],
+        (units, scales): (&mut CudaIndices, &mut CudaF32),
         staged: &CudaSlice<u8>,
         rows: std::ops::Range<usize>,
     ) -> Result<()> {
-        let (n, k) = packed.shape();
         let grid = (
             check::blocks(OP, "columns", k / TILE_K)?,
             rows.len().div_ceil(TILE_N) as u32, // at most `GRID_Y_MAX`
@@ -107,21 +104,18 @@ impl Cuda {
         let first_tile = check::int(OP, "N", rows.start / TILE_N)?;
         check::int(OP, "N", n.next_multiple_of(TILE_N))?;
         let launch = self.launch_grid(OP, kernel, grid, TILE_UNITS as u32);
-        let launch = launch
-            .with(&mut packed.units)
-            .with(&mut packed.scales)
-            .with(staged);
+        let launch = launch.with(units).with(scales).with(staged);
         let launch = launch.with(&first_tile).with(&n_int).with(&k_int);
         // SAFETY: `staged` holds the values of the rows in the kernel's type; the packed buffers were made for n and k.
         unsafe { launch.run() }
     }
 
-    /// Quantizes the scales too: what is kept are the values that they stand for then.
-    fn quantize_scales(&self, packed: &mut CudaNf4) -> Result<()> {
-        let (n, n_tiles) = (packed.n, packed.k / TILE_K);
+    /// Quantizes the scales in their turn.
+    fn quantize_scales(&self, [n, k]: [usize; 2], plain: &CudaF32) -> Result<DeviceScales> {
+        let n_tiles = k / TILE_K;
         let n_padded = n.next_multiple_of(TILE_N);
         let mut scales = vec![0f32; n_tiles * n_padded];
-        self.read_f32(&packed.scales, 0, &mut scales)?;
+        self.read_f32(plain, 0, &mut scales)?;
         // in the order of the flattened matrix: row after row
         let mut flat = vec![0f32; n * n_tiles];
         for (row, of_row) in flat.chunks_mut(n_tiles.max(1)).enumerate() {
@@ -129,22 +123,35 @@ impl Cuda {
                 *scale = scales[tile * n_padded + row];
             }
         }
-        let flat = twice_quantized(&flat);
-        for (row, of_row) in flat.chunks(n_tiles.max(1)).enumerate() {
-            for (tile, scale) in of_row.iter().enumerate() {
-                scales[tile * n_padded + row] = *scale;
-            }
-        }
-        self.write_f32(&mut packed.scales, 0, &scales)
+        self.load_scales([n, k], &quantize_scales(&flat))
     }
 
-    /// What a packed weight holds: its words of codes and its scales, in the order of the device. Waits.
+    /// What a packed weight holds, in the order of the device: its words of codes, behind them those of quantized scales,
+    /// and its floats. Waits.
     pub fn read_nf4(&self, packed: &CudaNf4) -> Result<(Vec<u32>, Vec<f32>)> {
-        let (mut units, mut scales) = (vec![0; packed.units.len()], vec![0.0; packed.scales.len()]);
-        let all = 0..units.len();
-        self.read("read_nf4", &packed.units, all, &mut units)?;
-        self.read_f32(&packed.scales, 0, &mut scales)?;
-        Ok((units, scales))
+        let words = |held: &CudaIndices| {
+            let mut words = vec![0; held.len()];
+            self.read("read_nf4", held, 0..words.len(), &mut words)?;
+            Ok(words)
+        };
+        let floats = |held: &CudaF32| {
+            let mut floats = vec![0.0; held.len()];
+            self.read_f32(held, 0, &mut floats)?;
+            Ok(floats)
+        };
+        let units = words(&packed.units)?;
+        match &packed.scales {
+            DeviceScales::Plain(scales) => Ok((units, floats(scales)?)),
+            DeviceScales::Nested {
+                codes,
+                values,
+                offset,
+            } => {
+                let mut values = floats(values)?;
+                values.push(*offset);
+                Ok(([units, words(codes)?].concat(), values))
+            }
+        }
     }
 }
 

@@ -70,6 +70,9 @@ pub(crate) unsafe fn text(from: *const c_char) -> Result<String, Code> {
 pub(crate) unsafe extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_char) -> Code {
     let text = match code {
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        46 => c"CUDA_ERROR_DEVICE_UNAVAILABLE",
+        214 => c"CUDA_ERROR_ECC_UNCORRECTABLE",
+        700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
         LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",
         INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
         NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",

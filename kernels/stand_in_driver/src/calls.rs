@@ -5,9 +5,10 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-use crate::call::{Code, INVALID_DEVICE, INVALID_VALUE, SUCCESS, fail, put, text};
+use crate::call::{Code, INVALID_DEVICE, INVALID_VALUE, SUCCESS, code, fail, put, text};
 use crate::device::Device;
 use crate::driver::{driver, replace_module, take_launched};
+use crate::faults::{Call, check, hold, let_go};
 
 /// Any handle.
 pub(crate) type Handle = *mut c_void;
@@ -43,12 +44,6 @@ always! {
     cuInit(flags: c_uint);
     /// There is one context.
     cuCtxSetCurrent(context: Handle);
-    /// It is never destroyed.
-    cuDevicePrimaryCtxRelease_v2(device: c_int);
-    /// All work is done.
-    cuCtxSynchronize();
-    /// All work is done.
-    cuStreamSynchronize(stream: Handle);
     /// Streams keep nothing.
     cuStreamDestroy_v2(stream: Handle);
     /// All work is done.
@@ -82,15 +77,58 @@ gives! {
     /// The newest CUDA the driver knows.
     cuDriverGetVersion(version: c_int) = Device::get().cuda_version;
     /// The context.
-    cuDevicePrimaryCtxRetain(context: Handle, device: c_int) = as_handle(CONTEXT);
-    /// The context.
     cuCtxGetCurrent(context: Handle) = as_handle(CONTEXT);
     /// By number.
     cuDeviceGetAttribute(value: c_int, attribute: c_int, device: c_int) = Device::get().attribute(attribute);
     /// All memory.
     cuDeviceTotalMem_v2(bytes: usize, device: c_int) = Device::get().memory_bytes;
-    /// A new stream.
-    cuStreamCreate(stream: Handle, flags: c_uint) = as_handle(driver().handle());
+}
+
+/// All work is done, as far as the context is there.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn cuCtxSynchronize() -> Code {
+    code(check(Call::Other))
+}
+
+/// All work is done, as far as the context is there.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn cuStreamSynchronize(_stream: Handle) -> Code {
+    cuCtxSynchronize()
+}
+
+/// The context.
+///
+/// # Safety
+///
+/// As the driver's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, _device: c_int) -> Code {
+    match hold() {
+        // SAFETY: the caller vouches for the pointer.
+        Ok(()) => unsafe { put(context, as_handle(CONTEXT)) },
+        Err(code) => code,
+    }
+}
+
+/// One holder less.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> Code {
+    let_go();
+    SUCCESS
+}
+
+/// A new stream.
+///
+/// # Safety
+///
+/// As the driver's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) -> Code {
+    match check(Call::Other) {
+        // SAFETY: the caller vouches for the pointer.
+        Ok(()) => unsafe { put(stream, as_handle(driver().handle())) },
+        Err(code) => code,
+    }
 }
 
 /// The device of an ordinal.

@@ -20,6 +20,12 @@ pub(crate) const SHARED_BYTES_MAX: usize = 99 << 10;
 /// Multiprocessors of an L4.
 const N_MULTIPROCESSORS: i32 = 58;
 
+/// Of a number of MiB, which may be a fraction; 1 GiB where there is none.
+fn memory_bytes(mib: Option<String>) -> usize {
+    let mib: Option<f64> = mib.and_then(|mib| mib.parse().ok());
+    (mib.unwrap_or(1024.0) * f64::from(1 << 20)).max(1.0) as usize
+}
+
 impl Device {
     pub(crate) fn get() -> &'static Self {
         static DEVICE: OnceLock<Device> = OnceLock::new();
@@ -35,7 +41,7 @@ impl Device {
                 major,
                 minor,
                 cuda_version: number("STAND_IN_CUDA").unwrap_or(12040),
-                memory_bytes: (number("STAND_IN_MEMORY_MIB").unwrap_or(1024).max(1) as usize) << 20,
+                memory_bytes: memory_bytes(text("STAND_IN_MEMORY_MIB")),
             }
         })
     }

@@ -7,6 +7,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use crate::call::{Code, INVALID_HANDLE, INVALID_VALUE, code, fail, put, text};
 use crate::calls::{Handle, as_handle, as_number};
 use crate::driver::{driver, note_launch};
+use crate::faults::{Call, check};
 use crate::work::Work;
 
 /// Parses PTX text.
@@ -18,7 +19,10 @@ use crate::work::Work;
 pub(crate) unsafe extern "C" fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> Code {
     // SAFETY: the caller vouches for the text.
     let source = unsafe { text(image.cast()) };
-    match source.and_then(|source| driver().load(&source)) {
+    match check(Call::Load)
+        .and(source)
+        .and_then(|source| driver().load(&source))
+    {
         // SAFETY: the caller vouches for the pointer.
         Ok(handle) => unsafe { put(module, as_handle(handle)) },
         Err(code) => code,
@@ -70,6 +74,9 @@ pub(crate) unsafe extern "C" fn cuLaunchKernel(
     parameters: *mut *mut c_void,
     _extra: *mut *mut c_void,
 ) -> Code {
+    if let Err(code) = check(Call::Launch) {
+        return code;
+    }
     let mut driver = driver();
     let function = match driver.function_mut(as_number(function)) {
         Ok(function) => function.clone(),
@@ -158,6 +165,9 @@ const GRAPH: &str = "graph";
 /// Does the work of a graph once more.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuGraphLaunch(runnable: Handle, stream: Handle) -> Code {
+    if let Err(code) = check(Call::Launch) {
+        return code;
+    }
     let mut driver = driver();
     let Some(work) = driver.graphs.get(&as_number(runnable)).cloned() else {
         return INVALID_HANDLE;

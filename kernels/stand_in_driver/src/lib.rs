@@ -11,6 +11,7 @@
 //! | `STAND_IN_CAPABILITY` | compute capability, `major.minor` | `8.9` |
 //! | `STAND_IN_CUDA` | newest CUDA version the driver knows, as `cuDriverGetVersion` has it | `12040` |
 //! | `STAND_IN_MEMORY_MIB` | memory of the card | `1024` |
+//! | `STAND_IN_FAULTS` | calls that fail: `launch:40=719,open:2=46` fails the 40th launch and the second opening | none |
 #![expect(unsafe_code, reason = "the C interface of the driver is pointers")]
 
 mod call;
@@ -18,10 +19,13 @@ mod calls;
 mod device;
 mod driver;
 mod event_calls;
+mod faults;
 mod graph_calls;
 mod launch_calls;
 mod load;
 mod memory_calls;
+mod usage;
 mod work;
 
-pub use load::load;
+pub use load::{fail_here, fail_in_process, forget_faults, load, n_calls, usage};
+pub use usage::Usage;

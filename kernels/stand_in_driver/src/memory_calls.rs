@@ -8,9 +8,12 @@ use crate::call::{CAPTURE_UNSUPPORTED, Code, INVALID_VALUE, OUT_OF_MEMORY, code,
 use crate::calls::{Handle, as_number};
 use crate::device::Device;
 use crate::driver::driver;
+use crate::faults::{Call, check};
+use crate::usage::{note_allocated, note_freed};
 use crate::work::Work;
 
 fn allocate(len: usize, stream: u64) -> Result<u64, Code> {
+    check(Call::Allocate)?;
     let mut driver = driver();
     if driver.captured.contains_key(&stream) {
         return Err(fail(
@@ -21,10 +24,12 @@ fn allocate(len: usize, stream: u64) -> Result<u64, Code> {
     if len == 0 {
         return Err(fail(INVALID_VALUE, "an allocation of no bytes"));
     }
-    driver
+    let address = driver
         .memory
         .allocate(len)
-        .map_err(|problem| fail(OUT_OF_MEMORY, &problem.to_string()))
+        .map_err(|problem| fail(OUT_OF_MEMORY, &problem.to_string()))?;
+    note_allocated(len);
+    Ok(address)
 }
 
 /// Fails while the stream is captured: what passes between the host and the card is no part of a graph here.
@@ -59,15 +64,14 @@ pub(crate) unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, len: usize) -> 
     unsafe { cuMemAllocAsync(address, len, std::ptr::null_mut()) }
 }
 
-/// Gives memory back.
+/// Gives memory back; of a lost context too, which a real driver gives back with the context.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuMemFree_v2(address: u64) -> Code {
-    let known = driver().memory.free(address);
-    code(
-        known
-            .then_some(())
-            .ok_or_else(|| fail(INVALID_VALUE, "no such allocation")),
-    )
+    let Some(len) = driver().memory.free(address) else {
+        return fail(INVALID_VALUE, "no such allocation");
+    };
+    note_freed(len);
+    code(check(Call::Other))
 }
 
 /// Gives memory back.
@@ -104,7 +108,7 @@ pub(crate) unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     if from.is_null() {
         return INVALID_VALUE;
     }
-    if let Err(code) = check_free(stream) {
+    if let Err(code) = check(Call::Move).and_then(|()| check_free(stream)) {
         return code;
     }
     // SAFETY: the caller vouches for `len` bytes at what is not null.
@@ -128,7 +132,7 @@ pub(crate) unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     if to.is_null() {
         return INVALID_VALUE;
     }
-    if let Err(code) = check_free(stream) {
+    if let Err(code) = check(Call::Move).and_then(|()| check_free(stream)) {
         return code;
     }
     let mut bytes = vec![0u8; len];
@@ -143,13 +147,13 @@ pub(crate) unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 /// Within the card.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, len: usize, stream: Handle) -> Code {
-    code(driver().submit(as_number(stream), Work::Copy { to, from, len }))
+    code(check(Call::Move).and_then(|()| driver().submit(as_number(stream), Work::Copy { to, from, len })))
 }
 
 /// Fills.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuMemsetD8Async(to: u64, value: u8, len: usize, stream: Handle) -> Code {
-    code(driver().submit(as_number(stream), Work::Fill { to, value, len }))
+    code(check(Call::Move).and_then(|()| driver().submit(as_number(stream), Work::Fill { to, value, len })))
 }
 
 /// Fills.

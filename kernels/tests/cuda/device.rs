@@ -127,6 +127,124 @@ fn memory_that_is_not_there_is_said_to_be_missing() {
     cuda.alloc_f32(1).unwrap();
 }
 
+/// The stand-in, unless the driver is a real one, which cannot be made to fail.
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
+fn can_fail() -> bool {
+    if driver::is_real() {
+        println!("skipped: a real device is not made to fail");
+        return false;
+    }
+    llamaduo_stand_in_driver::load().unwrap();
+    true
+}
+
+#[test]
+fn a_device_that_fails_at_its_work_is_lost_until_it_is_opened_anew() {
+    if !can_fail() {
+        return;
+    }
+    for (code, name) in [(214, "ECC"), (700, "ILLEGAL_ADDRESS"), (719, "LAUNCH_FAILED")] {
+        let cuda = driver::open().unwrap();
+        let (mut y, x) = (cuda.alloc_act(8).unwrap(), cuda.upload_act(&[1.0; 8]).unwrap());
+        llamaduo_stand_in_driver::fail_here("launch", 1, code);
+        let error = cuda.add(&mut y, &x, 8).unwrap_err();
+        let lost = error.device().unwrap();
+        assert!(matches!(lost, DeviceError::Lost { .. }), "{lost}");
+        assert!(lost.is_retryable());
+        let said = lost.to_string();
+        assert!(said.contains("launching") && said.contains(name), "{said}");
+        // whatever comes next fails the same way
+        let error = cuda.read_act(&y, 0, &mut [0.0; 8]).unwrap_err();
+        assert!(
+            matches!(error.device(), Some(DeviceError::Lost { .. })),
+            "{error}"
+        );
+        let error = cuda.alloc_f32(1).unwrap_err();
+        assert!(
+            matches!(error.device(), Some(DeviceError::Lost { .. })),
+            "{error}"
+        );
+        drop((cuda, x, y));
+        Device::Cuda(0).try_open().unwrap();
+        let cuda = driver::open().unwrap();
+        let mut out = [0.0; 2];
+        cuda.read_act(&cuda.upload_act(&[1.0, 2.0]).unwrap(), 0, &mut out)
+            .unwrap();
+        assert_eq!(out, [1.0, 2.0]);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_open_says_why() {
+    if !can_fail() {
+        return;
+    }
+    llamaduo_stand_in_driver::fail_here("open", 1, 46);
+    let error = Device::Cuda(0).try_open().unwrap_err();
+    assert!(error.is_retryable());
+    let said = error.to_string();
+    assert!(
+        said.contains("opening the device") && said.contains("DEVICE_UNAVAILABLE"),
+        "{said}"
+    );
+    llamaduo_stand_in_driver::fail_here("load", 1, 2);
+    let error = driver::open().unwrap_err();
+    assert!(
+        matches!(error, DeviceError::OutOfMemory { bytes: None }),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_operation_without_room_of_its_own_leaves_its_operands() {
+    if !can_fail() {
+        return;
+    }
+    let cuda = driver::open().unwrap();
+    let values = cuda.upload_f32(&[3.0; 4]).unwrap();
+    llamaduo_stand_in_driver::fail_here("allocate", 1, 2);
+    let error = cuda.sum_squares(&values, 4).unwrap_err();
+    let said = error.device().unwrap().to_string();
+    assert!(said.contains("no room for 8 more bytes"), "{said}");
+    assert_eq!(cuda.sum_squares(&values, 4).unwrap(), 36.0);
+}
+
+#[test]
+fn what_an_operation_left_is_given_to_the_next_and_back_to_the_driver_when_that_has_no_room() {
+    if !can_fail() {
+        return;
+    }
+    let n_allocated = || llamaduo_stand_in_driver::usage().n_allocations;
+    let cuda = driver::open().unwrap().sharing_buffers();
+    let values = vec![1.0; 3 << 14];
+    let values = cuda.upload_f32(&values).unwrap();
+    // one sum for each 2^14 values
+    let sum = |n_sums: usize| cuda.sum_squares(&values, n_sums << 14).unwrap();
+    let begun = n_allocated();
+    assert_eq!(sum(2), f64::from(2 << 14));
+    assert_eq!(n_allocated() - begun, 1);
+    assert_eq!((sum(2), sum(1)), (f64::from(2 << 14), f64::from(1 << 14)));
+    assert_eq!(n_allocated() - begun, 1, "the same one, also for half as many");
+    assert_eq!(sum(3), f64::from(3 << 14));
+    assert_eq!(n_allocated() - begun, 2);
+    let held = llamaduo_stand_in_driver::usage().n_bytes;
+    llamaduo_stand_in_driver::fail_here("allocate", 1, 2);
+    let more = cuda.alloc_f32(16).unwrap();
+    assert_eq!(llamaduo_stand_in_driver::usage().n_bytes, held + 64 - (2 + 3) * 8);
+    drop(more);
+    let exact = driver::open().unwrap();
+    exact.sum_squares(&values, 2 << 14).unwrap();
+    let begun = n_allocated();
+    exact.sum_squares(&values, 2 << 14).unwrap();
+    assert_eq!(n_allocated(), begun);
+    exact.sum_squares(&values, 1 << 14).unwrap();
+    assert_eq!(
+        n_allocated(),
+        begun + 1,
+        "none that is larger, so that tests see its end"
+    );
+}
+
 #[test]
 fn a_device_that_is_there_can_be_chosen() {
     driver::open().unwrap();
@@ -145,7 +263,7 @@ fn a_width_that_is_no_multiple_of_64_is_left_to_the_cpu() {
 #[test]
 fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     let cuda = driver::open().unwrap();
-    let (n, k) = (40, 320);
+    let (n, k) = (40, 640);
     let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
     let weight = Nf4Matrix::quantize(n, k, &values, DoubleQuant::No).unwrap();
     let weight = cuda.load_weight(HostWeight::Nf4(weight)).unwrap();
@@ -160,7 +278,7 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
     let params: Vec<f32> = (0..20 * (k + n)).map(|i| (i * 29 % 89) as f32 / 89.0).collect();
     let params = cuda.upload_f32(&params).unwrap();
     let dropout = Some(Dropout { rate: 0.3, key: 5 });
-    let x: Vec<f32> = (0..33 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
+    let x: Vec<f32> = (0..200 * k).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
     let product = |m: usize| {
         let mut y = cuda.alloc_act(m * n).unwrap();
         let linear = LinearForward {
@@ -179,9 +297,33 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
         cuda.read_act(&y, 0, &mut out).unwrap();
         out
     };
-    let all = product(33);
-    for m in [1, 16, 17] {
+    let all = product(200);
+    for m in [1, 8, 9, 16, 17, 33, 64, 65, 129] {
         assert_eq!(product(m), all[..m * n], "{m} rows");
+    }
+}
+
+#[test]
+fn a_rows_gradient_does_not_depend_on_the_rows_beside_it() {
+    let cuda = driver::open().unwrap();
+    let (n, k) = (96, 320);
+    let values: Vec<f32> = (0..n * k).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
+    let dy: Vec<f32> = (0..200 * n).map(|i| (i * 53 % 97) as f32 / 97.0).collect();
+    let nf4 = Nf4Matrix::quantize(n, k, &values, DoubleQuant::Yes).unwrap();
+    for weight in [HostWeight::Nf4(nf4), HostWeight::from_f32(n, k, &values).unwrap()] {
+        let weight = cuda.load_weight(weight).unwrap();
+        let gradient = |m: usize| {
+            let mut dx = cuda.alloc_act(m * k).unwrap();
+            let dy = cuda.upload_act(&dy[..m * n]).unwrap();
+            cuda.matmul_backward(&mut dx, &dy, &weight, m).unwrap();
+            let mut out = vec![0.0; m * k];
+            cuda.read_act(&dx, 0, &mut out).unwrap();
+            out
+        };
+        let all = gradient(200);
+        for m in [1, 17, 129] {
+            assert_eq!(gradient(m), all[..m * k], "{m} rows");
+        }
     }
 }
 

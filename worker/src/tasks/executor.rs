@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use llamaduo_engine::local_model::{BaseQuant, LoadOptions, LocalModel};
+use llamaduo_engine::memory::{self, Base};
 use llamaduo_engine::{Device, ModelFiles};
 use llamaduo_proto::run::{Compute, Quantization};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// Work that waits: the coordinator never assigns more than there are slots, so one each is enough.
 const WAITING_MAX: usize = 64;
+
+/// Under a name of its own: no event of a run tells what becomes of a device, so it is shown where the worker's log is not.
+pub(super) const DEVICE_LOG: &str = "llamaduo::device";
 
 type Work = Box<dyn FnOnce(&mut Loaded) + Send>;
 
@@ -49,11 +53,7 @@ impl Loaded {
         let model = match at_hand {
             Some((_, model)) => model,
             None => {
-                let quant = match quantization {
-                    Quantization::None => BaseQuant::None,
-                    Quantization::Nf4 => BaseQuant::Nf4 { double: false },
-                    Quantization::Nf4Double => BaseQuant::Nf4 { double: true },
-                };
+                let quant = base_quant(quantization);
                 let options = LoadOptions {
                     quant,
                     threads: self.n_compute_threads,
@@ -64,10 +64,53 @@ impl Loaded {
                     },
                     device: self.device,
                 };
-                LocalModel::open(ModelFiles::open(path)?, &options)?
+                let files = ModelFiles::open(path)?;
+                if let Some(room) = self.room()? {
+                    let config = &files.config;
+                    memory::fit_base(Base { config, quant }, room)?;
+                }
+                let model = LocalModel::open(files, &options)?;
+                let kernels_load_seconds = model.kernels_load_time().map(|time| time.as_secs_f64());
+                tracing::debug!(device = model.device(), kernels_load_seconds, "model loaded");
+                model
             }
         };
         Ok(&self.model.insert((key, model)).1)
+    }
+
+    /// Bytes of memory of a device that has its own.
+    pub(crate) fn room(&self) -> Result<Option<u64>, Error> {
+        let room = self.device.memory_bytes();
+        room.map_err(|source| Error::Device {
+            device: self.device,
+            source,
+        })
+    }
+
+    /// After the device was lost: lets go of all that was on it, opens it anew and says how that went. The task is tried
+    /// again by whoever gave it, with a pause that grows; its model is loaded anew then.
+    fn recover_device(&mut self) {
+        // First: a process has one context on a device, and is given the same again for as long as anybody holds it.
+        self.model = None;
+        let device = self.device;
+        match device.try_open() {
+            Ok(()) => {
+                tracing::warn!(target: DEVICE_LOG, %device, "the device was lost and is open again; models are loaded anew");
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::error!(target: DEVICE_LOG, %device, reason, "the device was lost and does not open; attempts fail until it does");
+            }
+        }
+    }
+}
+
+/// The engine's word for how a base is held.
+pub(super) fn base_quant(quantization: Quantization) -> BaseQuant {
+    match quantization {
+        Quantization::None => BaseQuant::None,
+        Quantization::Nf4 => BaseQuant::Nf4 { double: false },
+        Quantization::Nf4Double => BaseQuant::Nf4 { double: true },
     }
 }
 
@@ -124,6 +167,9 @@ impl Executor {
                 loaded.model = None;
                 Err(Error::Gone("model thread"))
             });
+            if result.as_ref().is_err_and(Error::has_lost_device) {
+                loaded.recover_device();
+            }
             // Nobody listens any more when the attempt was dropped with the worker.
             let _nobody_listens = sender.send(result);
         });

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use llamaduo_data::{Response, Sample, SampleId, jsonl};
+use llamaduo_engine::LocalModel;
 use llamaduo_engine::generate::{
-    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, generate,
+    BatchOptions, Completion, Finish, GenerateEvent, GenerateOptions, GenerateRequest, Sampling, context_max,
+    generate,
 };
 use llamaduo_engine::lora::Adapter;
+use llamaduo_engine::memory::{self, Base, GenerationBatch};
 use llamaduo_engine::peft::{self, AdapterFiles};
 use llamaduo_proto::Digest;
 use llamaduo_proto::manifest::ManifestKind;
@@ -19,6 +22,7 @@ use llamaduo_proto::run::{InferSettings, LocalModelSpec, ServiceLlmSpec};
 use llamaduo_proto::session::Assignment;
 use llamaduo_proto::task::{Answerer, InferOutput, InferTask, TaskOutput, TaskResult};
 
+use super::executor::{DEVICE_LOG, Loaded, base_quant};
 use super::{Bench, file, many, progress};
 use crate::calls::Question;
 use crate::error::Error;
@@ -137,17 +141,29 @@ async fn locally(
         .iter()
         .map(|(prompt_index, sample)| (u64::from(*prompt_index), sample.id()))
         .collect();
+    let n_halvings = assignment.batch_halvings;
     let batch = BatchOptions {
-        max_batch: halved(task.settings.batch_max as usize, assignment.batch_halvings),
-        ..BatchOptions::default()
+        max_batch: halved(task.settings.batch_max as usize, n_halvings),
+        cache_bytes_max: halved(BatchOptions::default().cache_bytes_max, n_halvings),
     };
     let attempt = Arc::clone(attempt);
-    let work = move |loaded: &mut super::executor::Loaded| {
+    let work = move |loaded: &mut Loaded| {
         attempt.check()?;
+        let room = loaded.room()?;
         let model = loaded.model(&path, quantization, compute)?;
         let adapter: Option<Adapter> = adapter
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;
+        let batch = match room {
+            Some(room) => {
+                let base = Base {
+                    config: model.config(),
+                    quant: base_quant(quantization),
+                };
+                fitted(model, base, adapter.as_ref(), &requests, batch, room, &attempt)?
+            }
+            None => batch,
+        };
         let mut observe = |event: GenerateEvent<'_>| {
             if matches!(event, GenerateEvent::Completed(_)) {
                 attempt.advance();
@@ -166,6 +182,34 @@ async fn locally(
             .collect()
     };
     bench.executor.run(work).await
+}
+
+/// As many responses at once as `room` bytes of a device hold. Says where that is fewer than were asked for.
+fn fitted(
+    model: &LocalModel,
+    base: Base<'_>,
+    adapter: Option<&Adapter>,
+    requests: &[GenerateRequest],
+    options: BatchOptions,
+    room: u64,
+    attempt: &AttemptHandle,
+) -> Result<BatchOptions, Error> {
+    let n_responses = requests.iter().map(|request| request.n).sum::<usize>().max(1);
+    let options = BatchOptions {
+        max_batch: options.max_batch.min(n_responses),
+        ..options
+    };
+    let batch = GenerationBatch {
+        lora: adapter.map(Adapter::config),
+        options,
+        context: context_max(model, requests)?,
+    };
+    let fitted = memory::fit_generation(base, batch, room)?;
+    if fitted != options {
+        let (n_at_once, n_before) = (fitted.max_batch, options.max_batch);
+        tracing::warn!(target: DEVICE_LOG, task_id = %attempt.id.task, n_at_once, n_before, "the batch would not fit into the device's memory: fewer responses grow at once");
+    }
+    Ok(fitted)
 }
 
 fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> Vec<GenerateRequest> {

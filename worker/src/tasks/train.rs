@@ -10,18 +10,19 @@ use std::time::{Duration, Instant};
 
 use llamaduo_data::jsonl;
 use llamaduo_engine::lora::{LoraConfig, LoraTargets};
+use llamaduo_engine::memory::{self, Base};
 use llamaduo_engine::peft::{self, AdapterFiles};
 use llamaduo_engine::train::{
     self as engine, Checkpoint, Conversation, Schedule, TrainConfig, TrainEvent, TrainOutcome, Trained,
 };
-use llamaduo_engine::{Message, Role};
+use llamaduo_engine::{LocalModel, Message, Role};
 use llamaduo_proto::manifest::ManifestKind;
 use llamaduo_proto::run::{self, Compute, Quantization, TrainSettings};
 use llamaduo_proto::session::Assignment;
 use llamaduo_proto::task::{Progress, TaskOutput, TaskResult, TrainOutput, TrainTask};
 use tokio::sync::mpsc;
 
-use super::executor::Loaded;
+use super::executor::{DEVICE_LOG, Loaded, base_quant};
 use super::infer::{adapter_files, halved};
 use super::{Bench, progress};
 use crate::error::{Error, Stop};
@@ -198,6 +199,11 @@ impl Work {
     fn run(mut self, loaded: &mut Loaded) -> Result<Done, Error> {
         self.attempt.check()?;
         let init = self.init.take();
+        let room = loaded.room()?;
+        let model = loaded.model(&self.path, self.quantization, self.compute)?;
+        if let Some(room) = room {
+            self.config = self.fitted(model, room)?;
+        }
         let now = Instant::now();
         let mut watch = Watch {
             work: &self,
@@ -206,7 +212,6 @@ impl Work {
             n_done: 0,
             n_steps: 0,
         };
-        let model = loaded.model(&self.path, self.quantization, self.compute)?;
         let init = init
             .map(|files| peft::from_files(files, model.config()))
             .transpose()?;
@@ -250,6 +255,23 @@ impl Work {
                 Err(Error::Stopped(stop))
             }
         }
+    }
+
+    /// The settings with which `room` bytes of a device hold a step. Says what it had to change; fails where nothing that
+    /// it may change would do.
+    fn fitted(&self, model: &LocalModel, room: u64) -> Result<TrainConfig, Error> {
+        let base = Base {
+            config: model.config(),
+            quant: base_quant(self.quantization),
+        };
+        let sizes = engine::step_sizes(model, &self.rows, &self.config)?;
+        let fitted = memory::fit_training(base, &self.config, sizes, room)?;
+        if fitted != self.config {
+            let (recompute, tokens) = (fitted.recompute, sizes.tokens(fitted.micro_batch_tokens));
+            let tokens_before = sizes.tokens(self.config.micro_batch_tokens);
+            tracing::warn!(target: DEVICE_LOG, task_id = %self.attempt.id.task, recompute, tokens, tokens_before, "a step would not fit into the device's memory: activations are made again, and as many tokens are run at once as fit");
+        }
+        Ok(fitted)
     }
 
     fn offer(&self, checkpoint: &Checkpoint, seconds: f64) {
@@ -384,9 +406,15 @@ pub(super) fn messages(messages: &[llamaduo_data::Message]) -> Vec<Message> {
     messages.iter().map(convert).collect()
 }
 
-/// A run's settings as the engine takes them.
+/// A run's settings as the engine takes them. After attempts that ran out of memory the first remedy is to make
+/// activations again, which changes no byte of the result, so that a checkpoint can be taken up; then micro-batches are
+/// halved.
 fn config(settings: &TrainSettings, seed: u64, batch_halvings: u32) -> TrainConfig {
     let defaults = TrainConfig::default();
+    let micro_batch_halvings = match settings.recompute {
+        true => batch_halvings,
+        false => batch_halvings.saturating_sub(1),
+    };
     TrainConfig {
         lora: LoraConfig {
             rank: settings.lora_rank as usize,
@@ -414,8 +442,8 @@ fn config(settings: &TrainSettings, seed: u64, batch_halvings: u32) -> TrainConf
         seed,
         // Every step when epochs decide: the engine does not say where they end, the observer finds out.
         checkpoint_every_steps: settings.checkpoint_steps.unwrap_or(1),
-        recompute: settings.recompute,
-        micro_batch_tokens: halved(defaults.micro_batch_tokens, batch_halvings),
+        recompute: settings.recompute || batch_halvings > 0,
+        micro_batch_tokens: halved(defaults.micro_batch_tokens, micro_batch_halvings),
         ..defaults
     }
 }

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::json;
 
-/// Puts the model's files into `directory`.
-pub(crate) fn tiny_model(directory: &Path) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llama_tied");
+/// Puts the files of a golden model into `directory`.
+pub(crate) fn tiny_model(family: &str, directory: &Path) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(family);
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden.join(file), directory.join(file)).unwrap();
     }

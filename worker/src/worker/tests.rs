@@ -11,6 +11,8 @@ use tonic::Status;
 use super::*;
 use crate::testing::{Answer, ScriptedCoordinator, ScriptedServer, attempt_id, service};
 
+#[cfg(target_os = "linux")] // where the loader finds a library that is already there by its name
+mod device;
 mod local_model;
 mod namesakes;
 
@@ -26,10 +28,15 @@ struct Room {
     directory: tempfile::TempDir,
     shutdown: CancellationToken,
     worker: JoinSet<Result<(), Error>>,
+    device: Device,
 }
 
 impl Room {
     async fn new(lease: Duration, answers: Vec<Answer>) -> Self {
+        Self::on(Device::Cpu, lease, answers).await
+    }
+
+    async fn on(device: Device, lease: Duration, answers: Vec<Answer>) -> Self {
         let coordinator = ScriptedCoordinator::start(lease).await;
         let server = ScriptedServer::start(answers).await;
         let directory = tempfile::tempdir().unwrap();
@@ -39,6 +46,7 @@ impl Room {
             directory,
             shutdown: CancellationToken::new(),
             worker: JoinSet::new(),
+            device,
         };
         room.start().await;
         room
@@ -47,10 +55,11 @@ impl Room {
     async fn start(&mut self) {
         let n_before = self.coordinator.ledger.lock().unwrap().hellos.len();
         self.shutdown = CancellationToken::new();
-        self.worker.spawn(run(
-            options(&self.coordinator.url, self.directory.path()),
-            self.shutdown.clone(),
-        ));
+        let options = Options {
+            device: self.device,
+            ..options(&self.coordinator.url, self.directory.path())
+        };
+        self.worker.spawn(run(options, self.shutdown.clone()));
         self.coordinator
             .until("hello", |ledger| ledger.hellos.len() > n_before)
             .await;

@@ -55,6 +55,23 @@ fn a_guard_leaves_other_lanes_alone() {
 }
 
 #[test]
+fn a_predicate_takes_a_constant() {
+    let body = "	mov.u32 %r1, 0;
+	setp.lt.u32 %p1, %tid, 10;
+	mov.pred %p2, 0;
+	@%p1 mov.pred %p2, -1;
+	mov.pred %p3, -1;
+	@%p1 mov.pred %p3, 0;
+	@%p2 add.s32 %r1, %r1, 1;
+	@%p3 add.s32 %r1, %r1, 2;
+	mad.wide.u32 %at, %tid, 4, %out;
+	st.global.u32 [%at], %r1;
+";
+    let expected: Vec<u32> = (0..32).map(|lane| if lane < 10 { 1 } else { 2 }).collect();
+    assert_eq!(outputs(&kernel("", body), [1, 32], 32), expected);
+}
+
+#[test]
 fn blocks_warps_and_lanes_know_their_place() {
     let body = "	mov.u32 %r1, %ctaid.x;
 	mov.u32 %r2, %ntid.x;

@@ -14,8 +14,29 @@ use crate::dims::{HeadDims, SequenceSpan};
 use crate::error::{Error, Result};
 
 /// Numbers of a part, and of a tile whose parts are joined.
-pub(super) const N_PART: usize = 6;
-pub(super) const N_JOIN: usize = 4;
+pub(in crate::cuda) const N_PART: usize = 6;
+pub(in crate::cuda) const N_JOIN: usize = 4;
+
+/// Floats of the sums of a part.
+pub(in crate::cuda) fn partial_len(heads: HeadDims) -> usize {
+    (PRODUCT_ROWS * heads.n_kv_heads).saturating_mul(heads.head_dim.saturating_add(2))
+}
+
+/// Parts whose sums are held at once, unless a single tile has more.
+pub(in crate::cuda) fn n_partials_max(heads: HeadDims) -> usize {
+    PARTIALS_BYTES_MAX / size_of::<f32>() / partial_len(heads).max(1)
+}
+
+/// Parts that there is room for where `n_partials` are held: more, since contexts grow.
+pub(in crate::cuda) fn partials_room(n_partials: usize, heads: HeadDims) -> usize {
+    let room = n_partials.next_power_of_two();
+    room.min(n_partials_max(heads)).max(n_partials)
+}
+
+/// Rows of the step that share a tile: as many as have their query heads in a product.
+pub(in crate::cuda) fn rows_of_tile(heads: HeadDims) -> usize {
+    (PRODUCT_ROWS / (heads.n_heads / heads.n_kv_heads.max(1)).max(1)).max(1)
+}
 
 /// A step's sequences, for all layers whose caches are alike.
 #[derive(Debug)]
@@ -136,20 +157,13 @@ impl Cuda {
     /// See [`Backend::write_sequences`](crate::Backend::write_sequences).
     pub fn write_sequences(&self, target: &mut CudaSequences, sequences: &[SequenceSpan]) -> Result<()> {
         let m = target.check_step(sequences)?;
-        let HeadDims {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-        } = target.heads;
-        let partial_len = PRODUCT_ROWS * (head_dim + 2) * n_kv_heads;
-        let n_partials_max = PARTIALS_BYTES_MAX / size_of::<f32>() / partial_len.max(1);
-        let rows_max = PRODUCT_ROWS / (n_heads / n_kv_heads).max(1);
-
+        let heads = target.heads;
+        let partial_len = partial_len(heads);
         let mut numbers = moves(sequences, target.page_len);
         let moves = 0..numbers.len();
         let (mut plans, mut n_partials) = (Vec::with_capacity(target.plans.len()), 0);
         for Plan { window, .. } in &target.plans {
-            let turns = turns(sequences, rows_max, *window, n_partials_max);
+            let turns = turns(sequences, rows_of_tile(heads), *window, n_partials_max(heads));
             n_partials = turns
                 .iter()
                 .map(|turn| turn.n_partials)
@@ -162,13 +176,14 @@ impl Cuda {
         let first_page = numbers.len();
         numbers.extend(sequences.iter().flat_map(|sequence| &sequence.pages));
 
-        // Contexts grow: room for more of them.
+        target.clear();
         if n_partials * partial_len > target.partials.len() {
-            let n_room = n_partials.next_power_of_two().min(n_partials_max).max(n_partials);
-            target.partials = self.zeros(check::size(OP, "partials", &[n_room, partial_len])?)?;
+            let room = partials_room(n_partials, heads);
+            let room = check::size(OP, "partials", &[room, partial_len])?;
+            self.renew(&mut target.partials, room)?;
         }
         if numbers.len() > target.numbers.len() {
-            target.numbers = self.zeros(numbers.len().next_power_of_two())?;
+            self.renew(&mut target.numbers, numbers.len().next_power_of_two())?;
         }
         self.write(OP, &mut target.numbers, &numbers)?;
         target.pages = first_page..numbers.len();
@@ -178,6 +193,14 @@ impl Cuda {
 }
 
 impl CudaSequences {
+    /// No sequences: what is left if writing others fails.
+    fn clear(&mut self) {
+        (self.m, self.moves, self.pages) = (0, 0..0, 0..0);
+        for plan in &mut self.plans {
+            plan.turns.clear();
+        }
+    }
+
     /// One past the last row. Fails for a step that the kernels do not take.
     fn check_step(&self, sequences: &[SequenceSpan]) -> Result<usize> {
         let mut m = 0;

@@ -85,7 +85,7 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
         }
     }
     for (n, k, rank, a_offset) in [(31, 64, 8, 0), (33, 128, 5, 0), (40, 320, 32, 1), (64, 64, 80, 0)] {
-        for m in [1, 16, 17, 33] {
+        for m in [1, 8, 16, 17, 33, 65] {
             let shape = Shape {
                 m,
                 n,

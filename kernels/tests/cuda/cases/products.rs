@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
-use llamaduo_kernels::nf4::CODE_VALUES;
+use llamaduo_kernels::nf4::{BLOCK_LEN, CODE_VALUES};
 use llamaduo_kernels::{Backend, Cuda, DoubleQuant, Format, HostWeight, LinearForward, Nf4Matrix};
 
-use crate::case::{BF16, Bound, Case, EXACT, Output, activations, numbers};
+use crate::case::{BF16, Bound, Case, EXACT, Output, activations, numbers, rounded};
 
 /// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
 /// Inputs and weights have a root mean square of 0.8 here, and errors of either sign add up as the root of their
@@ -21,25 +21,55 @@ pub(super) fn product(n_terms: usize) -> Bound {
     }
 }
 
+/// The backward rounds codes to bf16, as the forward does, and once more when the scale is on them: twice as much.
+fn product_backward(n_terms: usize) -> Bound {
+    let once = product(n_terms);
+    Bound {
+        absolute: 2.0 * once.absolute,
+        ..once
+    }
+}
+
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (n, k) in [(1, 64), (31, 64), (33, 128), (96, 320), (257, 256), (64, 640)] {
         dequantize(cases, n, k);
         for format in [Format::Bf16, Format::F32, Format::Q8_0] {
             quantize(cases, n, k, format);
         }
-        for m in [1, 16, 17, 31, 33] {
+        for m in [1, 8, 16, 17, 31, 33] {
             forward(cases, m, n, k);
             backward(cases, m, n, k);
         }
     }
     // the last has work for all four warps in both directions, and a width of single elements
     for (n, k) in [(1, 1), (31, 33), (33, 31), (40, 264), (257, 136), (160, 257)] {
-        for m in [1, 16, 17, 33] {
-            bf16(cases, m, n, k);
+        for m in [1, 16, 17, 33, 130] {
+            bf16_weight(cases, m, n, k);
         }
     }
-    forward(cases, 257, 40, 64);
-    backward(cases, 257, 40, 64);
+    // many rows: stages of a ring in use again, tiles and pieces that are not there, scales of either kind, and more rows
+    // of blocks than a band has
+    for (m, n, k) in [
+        (65, 31, 64),
+        (66, 257, 128),
+        (70, 33, 640),
+        (129, 136, 320),
+        (2100, 130, 64),
+    ] {
+        forward(cases, m, n, k);
+    }
+    for (m, n, k) in [(129, 257, 320), (129, 136, 640), (257, 40, 64), (2100, 8, 320)] {
+        backward(cases, m, n, k);
+    }
+    // so many columns that each warp of the kernels for few rows has its ring filled again, and the last round three tiles
+    for (n, k) in [(33, 2240), (40, 2240)] {
+        for m in [1, 9, 17, 65] {
+            forward_bits(cases, m, n, k);
+        }
+    }
+    for (n, k) in [(33, 64), (40, 64), (200, 64), (257, 320)] {
+        backward_bits(cases, n, k);
+    }
 }
 
 /// Both sides have the same bf16 weights; products are exact, so only f32 sums differ.
@@ -87,9 +117,9 @@ fn dequantize(cases: &mut Vec<Case>, n: usize, k: usize) {
             cuda.read_act(&w, 0, &mut got)?;
             Ok(vec![Output {
                 what: "w",
-                expected: weight.dequantize(),
+                expected: rounded(&weight.dequantize()),
                 got,
-                bound: BF16,
+                bound: EXACT,
             }])
         },
     ));
@@ -172,6 +202,89 @@ fn quantize(cases: &mut Vec<Case>, n: usize, k: usize, format: Format) {
     }));
 }
 
+/// The value of a code in bf16, and the scale of its block.
+fn code_and_scale(weight: &Nf4Matrix, scales: &[f32], row: usize, column: usize) -> (f32, f32) {
+    let index = row * weight.shape().1 + column;
+    let code = weight.codes()[index / 2] >> (4 * (1 - index % 2)) & 15;
+    let value = CODE_VALUES[usize::from(code)];
+    (rounded(&[value])[0], scales[index / BLOCK_LEN])
+}
+
+/// Each row of `x` is 1 once in each block of columns, so that every step of the sum is known to the bit: what codes and
+/// scales are, and the order in which blocks are added.
+fn forward_bits(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+    let name = format!("matmul_nf4, bits: M {m}, N {n}, K {k}");
+    cases.push(Case::new(name, move |_, cuda| {
+        let weight = weight(n, k)?;
+        let scales = weight.block_scales();
+        let column = |row: usize, block: usize| block * BLOCK_LEN + (7 * row + 13 * block) % BLOCK_LEN;
+        let mut x = vec![0.0; m * k];
+        let mut expected = vec![0.0f32; m * n];
+        for (row, (x, expected)) in x
+            .chunks_exact_mut(k)
+            .zip(expected.chunks_exact_mut(n))
+            .enumerate()
+        {
+            for block in 0..k / BLOCK_LEN {
+                x[column(row, block)] = 1.0;
+                for (feature, sum) in expected.iter_mut().enumerate() {
+                    let (code, scale) = code_and_scale(&weight, &scales, feature, column(row, block));
+                    *sum = code.mul_add(scale, *sum);
+                }
+            }
+        }
+        let (mut y, mut logits) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * n)?);
+        let (x, weight) = (cuda.upload_act(&x)?, cuda.load_weight(HostWeight::Nf4(weight))?);
+        cuda.linears(&x, &mut [plain(&mut y, &weight)], m)?;
+        cuda.logits(&mut logits, &x, &weight, m)?;
+        let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
+        cuda.read_act(&y, 0, &mut got)?;
+        cuda.read_f32(&logits, 0, &mut got_logits)?;
+        Ok(vec![
+            Output {
+                what: "y",
+                expected: rounded(&expected),
+                got,
+                bound: EXACT,
+            },
+            Output {
+                what: "logits",
+                expected,
+                got: got_logits,
+                bound: EXACT,
+            },
+        ])
+    }));
+}
+
+/// Each row of `dy` is 1 once: `dx` is W, with the scale put onto a code as two bf16.
+fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
+    let name = format!("matmul_nf4_backward, bits: M {n}, N {n}, K {k}");
+    cases.push(Case::new(name, move |_, cuda| {
+        let weight = weight(n, k)?;
+        let scales = weight.block_scales();
+        let value = |row: usize, column: usize| {
+            let (code, scale) = code_and_scale(&weight, &scales, row, column);
+            let high = rounded(&[scale])[0];
+            let low = rounded(&[scale - high])[0];
+            let small = bf16::from_f64(f64::from(code) * f64::from(low));
+            bf16::from_f64(f64::from(code) * f64::from(high) + f64::from(small)).to_f32() + 0.0 // no -0 is left in a sum
+        };
+        let unit: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i / n == i % n))).collect();
+        let (dy, mut dx) = (cuda.upload_act(&unit)?, cuda.alloc_act(n * k)?);
+        let on_device = cuda.load_weight(HostWeight::Nf4(weight.clone()))?;
+        cuda.matmul_backward(&mut dx, &dy, &on_device, n)?;
+        let mut got = vec![0.0; n * k];
+        cuda.read_act(&dx, 0, &mut got)?;
+        Ok(vec![Output {
+            what: "dx",
+            expected: (0..n * k).map(|i| value(i / k, i % k)).collect(),
+            got,
+            bound: EXACT,
+        }])
+    }));
+}
+
 fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     let name = format!("matmul_nf4: M {m}, N {n}, K {k}");
     cases.push(Case::new(name, move |cpu, cuda| {
@@ -224,12 +337,12 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             what: "dx",
             expected,
             got,
-            bound: product(n),
+            bound: product_backward(n),
         }])
     }));
 }
 
-fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+fn bf16_weight(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     let shape = format!("M {m}, N {n}, K {k}");
     cases.push(Case::new(format!("matmul_bf16: {shape}"), move |cpu, cuda| {
         let (x, host) = (
@@ -246,6 +359,9 @@ fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
         let (mut got, mut got_logits) = (vec![0.0; m * n], vec![0.0; m * n]);
         cuda.read_act(&y, 0, &mut got)?;
         cuda.read_f32(&logits, 0, &mut got_logits)?;
+        let (mut logits, mut got_of_loss) = (cuda.alloc_f32(m * n)?, vec![0.0; m * n]);
+        cuda.loss_logits(&mut logits, &x, &on_device, m)?;
+        cuda.read_f32(&logits, 0, &mut got_of_loss)?;
         Ok(vec![
             Output {
                 what: "y",
@@ -255,8 +371,14 @@ fn bf16(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             },
             Output {
                 what: "logits",
-                expected,
+                expected: expected.clone(),
                 got: got_logits,
+                bound: LOGITS,
+            },
+            Output {
+                what: "logits of the loss",
+                expected,
+                got: got_of_loss,
                 bound: LOGITS,
             },
         ])

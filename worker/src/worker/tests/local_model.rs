@@ -12,14 +12,14 @@ use llamaduo_proto::task::{Answerer, InferOutput, InferTask, TrainTask};
 use super::*;
 use crate::testing::tiny_model;
 
-struct Local {
-    room: Room,
-    model: tempfile::TempDir,
+pub(super) struct Local {
+    pub(super) room: Room,
+    pub(super) model: tempfile::TempDir,
 }
 
 async fn local() -> Local {
     let model = tempfile::tempdir().unwrap();
-    tiny_model(model.path());
+    tiny_model("llama_tied", model.path());
     Local {
         room: Room::new(LEASE, vec![]).await,
         model,
@@ -27,7 +27,7 @@ async fn local() -> Local {
 }
 
 impl Local {
-    fn spec(&self) -> LocalModelSpec {
+    pub(super) fn spec(&self) -> LocalModelSpec {
         LocalModelSpec {
             reference: self.model.path().to_str().unwrap().to_owned(),
             quantization: Quantization::Nf4Double,
@@ -35,7 +35,7 @@ impl Local {
         }
     }
 
-    fn samples(&self, rows: &[(&str, &str)]) -> Digest {
+    pub(super) fn samples(&self, rows: &[(&str, &str)]) -> Digest {
         let samples: Vec<_> = rows
             .iter()
             .map(|(instruction, response)| sample(instruction, response))
@@ -44,7 +44,7 @@ impl Local {
     }
 
     /// A train task of `epochs` steps.
-    fn train_task(&self, epochs: u16) -> TaskSpec {
+    pub(super) fn train_task(&self, epochs: u16) -> TaskSpec {
         let settings = TrainSettings {
             lora_rank: 4,
             lora_alpha: 8.0,
@@ -73,7 +73,13 @@ impl Local {
         })
     }
 
-    fn infer_task(&self, answerer: Answerer, test: Digest, first_prompt: u32, n_prompts: u32) -> TaskSpec {
+    pub(super) fn infer_task(
+        &self,
+        answerer: Answerer,
+        test: Digest,
+        first_prompt: u32,
+        n_prompts: u32,
+    ) -> TaskSpec {
         let settings = InferSettings {
             responses_per_prompt: 2,
             temperature: 0.7,
@@ -99,19 +105,30 @@ impl Local {
     }
 
     async fn begin(&self, task: &str, spec: TaskSpec, checkpoint: Option<Digest>) -> AttemptId {
+        self.begin_halved(task, spec, checkpoint, 0).await
+    }
+
+    /// After `batch_halvings` attempts that ran out of memory.
+    pub(super) async fn begin_halved(
+        &self,
+        task: &str,
+        spec: TaskSpec,
+        checkpoint: Option<Digest>,
+        batch_halvings: u32,
+    ) -> AttemptId {
         let attempt = attempt_id(task, 5);
         let assignment = Assignment {
             attempt: attempt.clone(),
             spec,
             checkpoint,
-            batch_halvings: 0,
+            batch_halvings,
         };
         let message = ToWorker::Assignment(Box::new(assignment));
         self.room.coordinator.send(message).await;
         attempt
     }
 
-    async fn outcome(&self, attempt: &AttemptId) -> AttemptOutcome {
+    pub(super) async fn outcome(&self, attempt: &AttemptId) -> AttemptOutcome {
         let coordinator = &self.room.coordinator;
         let is_it = |completion: &&Completion| completion.attempt == *attempt;
         coordinator
@@ -141,12 +158,12 @@ impl Local {
         self.room.coordinator.ledger.lock().unwrap().artifacts[&digest.to_string()].clone()
     }
 
-    fn files(&self, result: &TaskResult) -> BTreeMap<String, Digest> {
+    pub(super) fn files(&self, result: &TaskResult) -> BTreeMap<String, Digest> {
         let manifest: Manifest = serde_json::from_slice(&self.bytes(result.manifest)).unwrap();
         manifest.files
     }
 
-    fn responses(&self, output: &InferOutput) -> Vec<Response> {
+    pub(super) fn responses(&self, output: &InferOutput) -> Vec<Response> {
         let text = String::from_utf8(self.bytes(output.responses)).unwrap();
         jsonl::read("responses", &text).unwrap()
     }
