@@ -112,6 +112,9 @@ fn graphs_launched() -> (Vec<u64>, usize) {
     (graphs, n_kernels - n_within)
 }
 
+/// Each sequence's token and how long its context is.
+type Grown<'a> = &'a [(u32, usize)];
+
 #[test]
 fn a_step_that_comes_again_is_one_launch_of_the_same_bits() {
     let cuda = driver::open().unwrap();
@@ -127,7 +130,7 @@ fn a_step_that_comes_again_is_one_launch_of_the_same_bits() {
     };
     // Contexts grow, one into its second part, one sequence ends and others join. The third number says how many different
     // steps there were by then: where more parts or pages take longer buffers, what was recorded on the old ones is over.
-    let steps: [(&[(u32, usize)], SampleSpec, usize); 11] = [
+    let steps: [(Grown<'_>, SampleSpec, usize); 11] = [
         (&[(5, 255), (9, 3)], warm, 1),
         (&[(6, 256), (11, 4)], warm, 1),
         (&[(7, 257), (12, 5)], warm, 2),
