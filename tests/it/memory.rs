@@ -65,7 +65,11 @@ fn a_card_that_fails_or_is_full_costs_a_try_and_no_more() {
     assert_eq!(whole.code(), 0, "{}", whole.stderr);
     for (name, fault, words) in [
         ("lost", "launch:150=719", ["opened anew", "is open again"]),
-        ("full", "allocate:95=2,allocate:96=2", ["ran out of memory", "no room for"]),
+        (
+            "full",
+            "allocate:95=2,allocate:96=2",
+            ["ran out of memory", "no room for"],
+        ),
     ] {
         fs::remove_dir_all(site.path(".llamaduo")).unwrap_or_default();
         let output = on_card(&site, &["train", "--out", name], &[("STAND_IN_FAULTS", fault)]);
