@@ -15,8 +15,8 @@ mod tests;
 use std::collections::BTreeSet;
 
 use llamaduo_kernels::cuda::memory::{
-    CONTEXT_BYTES, act, attention_backward, attention_paged, bf16_weight, cross_entropy, kv_cache,
-    lora_backward, nf4_weight, sum_squares, words,
+    CONTEXT_BYTES, act, attention_backward, bf16_weight, choices, cross_entropy, kv_cache, lora_backward,
+    nf4_weight, sequences, sum_squares, words,
 };
 use serde::Serialize;
 
@@ -195,7 +195,14 @@ impl Base<'_> {
         let cache = kv_cache(config.heads, n_pages, PAGE_LEN).saturating_mul(config.n_layers as u64);
         let two_streams = 2 * act(&[m, config.hidden]);
         let logits = words(&[n_responses, config.vocab_size]);
-        let paged = attention_paged(config.heads, m, n_responses, batch.context, PAGE_LEN);
+        // Of a response's prompt, what it shares and what is its own are written as if they were two.
+        let most = [m, n_responses.saturating_mul(2), batch.context];
+        let n_windows = config.windows.iter().collect::<BTreeSet<_>>().len();
+        let operations = [
+            sequences(config.heads, most, PAGE_LEN, n_windows),
+            choices(n_responses, config.vocab_size, batch.context),
+            2 * words(&[m]), // tokens and positions
+        ];
         let mut parts = self.weights();
         parts.extend(layout.map(|layout| (Part::Adapter, words(&[layout.len()]))));
         parts.extend([
@@ -209,11 +216,7 @@ impl Base<'_> {
                     logits,
                 ]),
             ),
-            // and of each row its token, its position, and where its keys and values go
-            (
-                Part::Operations,
-                paged.max(2 * words(&[m])).saturating_add(2 * words(&[m])),
-            ),
+            (Part::Operations, sum(operations)),
             (Part::Context, CONTEXT_BYTES),
         ]);
         MemoryPlan { parts }

@@ -18,7 +18,7 @@ pub(crate) use cached::{CachePlan, CachedDecoder};
 pub(crate) use decoder::{MicroBatch, Model};
 pub(crate) use linear::{AdapterOnDevice, DropoutStream};
 
-use llamaduo_kernels::{Backend, Documents, SequenceSpan};
+use llamaduo_kernels::{Backend, Documents};
 
 use crate::config::ModelConfig;
 
@@ -43,6 +43,6 @@ pub(crate) enum Context<'a, B: Backend> {
     /// Pages that outlive the pass.
     Paged {
         cache: &'a mut B::KvCache,
-        sequences: &'a [SequenceSpan],
+        sequences: &'a B::Sequences,
     },
 }

@@ -9,7 +9,7 @@ mod gguf;
 mod nf4_checkpoints;
 mod packed;
 
-use llamaduo_kernels::{Backend, NO_LABEL, SequenceSpan};
+use llamaduo_kernels::{Backend, NO_LABEL, SampleRow, SequenceSpan};
 
 use crate::eval::{evaluate_rows, logits};
 use crate::generate::{BatchOptions, Completion, GenerateOptions, PromptIds, Sampling, generate_ids};
@@ -140,14 +140,19 @@ fn decoded<B: Backend>(
     decoder
         .prefill(&prompt, &[span(0, len, len), span(1, len, len)])
         .unwrap();
-    let (mut step, mut logits) = (Vec::new(), [Vec::new(), Vec::new()]);
+    let mut logits = [Vec::new(), Vec::new()];
+    let greedy = SampleRow {
+        spec: Sampling::GREEDY.spec(),
+        random: 0,
+        seen: &[],
+    };
     for (position, pair) in follow[0].iter().zip(&follow[1]).enumerate() {
         let ids = tokens(&[*pair.0, *pair.1]);
         let n_context = len + 1 + position;
         let spans = [span(0, 1, n_context), span(1, 1, n_context)];
-        decoder.decode(&ids, &spans, &mut step).unwrap();
-        for (logits, row) in logits.iter_mut().zip(step.chunks(model.config().vocab_size)) {
-            logits.extend_from_slice(row);
+        decoder.decode(&ids, &spans, &[greedy; 2]).unwrap();
+        for (row, logits) in logits.iter_mut().enumerate() {
+            logits.extend(decoder.read_logits(row).unwrap());
         }
     }
     logits

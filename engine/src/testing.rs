@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use llamaduo_kernels::Cuda;
 use serde_json::json;
 
 use crate::files::ModelFiles;
@@ -35,6 +36,14 @@ pub(crate) fn open(family: &str, quant: BaseQuant) -> LocalModel {
         },
     )
     .unwrap()
+}
+
+/// The same on CUDA: the stand-in beside the test's own file, or with `LLAMADUO_TEST_CUDA=real` the machine's device.
+pub(crate) fn open_on_cuda(family: &str, quant: BaseQuant) -> LocalModel<Cuda> {
+    if std::env::var_os("LLAMADUO_TEST_CUDA").is_none_or(|value| value != "real") {
+        llamaduo_stand_in_driver::load().unwrap();
+    }
+    LocalModel::with_backend(Cuda::new(0).unwrap(), golden_model(family), quant).unwrap()
 }
 
 /// ChatML, as its templates have it.

@@ -14,6 +14,7 @@
 // `parts [n, 6]` u32: first row of the tile, its number of rows, how many tokens its first row sees (each further row one
 // more), where its sequence's pages begin in `pages`, the part's first token, and 0, or 1 and the number of its place in
 // `partials`. `joins [n, 4]` u32: first row of a tile, its number of rows, the place of its first part, how many there are.
+// Entries of no rows fill a list up: a launch may have more blocks than a step needs, so that it is the same for many.
 //
 // As in `matmul_nf4.cu` the orders of contractions and columns are free: lanes read keys and values from the cache in
 // whole pieces and in their own places; nothing goes through shared memory but the sums of the four warps.
@@ -63,6 +64,8 @@ DEVICE void attend(bf16 *out, Partial<D> *partials, const bf16 *q, const bf16 *k
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const u32 *part = parts + 6 * blockIdx.x;
     int first_row = part[0], n_rows = part[1], seen_by_first = part[2];
+    if (n_rows == 0)
+        return;
     pages += part[3];
     int kv_head = blockIdx.y, group = sizes.n_heads / sizes.n_kv_heads;
     int width = sizes.n_kv_heads * D;
@@ -250,6 +253,8 @@ template <int D>
 DEVICE void join(bf16 *out, const Partial<D> *partials, const u32 *joins, PagedSizes sizes) {
     const u32 *tile = joins + 4 * blockIdx.x;
     int first_row = tile[0], n_rows = tile[1], n_parts = tile[3];
+    if (n_rows == 0)
+        return;
     int kv_head = blockIdx.y, group = sizes.n_heads / sizes.n_kv_heads;
     partials += (u64)tile[2] * sizes.n_kv_heads + kv_head;
     for (int i = threadIdx.x; i < n_rows * group * (D / 4); i += blockDim.x) {

@@ -9,12 +9,15 @@ use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
     RmsNormSpec,
 };
-use crate::cpu::{Compute, Cpu, CpuKvCache, CpuWeight};
-use crate::cuda::{Cuda, CudaAct, CudaF32, CudaKvCache, CudaU32, CudaWeight};
+use crate::cpu::{Compute, Cpu, CpuChoices, CpuKvCache, CpuWeight};
+use crate::cuda::{
+    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaRecordings, CudaSequences, CudaU32, CudaWeight,
+};
 use crate::device::Device;
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::{Error, Result};
 use crate::nf4::DoubleQuant;
+use crate::sampling::SampleRow;
 use crate::weight::HostWeight;
 
 /// The CPU or a CUDA device.
@@ -72,6 +75,8 @@ type F32 = Either<Vec<f32>, CudaF32>;
 type U32 = Either<Vec<u32>, CudaU32>;
 type Weight = Either<CpuWeight, CudaWeight>;
 type KvCache = Either<CpuKvCache, CudaKvCache>;
+type Sequences = Either<Vec<SequenceSpan>, CudaSequences>;
+type Choices = Either<CpuChoices, CudaChoices>;
 
 fn mixed(op: &'static str) -> Error {
     Error::Setting {
@@ -165,11 +170,27 @@ impl Backend for AnyBackend {
     type U32 = U32;
     type Weight = Weight;
     type KvCache = KvCache;
+    type Sequences = Sequences;
+    type Choices = Choices;
+    type Recordings = CudaRecordings;
 
     fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
         match self {
             Self::Cpu(backend) => backend.step(run),
             Self::Cuda(backend) => backend.step(run),
+        }
+    }
+
+    fn replay<E: From<Error>>(
+        &self,
+        recordings: &mut CudaRecordings,
+        mut run: impl FnMut(&Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self {
+            Self::Cpu(_) => run(self),
+            Self::Cuda(backend) => {
+                backend.replay_step(recordings, |backend| run(&Self::Cuda(Box::new(backend.share()))))
+            }
         }
     }
 
@@ -191,6 +212,10 @@ impl Backend for AnyBackend {
 
     fn write_f32(&self, target: &mut F32, offset: usize, values: &[f32]) -> Result<()> {
         on!(self.write_f32(target; offset, values))
+    }
+
+    fn write_u32(&self, target: &mut U32, values: &[u32]) -> Result<()> {
+        on!(self.write_u32(target; values))
     }
 
     fn zero_f32(&self, target: &mut F32) -> Result<()> {
@@ -407,8 +432,16 @@ impl Backend for AnyBackend {
         on!(self.attention_backward(dq, dk, dv, dout, out, lse, q, k, v; documents, spec))
     }
 
-    fn write_kv(&self, cache: &mut KvCache, k: &Act, v: &Act, sequences: &[SequenceSpan]) -> Result<()> {
-        on!(self.write_kv(cache, k, v; sequences))
+    fn alloc_sequences(&self, n_pages: usize, page_len: usize, specs: &[AttentionSpec]) -> Result<Sequences> {
+        make!(self.alloc_sequences(n_pages, page_len, specs))
+    }
+
+    fn write_sequences(&self, target: &mut Sequences, sequences: &[SequenceSpan]) -> Result<()> {
+        on!(self.write_sequences(target; sequences))
+    }
+
+    fn write_kv(&self, cache: &mut KvCache, k: &Act, v: &Act, sequences: &Sequences) -> Result<()> {
+        on!(self.write_kv(cache, k, v, sequences;))
     }
 
     fn attention_paged(
@@ -416,10 +449,10 @@ impl Backend for AnyBackend {
         out: &mut Act,
         q: &Act,
         cache: &KvCache,
-        sequences: &[SequenceSpan],
+        sequences: &Sequences,
         spec: AttentionSpec,
     ) -> Result<()> {
-        on!(self.attention_paged(out, q, cache; sequences, spec))
+        on!(self.attention_paged(out, q, cache, sequences; spec))
     }
 
     fn gated(
@@ -448,6 +481,22 @@ impl Backend for AnyBackend {
 
     fn add(&self, y: &mut Act, x: &Act, len: usize) -> Result<()> {
         on!(self.add(y, x; len))
+    }
+
+    fn alloc_choices(&self, n_rows_max: usize) -> Result<Choices> {
+        make!(self.alloc_choices(n_rows_max))
+    }
+
+    fn write_choices(&self, choices: &mut Choices, rows: &[SampleRow<'_>], n_vocab: usize) -> Result<()> {
+        on!(self.write_choices(choices; rows, n_vocab))
+    }
+
+    fn choose(&self, choices: &mut Choices, logits: &mut F32) -> Result<()> {
+        on!(self.choose(choices, logits;))
+    }
+
+    fn read_choices(&self, choices: &Choices, ids: &mut [u32]) -> Result<()> {
+        on!(self.read_choices(choices; ids))
     }
 
     fn cross_entropy(

@@ -13,8 +13,9 @@
 use std::fmt::Debug;
 
 use crate::dims::{Documents, HeadDims, SequenceSpan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nf4::DoubleQuant;
+use crate::sampling::SampleRow;
 use crate::weight::HostWeight;
 
 /// Gate activation of the feed-forward block.
@@ -134,11 +135,27 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     type Weight: Debug + Send + Sync;
     /// One layer's paged keys and values.
     type KvCache: Debug + Send + Sync;
+    /// A step's sequences, as paged attention takes them: made once for all layers.
+    type Sequences: Debug + Send + Sync;
+    /// What the next tokens of a step's rows are chosen by, and the tokens.
+    type Choices: Debug + Send + Sync;
+    /// Steps that were run by [`Backend::replay`].
+    type Recordings: Debug + Default + Send + Sync;
 
     /// Runs a step of many operations where each of them begins fastest.
     fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
         run()
     }
+
+    /// Runs a step that comes again and again, of operations on the backend that `run` is given. A backend may keep what
+    /// they come to, in `recordings`, and give it to its device at once when a step comes to the same. It pays where the
+    /// step makes, writes and reads no buffer, drops none, and finds in those that it uses what was written there before.
+    /// `run` may be called twice; what it is given is of no use afterwards.
+    fn replay<E: From<Error>>(
+        &self,
+        recordings: &mut Self::Recordings,
+        run: impl FnMut(&Self) -> Result<(), E>,
+    ) -> Result<(), E>;
 
     // ---- memory ----
 
@@ -152,6 +169,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn upload_u32(&self, values: &[u32]) -> Result<Self::U32>;
     /// Overwrites `target[offset..offset + values.len()]`.
     fn write_f32(&self, target: &mut Self::F32, offset: usize, values: &[f32]) -> Result<()>;
+    /// `target = values`, in the memory that it has where they fit.
+    fn write_u32(&self, target: &mut Self::U32, values: &[u32]) -> Result<()>;
     /// `target[..] = 0`.
     fn zero_f32(&self, target: &mut Self::F32) -> Result<()>;
     /// `target[..len] = source[..len]`.
@@ -346,13 +365,25 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         spec: AttentionSpec,
     ) -> Result<()>;
 
+    /// Room for the sequences of steps over caches of `n_pages` pages of `page_len` tokens, whose layers attend as one of
+    /// `specs` says.
+    fn alloc_sequences(
+        &self,
+        n_pages: usize,
+        page_len: usize,
+        specs: &[AttentionSpec],
+    ) -> Result<Self::Sequences>;
+
+    /// `target = sequences`, in the memory that it has where they fit.
+    fn write_sequences(&self, target: &mut Self::Sequences, sequences: &[SequenceSpan]) -> Result<()>;
+
     /// Stores the step's `k, v [M, KV, D]` at each sequence's last `n_rows` positions.
     fn write_kv(
         &self,
         cache: &mut Self::KvCache,
         k: &Self::Act,
         v: &Self::Act,
-        sequences: &[SequenceSpan],
+        sequences: &Self::Sequences,
     ) -> Result<()>;
 
     /// Attention of the step's `q [M, H, D]` over the cache: row `j` of a sequence sees its first
@@ -362,7 +393,7 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         out: &mut Self::Act,
         q: &Self::Act,
         cache: &Self::KvCache,
-        sequences: &[SequenceSpan],
+        sequences: &Self::Sequences,
         spec: AttentionSpec,
     ) -> Result<()>;
 
@@ -393,6 +424,26 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
 
     /// `y[..len] += x[..len]`: the residual stream.
     fn add(&self, y: &mut Self::Act, x: &Self::Act, len: usize) -> Result<()>;
+
+    // ---- sampling ----
+
+    /// Room for the choices of at most `n_rows_max` rows.
+    fn alloc_choices(&self, n_rows_max: usize) -> Result<Self::Choices>;
+
+    /// What the rows of the next steps are chosen by, one after another; their logits have `n_vocab` columns.
+    fn write_choices(
+        &self,
+        choices: &mut Self::Choices,
+        rows: &[SampleRow<'_>],
+        n_vocab: usize,
+    ) -> Result<()>;
+
+    /// Chooses a token for each of the rows of `logits [M, V]`, by the rule of [`sampling`](crate::sampling). The logits
+    /// are afterwards as they were.
+    fn choose(&self, choices: &mut Self::Choices, logits: &mut Self::F32) -> Result<()>;
+
+    /// Waits, then copies the tokens. Fails where the largest logit of a row was not finite.
+    fn read_choices(&self, choices: &Self::Choices, ids: &mut [u32]) -> Result<()>;
 
     // ---- loss ----
 

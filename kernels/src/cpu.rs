@@ -8,6 +8,7 @@ mod attention;
 mod attention_paged;
 mod backend;
 mod check;
+mod choose;
 mod cross_entropy;
 mod elementwise;
 mod embed;
@@ -36,6 +37,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub use choose::CpuChoices;
 pub use kv_cache::CpuKvCache;
 use scratch::{Scratch, ScratchPool};
 use simd::Bf16;

@@ -15,6 +15,7 @@ mod attention_paged;
 mod backend;
 mod buffers;
 mod check;
+mod choose;
 mod cross_entropy;
 pub(crate) mod device;
 mod elementwise;
@@ -29,6 +30,7 @@ pub mod memory;
 mod product;
 mod ptx;
 mod quantize_nf4;
+mod replay;
 mod rms_norm;
 mod rope;
 mod scratch;
@@ -42,14 +44,19 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream};
 use half::bf16;
 
-pub use attention_paged::CudaKvCache;
+use crate::error::Error;
+
+pub use attention_paged::{CudaKvCache, CudaSequences};
 pub use buffers::CudaU32;
+pub use choose::CudaChoices;
 pub use cross_entropy::LossInputs;
 pub use device::{DeviceError, DeviceInfo, devices};
 pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
 pub use ptx::{Kernel, Source};
+pub use replay::CudaRecordings;
+use replay::Recorder;
 use scratch::Kept;
 pub use timing::Recorded;
 
@@ -63,13 +70,16 @@ type CudaIndices = CudaSlice<u32>;
 /// A device with its kernels loaded.
 #[derive(Debug)]
 pub struct Cuda {
+    /// See [`Cuda::stream`].
     stream: Arc<CudaStream>,
     /// By [`Kernel`]'s number.
-    functions: Vec<CudaFunction>,
+    functions: Arc<[CudaFunction]>,
     info: DeviceInfo,
     load_time: Duration,
     /// What operations leave for one another.
     kept: Arc<Kept>,
+    /// Takes down what is launched, instead of the device, while a step is recorded.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Cuda {
@@ -86,10 +96,11 @@ impl Cuda {
         let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
-            functions,
+            functions: functions.into(),
             info,
             load_time: begin.elapsed(),
             kept,
+            recorder: None,
         })
     }
 
@@ -99,6 +110,26 @@ impl Cuda {
         Self {
             kept: Arc::new(Kept::new(&self.stream, true)),
             ..self
+        }
+    }
+
+    /// The same device, and the same recorder if there is one.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            stream: Arc::clone(&self.stream),
+            functions: Arc::clone(&self.functions),
+            info: self.info.clone(),
+            load_time: self.load_time,
+            kept: Arc::clone(&self.kept),
+            recorder: self.recorder.clone(),
+        }
+    }
+
+    /// The stream, for anything but a launch. Fails in a step that is recorded, which is then run without a graph.
+    fn stream(&self, op: &'static str) -> Result<&Arc<CudaStream>, Error> {
+        match &self.recorder {
+            Some(recorder) => Err(recorder.refuse(op)),
+            None => Ok(&self.stream),
         }
     }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use crate::cuda::DeviceError;
 use crate::weight::Format;
 
-/// `Result` with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+/// `Result` with this crate's [`Error`], where no other is named.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A refused operation: the caller's shapes or values do not fit it, or the machine did not give what it needs.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +108,16 @@ pub enum Error {
         op: &'static str,
         /// What was to be sized.
         what: &'static str,
+    },
+    /// A row of logits from which no token can be chosen.
+    #[error(
+        "{op}: the largest logit of row {row} is not a finite number; the model's or the adapter's numbers are damaged"
+    )]
+    NotFinite {
+        /// The operation.
+        op: &'static str,
+        /// The row.
+        row: usize,
     },
     /// The CUDA device did not do what it was asked.
     #[error("{op} on the CUDA device")]

@@ -17,6 +17,7 @@ mod map_file;
 pub mod nf4;
 mod quant;
 pub mod random;
+pub mod sampling;
 mod weight;
 
 pub use any_backend::{AnyBackend, Either};
@@ -31,4 +32,5 @@ pub use dims::{Documents, HeadDims, SequenceSpan};
 pub use error::{Error, Result};
 pub use map_file::map_file;
 pub use nf4::{DoubleQuant, Nf4Matrix, Nf4Scales};
+pub use sampling::{SampleRow, SampleSpec};
 pub use weight::{BlockMatrix, Bytes, Format, HostWeight, SharedBytes};

@@ -77,7 +77,7 @@ fn stream_in_passes<B: Backend, E: From<Error>>(
                 n_context,
                 pages: (0..n_pages as u32).collect(),
             };
-            decoder.decode(ids, &[span], &mut logits)?;
+            decoder.logits(ids, &[span], &mut logits)?;
             sink(number, &logits)?;
         }
     }

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 
-use llamaduo_kernels::{Backend, SequenceSpan, random};
+use llamaduo_kernels::{Backend, SampleRow, SequenceSpan, random};
 
 use super::pages::Pages;
 use super::prefixes::Prefixes;
@@ -39,8 +39,6 @@ pub(crate) struct Batcher<'a, B: Backend> {
     prompts: Vec<Prompt<'a>>,
     waiting: VecDeque<(usize, usize)>,
     active: Vec<Sequence>,
-    logits: Vec<f32>,
-    vocab_size: usize,
 }
 
 /// A prompt and the pages its responses share.
@@ -129,8 +127,6 @@ impl<'a, B: Backend> Batcher<'a, B> {
             prompts,
             waiting,
             active: Vec::new(),
-            logits: Vec::new(),
-            vocab_size: model.config.vocab_size,
         })
     }
 
@@ -261,23 +257,21 @@ impl<'a, B: Backend> Batcher<'a, B> {
                 pages: sequence.pages.clone(),
             });
         }
-        self.decoder.decode(&ids, &spans, &mut self.logits)?;
-        for (sequence, logits) in self
-            .active
-            .iter_mut()
-            .zip(self.logits.chunks_mut(self.vocab_size))
-        {
+        let seen: Vec<Vec<u32>> = self.active.iter().map(|sequence| self.seen(sequence)).collect();
+        let choices = self.active.iter().zip(&seen).map(|(sequence, seen)| SampleRow {
+            spec: self.prompts[sequence.prompt].request.options.sampling.spec(),
+            random: random_number(sequence.key, sequence.response.ids().len() as u64),
+            seen,
+        });
+        let choices: Vec<SampleRow<'_>> = choices.collect();
+        let chosen = self.decoder.decode(&ids, &spans, &choices)?;
+        for (row, (sequence, id)) in self.active.iter_mut().zip(chosen).enumerate() {
             let request = self.prompts[sequence.prompt].request;
-            let said = sequence.response.ids();
-            let position = said.len() as u64;
-            let seen = request.ids.iter().chain(said).copied();
             let options = &request.options;
-            // Choosing penalizes in place.
-            let as_made = options.logprobs.map(|n_top| (logits.to_vec(), n_top));
-            let id = options
-                .sampling
-                .choose(logits, seen, uniform(sequence.key, position))?;
-            let logprob = as_made.map(|(logits, n_top)| TokenLogprob::of(&logits, id, n_top));
+            let logprob = match options.logprobs {
+                Some(n_top) => Some(TokenLogprob::of(&self.decoder.read_logits(row)?, id, n_top)),
+                None => None,
+            };
             let text = sequence
                 .response
                 .push(id, logprob, self.tokenizer, self.stop_tokens, options)?;
@@ -293,6 +287,15 @@ impl<'a, B: Backend> Batcher<'a, B> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// What was asked and said so far, where it matters.
+    fn seen(&self, sequence: &Sequence) -> Vec<u32> {
+        let request = self.prompts[sequence.prompt].request;
+        match request.options.sampling.repetition_penalty == 1.0 {
+            true => Vec::new(),
+            false => [&request.ids, sequence.response.ids()].concat(),
+        }
     }
 
     /// Takes finished responses out of the batch.
@@ -342,13 +345,13 @@ fn n_pages(prompts: &[Prompt<'_>], max_batch: usize, n_max: usize) -> usize {
         .max(largest)
 }
 
-/// The `position`-th number of a stream, in `[0, 1)`, of 53 bits.
-fn uniform(key: u64, position: u64) -> f64 {
+/// The `position`-th number of a stream, of 53 bits.
+fn random_number(key: u64, position: u64) -> u64 {
     let (high, low) = (
         random::word(key, 2 * position),
         random::word(key, 2 * position + 1),
     );
-    ((u64::from(high) << 21) | u64::from(low >> 11)) as f64 / (1u64 << 53) as f64
+    u64::from(high) << 21 | u64::from(low >> 11)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! One token from a row of logits.
+//! How tokens are chosen, as a request says it. The rule is the backend's, `llamaduo_kernels::sampling`.
 //!
-//! Invariant: a function of the logits, the settings and one random number; equal logits rank by the lower id.
+//! Invariant: what passes [`Sampling::validate`] has a meaning there.
+
+use llamaduo_kernels::SampleSpec;
 
 use crate::error::{Error, Result};
 
@@ -84,104 +86,14 @@ impl Sampling {
         }
     }
 
-    /// The next token. `seen` holds what was asked and said so far, `uniform` is in `[0, 1)`. Fails when the largest
-    /// logit is not finite: a token would be made up, perhaps the one that ends a response.
-    pub(crate) fn choose(
-        &self,
-        logits: &mut [f32],
-        seen: impl Iterator<Item = u32>,
-        uniform: f64,
-    ) -> Result<u32> {
-        if self.repetition_penalty != 1.0 {
-            penalize(logits, seen, self.repetition_penalty);
-        }
-        let (best, max) = argmax(logits);
-        if !max.is_finite() {
-            return Err(Error::NotFinite {
-                what: "the largest logit",
-                value: max.into(),
-            });
-        }
-        if self.temperature == 0.0 {
-            return Ok(best);
-        }
-        let mut candidates = self.candidates(logits, max);
-        if self.top_k > 0 {
-            candidates.truncate(self.top_k);
-        }
-        let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-        let mut kept = candidates.len();
-        if self.top_p < 1.0 {
-            let mut sum = 0.0;
-            let reached = candidates.iter().position(|candidate| {
-                sum += candidate.weight;
-                sum >= f64::from(self.top_p) * total
-            });
-            kept = reached.map_or(kept, |last| last + 1);
-        }
-        let likely = candidates
-            .iter()
-            .take_while(|candidate| candidate.weight >= f64::from(self.min_p))
-            .count();
-        candidates.truncate(kept.min(likely).max(1));
-
-        let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-        let mut rest = uniform * total;
-        for candidate in &candidates {
-            rest -= candidate.weight;
-            if rest < 0.0 {
-                return Ok(candidate.id);
-            }
-        }
-        Ok(candidates.last().map_or(best, |candidate| candidate.id))
-    }
-
-    /// Tokens that can be drawn at all, likeliest first; weights are relative to the likeliest one's.
-    fn candidates(&self, logits: &[f32], max: f32) -> Vec<Candidate> {
-        let floor = max - NEGLIGIBLE * self.temperature;
-        let temperature = f64::from(self.temperature);
-        let mut candidates: Vec<Candidate> = logits
-            .iter()
-            .zip(0..)
-            .filter(|&(&logit, _)| logit >= floor)
-            .map(|(&logit, id)| Candidate {
-                id,
-                weight: ((f64::from(logit) - f64::from(max)) / temperature).exp(),
-            })
-            .collect();
-        candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
-        candidates
-    }
-}
-
-/// Tokens so many nats below the likeliest have a probability of at most e^-32, 1e-14, each.
-const NEGLIGIBLE: f32 = 32.0;
-
-struct Candidate {
-    id: u32,
-    weight: f64,
-}
-
-/// The first of the largest logits. What is no number is never the largest.
-fn argmax(logits: &[f32]) -> (u32, f32) {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (&logit, id) in logits.iter().zip(0..) {
-        if logit > best.1 {
-            best = (id, logit);
-        }
-    }
-    best
-}
-
-fn penalize(logits: &mut [f32], seen: impl Iterator<Item = u32>, penalty: f32) {
-    let ids: std::collections::BTreeSet<u32> = seen.collect();
-    for id in ids {
-        if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = if *logit > 0.0 {
-                *logit / penalty
-            } else {
-                *logit * penalty
-            };
+    /// The same for the backend, which holds the rule.
+    pub(crate) fn spec(self) -> SampleSpec {
+        SampleSpec {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
         }
     }
 }

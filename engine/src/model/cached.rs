@@ -2,7 +2,7 @@
 //!
 //! Invariant: a row's result depends only on its own sequence, so a response's text does not depend on its batch.
 
-use llamaduo_kernels::{Backend, SequenceSpan};
+use llamaduo_kernels::{Backend, SampleRow, SequenceSpan};
 
 use super::Context;
 use super::activations::{ActivationPlan, Activations, Keep};
@@ -14,10 +14,25 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct CachedDecoder<'a, B: Backend> {
     model: &'a Model<B>,
-    adapter: Option<&'a AdapterOnDevice<B>>,
     caches: Vec<B::KvCache>,
+    step: Step<'a, B>,
+    recordings: B::Recordings,
+}
+
+/// What a step reads and writes beside the caches. Its sizes do not change, nor where it is: what changes from step to
+/// step is written into it before.
+#[derive(Debug)]
+struct Step<'a, B: Backend> {
+    adapter: Option<&'a AdapterOnDevice<B>>,
+    /// Rows, `M`.
+    m: usize,
+    ids: B::U32,
+    positions: B::U32,
+    sequences: B::Sequences,
     activations: Activations<B>,
+    /// `[M, V]`.
     logits: B::F32,
+    choices: B::Choices,
 }
 
 /// Sizes of the caches and of a step.
@@ -29,7 +44,7 @@ pub(crate) struct CachePlan {
     pub(crate) page_len: usize,
     /// Most rows of a step that only fills the cache.
     pub(crate) prefill_rows_max: usize,
-    /// Most rows of a step whose logits are read.
+    /// Most rows of a step that chooses tokens.
     pub(crate) decode_rows_max: usize,
 }
 
@@ -48,59 +63,127 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
         let caches = (0..config.n_layers)
             .map(|_| Ok(backend.alloc_kv_cache(config.heads, plan.n_pages, plan.page_len)?))
             .collect::<Result<_>>()?;
-        let activations = Activations::new(backend, config, activation_plan)?;
-        let logits = backend.alloc_f32(plan.decode_rows_max * config.vocab_size)?;
+        let step = Step {
+            adapter,
+            m: 0,
+            ids: backend.upload_u32(&vec![0; activation_plan.m_max])?,
+            positions: backend.upload_u32(&vec![0; activation_plan.m_max])?,
+            sequences: backend.alloc_sequences(plan.n_pages, plan.page_len, &model.attention_specs())?,
+            activations: Activations::new(backend, config, activation_plan)?,
+            logits: backend.alloc_f32(plan.decode_rows_max * config.vocab_size)?,
+            choices: backend.alloc_choices(plan.decode_rows_max)?,
+        };
         Ok(Self {
             model,
-            adapter,
             caches,
-            activations,
-            logits,
+            step,
+            recordings: B::Recordings::default(),
         })
     }
 
     /// Writes the keys and values of `ids`, whose rows `sequences` describe, into the cache.
     pub(crate) fn prefill(&mut self, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
-        let model = self.model;
-        model.backend.step(|| self.forward(ids, sequences))
-    }
-
-    fn forward(&mut self, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
-        let backend = &self.model.backend;
-        let positions: Vec<u32> = sequences
-            .iter()
-            .flat_map(|span| span.n_context - span.n_rows..span.n_context)
-            .map(|position| position as u32)
-            .collect();
-        let positions = backend.upload_u32(&positions)?;
-        let device_ids = backend.upload_u32(ids)?;
-        let pass = self.model.pass(&positions, self.adapter, None, ids.len());
-        let mut caches = self.caches.iter_mut();
-        self.model
-            .forward(&pass, &device_ids, &mut self.activations, |_| Context::Paged {
-                cache: caches.next().expect("one cache was allocated for each layer"),
-                sequences,
-            })
+        let Self {
+            model, caches, step, ..
+        } = self;
+        step.write(&model.backend, ids, sequences)?;
+        model.backend.step(|| step.forward(&model.backend, model, caches))
     }
 
     /// As [`Self::prefill`], and leaves the logits of every row in `logits [M, V]`.
-    pub(crate) fn decode(
+    pub(crate) fn logits(
         &mut self,
         ids: &[u32],
         sequences: &[SequenceSpan],
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let (model, len) = (self.model, ids.len() * self.model.config.vocab_size);
-        model.backend.step(|| {
-            self.forward(ids, sequences)?;
-            let hidden = &self.activations.hidden;
-            Ok::<_, Error>(
-                model
-                    .backend
-                    .logits(&mut self.logits, hidden, model.head(), ids.len())?,
-            )
+        let Self {
+            model, caches, step, ..
+        } = self;
+        let backend = &model.backend;
+        step.write(backend, ids, sequences)?;
+        backend.step(|| {
+            step.forward(backend, model, caches)?;
+            step.logits(backend, model)
         })?;
-        logits.resize(len, 0.0);
-        Ok(model.backend.read_f32(&self.logits, 0, logits)?)
+        logits.resize(ids.len() * model.config.vocab_size, 0.0);
+        Ok(backend.read_f32(&step.logits, 0, logits)?)
+    }
+
+    /// As [`Self::prefill`], and gives the next token of every row, chosen as its row of `choices` says.
+    pub(crate) fn decode(
+        &mut self,
+        ids: &[u32],
+        sequences: &[SequenceSpan],
+        choices: &[SampleRow<'_>],
+    ) -> Result<Vec<u32>> {
+        let Self {
+            model,
+            caches,
+            step,
+            recordings,
+        } = self;
+        let backend = &model.backend;
+        step.write(backend, ids, sequences)?;
+        backend.write_choices(&mut step.choices, choices, model.config.vocab_size)?;
+        backend.step(|| {
+            backend.replay(recordings, |backend| {
+                step.forward(backend, model, caches)?;
+                step.logits(backend, model)?;
+                Ok::<_, Error>(backend.choose(&mut step.choices, &mut step.logits)?)
+            })
+        })?;
+        let mut chosen = vec![0; choices.len()];
+        backend.read_choices(&step.choices, &mut chosen)?;
+        Ok(chosen)
+    }
+
+    /// The logits `[V]` from which a row's token was last chosen.
+    pub(crate) fn read_logits(&self, row: usize) -> Result<Vec<f32>> {
+        let n_vocab = self.model.config.vocab_size;
+        let mut logits = vec![0.0; n_vocab];
+        let backend = &self.model.backend;
+        backend.read_f32(&self.step.logits, row * n_vocab, &mut logits)?;
+        Ok(logits)
     }
 }
+
+impl<B: Backend> Step<'_, B> {
+    /// Takes in what the next pass runs.
+    fn write(&mut self, backend: &B, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
+        let positions: Vec<u32> = sequences
+            .iter()
+            .flat_map(|span| span.n_context - span.n_rows..span.n_context)
+            .map(|position| position as u32)
+            .collect();
+        self.m = ids.len();
+        backend.write_u32(&mut self.ids, ids)?;
+        backend.write_u32(&mut self.positions, &positions)?;
+        Ok(backend.write_sequences(&mut self.sequences, sequences)?)
+    }
+
+    fn forward(&mut self, backend: &B, model: &Model<B>, caches: &mut [B::KvCache]) -> Result<()> {
+        let Self {
+            ids,
+            positions,
+            sequences,
+            activations,
+            ..
+        } = self;
+        let pass = model.pass(backend, positions, self.adapter, None, self.m);
+        let mut caches = caches.iter_mut();
+        model.forward(&pass, ids, activations, |_| Context::Paged {
+            cache: caches.next().expect("one cache was allocated for each layer"),
+            sequences,
+        })
+    }
+
+    /// Of every row of the pass.
+    fn logits(&mut self, backend: &B, model: &Model<B>) -> Result<()> {
+        let hidden = &self.activations.hidden;
+        Ok(backend.logits(&mut self.logits, hidden, model.head(), self.m)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

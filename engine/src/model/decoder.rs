@@ -70,19 +70,26 @@ impl<B: Backend> Model<B> {
         })
     }
 
+    /// How each layer attends.
+    pub(crate) fn attention_specs(&self) -> Vec<AttentionSpec> {
+        self.layers.iter().map(|layer| layer.attention.spec).collect()
+    }
+
     pub(crate) fn head(&self) -> &B::Weight {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// A pass on `backend`: the model's own, or that of a step which is replayed.
     pub(crate) fn pass<'a>(
         &'a self,
+        backend: &'a B,
         positions: &'a B::U32,
         adapter: Option<&'a AdapterOnDevice<B>>,
         dropout: Option<DropoutStream>,
         m: usize,
     ) -> Pass<'a, B> {
         Pass {
-            backend: &self.backend,
+            backend,
             config: &self.config,
             positions,
             adapter,
@@ -108,7 +115,7 @@ impl<B: Backend> Model<B> {
             ..
         } = activations;
         let (n_streams, n_kept) = (streams.len(), layers.len());
-        self.backend.embed(
+        pass.backend.embed(
             &mut streams[0],
             ids,
             &self.embedding,
@@ -125,7 +132,7 @@ impl<B: Backend> Model<B> {
             // what the layer adds, and the norm that follows: the next layer's, or the final one
             match self.layers.get(index + 1) {
                 Some(next) => add_norm_stream(pass, scratch, out, &kept.middle, &next.attention.norm)?,
-                None => self.backend.add_rms_norm(
+                None => pass.backend.add_rms_norm(
                     out,
                     hidden,
                     &mut scratch.rstd,
@@ -153,7 +160,7 @@ impl<B: Backend> Model<B> {
         let documents = Documents::of_lengths([m]);
         let device_ids = backend.upload_u32(ids)?;
         let positions = backend.upload_u32(&documents.positions())?;
-        let pass = self.pass(&positions, adapter, None, m);
+        let pass = self.pass(backend, &positions, adapter, None, m);
         self.forward(&pass, &device_ids, &mut activations, |_| {
             Context::Packed(&documents)
         })?;
@@ -179,7 +186,7 @@ impl<B: Backend> Model<B> {
         let ids = backend.upload_u32(&batch.ids)?;
         let labels = backend.upload_u32(&batch.labels)?;
         let positions = backend.upload_u32(&batch.documents.positions())?;
-        let pass = self.pass(&positions, adapter, dropout, m);
+        let pass = self.pass(backend, &positions, adapter, dropout, m);
         self.forward(&pass, &ids, activations, |_| Context::Packed(&batch.documents))?;
 
         let Activations {

@@ -3,12 +3,12 @@
 //!
 //! Invariant: both have the same weights, adapter, rows and dropout; what differs is that activations are bf16 here.
 
-use llamaduo_kernels::{Backend, Compute, Cuda};
+use llamaduo_kernels::{Backend, Compute};
 
 use super::*;
 use crate::local_model::LoadOptions;
 use crate::model::DropoutStream;
-use crate::testing::golden_model;
+use crate::testing::{golden_model, open_on_cuda};
 
 /// A family whose heads and widths have kernels, and how its linears are held: NF4 in both forms, and not at all.
 const RUN: [(&str, BaseQuant); 3] = [
@@ -19,13 +19,6 @@ const RUN: [(&str, BaseQuant); 3] = [
 
 /// Tokens of a prompt whose continuation is compared.
 const PROMPT_LEN: usize = 21;
-
-fn open_on_cuda(family: &str, quant: BaseQuant) -> LocalModel<Cuda> {
-    if std::env::var_os("LLAMADUO_TEST_CUDA").is_none_or(|value| value != "real") {
-        llamaduo_stand_in_driver::load().unwrap();
-    }
-    LocalModel::with_backend(Cuda::new(0).unwrap(), golden_model(family), quant).unwrap()
-}
 
 /// On the CPU, its products computed as `compute` says.
 fn open_on_cpu(family: &str, quant: BaseQuant, compute: Compute) -> LocalModel {

@@ -4,14 +4,15 @@
 
 use super::rope::Turn;
 use super::{
-    Cpu, CpuKvCache, CpuWeight, adamw, attention, attention_paged, check, cross_entropy, elementwise, embed,
-    gated, linear, lora, rms_norm, rope,
+    Cpu, CpuChoices, CpuKvCache, CpuWeight, adamw, attention, attention_paged, check, choose, cross_entropy,
+    elementwise, embed, gated, linear, lora, rms_norm, rope,
 };
 use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraSlot, RmsNormSpec,
 };
 use crate::dims::{Documents, HeadDims, SequenceSpan};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::sampling::SampleRow;
 use crate::weight::HostWeight;
 
 impl Backend for Cpu {
@@ -20,10 +21,21 @@ impl Backend for Cpu {
     type U32 = Vec<u32>;
     type Weight = CpuWeight;
     type KvCache = CpuKvCache;
+    type Sequences = Vec<SequenceSpan>;
+    type Choices = CpuChoices;
+    type Recordings = ();
 
     fn step<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
         // On a thread of the pool, so that the others are its team.
         self.pool.install(|| self.team.step(self.n_threads(), run))
+    }
+
+    fn replay<E: From<Error>>(
+        &self,
+        (): &mut (),
+        mut run: impl FnMut(&Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        run(self)
     }
 
     fn alloc_act(&self, len: usize) -> Result<Vec<f32>> {
@@ -46,6 +58,12 @@ impl Backend for Cpu {
 
     fn write_f32(&self, target: &mut Vec<f32>, offset: usize, values: &[f32]) -> Result<()> {
         check::window_mut("write_f32", "target", target, offset, values.len())?.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn write_u32(&self, target: &mut Vec<u32>, values: &[u32]) -> Result<()> {
+        target.clear();
+        target.extend_from_slice(values);
         Ok(())
     }
 
@@ -222,12 +240,27 @@ impl Backend for Cpu {
         attention::backward(self, [dq, dk, dv], inputs, documents, spec)
     }
 
+    fn alloc_sequences(
+        &self,
+        _n_pages: usize,
+        _page_len: usize,
+        _specs: &[AttentionSpec],
+    ) -> Result<Vec<SequenceSpan>> {
+        Ok(Vec::new())
+    }
+
+    fn write_sequences(&self, target: &mut Vec<SequenceSpan>, sequences: &[SequenceSpan]) -> Result<()> {
+        target.clear();
+        target.extend_from_slice(sequences);
+        Ok(())
+    }
+
     fn write_kv(
         &self,
         cache: &mut CpuKvCache,
         k: &Vec<f32>,
         v: &Vec<f32>,
-        sequences: &[SequenceSpan],
+        sequences: &Vec<SequenceSpan>,
     ) -> Result<()> {
         cache.write(k, v, sequences)
     }
@@ -237,7 +270,7 @@ impl Backend for Cpu {
         out: &mut Vec<f32>,
         q: &Vec<f32>,
         cache: &CpuKvCache,
-        sequences: &[SequenceSpan],
+        sequences: &Vec<SequenceSpan>,
         spec: AttentionSpec,
     ) -> Result<()> {
         attention_paged::forward(self, out, q, cache, sequences, spec)
@@ -269,6 +302,22 @@ impl Backend for Cpu {
 
     fn add(&self, y: &mut Vec<f32>, x: &Vec<f32>, len: usize) -> Result<()> {
         elementwise::add(self, y, x, len)
+    }
+
+    fn alloc_choices(&self, n_rows_max: usize) -> Result<CpuChoices> {
+        Ok(CpuChoices::new(n_rows_max))
+    }
+
+    fn write_choices(&self, choices: &mut CpuChoices, rows: &[SampleRow<'_>], n_vocab: usize) -> Result<()> {
+        choices.write(rows, n_vocab)
+    }
+
+    fn choose(&self, choices: &mut CpuChoices, logits: &mut Vec<f32>) -> Result<()> {
+        choose::forward(self, choices, logits)
+    }
+
+    fn read_choices(&self, choices: &CpuChoices, ids: &mut [u32]) -> Result<()> {
+        choices.read(ids)
     }
 
     fn cross_entropy(

@@ -3,13 +3,17 @@
 //! Invariant: one call each; what an operation does is in the file of its name, and there it has the same name, so that
 //! `self.add(..)` is that one and not this.
 
-use super::{Cuda, CudaAct, CudaF32, CudaKvCache, CudaU32, CudaWeight, LossInputs};
+use super::{
+    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaRecordings, CudaSequences, CudaU32, CudaWeight,
+    LossInputs,
+};
 use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraSlot, RmsNormSpec,
 };
 use crate::dims::{Documents, HeadDims, SequenceSpan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nf4::DoubleQuant;
+use crate::sampling::SampleRow;
 use crate::weight::HostWeight;
 
 impl Backend for Cuda {
@@ -18,6 +22,17 @@ impl Backend for Cuda {
     type U32 = CudaU32;
     type Weight = CudaWeight;
     type KvCache = CudaKvCache;
+    type Sequences = CudaSequences;
+    type Choices = CudaChoices;
+    type Recordings = CudaRecordings;
+
+    fn replay<E: From<Error>>(
+        &self,
+        recordings: &mut CudaRecordings,
+        run: impl FnMut(&Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.replay_step(recordings, run)
+    }
 
     fn alloc_act(&self, len: usize) -> Result<CudaAct> {
         self.alloc_act(len)
@@ -37,6 +52,10 @@ impl Backend for Cuda {
 
     fn write_f32(&self, target: &mut CudaF32, offset: usize, values: &[f32]) -> Result<()> {
         self.write_f32(target, offset, values)
+    }
+
+    fn write_u32(&self, target: &mut CudaU32, values: &[u32]) -> Result<()> {
+        self.write_u32(target, values)
     }
 
     fn zero_f32(&self, target: &mut CudaF32) -> Result<()> {
@@ -225,12 +244,25 @@ impl Backend for Cuda {
         self.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, documents, spec)
     }
 
+    fn alloc_sequences(
+        &self,
+        n_pages: usize,
+        page_len: usize,
+        specs: &[AttentionSpec],
+    ) -> Result<CudaSequences> {
+        self.alloc_sequences(n_pages, page_len, specs)
+    }
+
+    fn write_sequences(&self, target: &mut CudaSequences, sequences: &[SequenceSpan]) -> Result<()> {
+        self.write_sequences(target, sequences)
+    }
+
     fn write_kv(
         &self,
         cache: &mut CudaKvCache,
         k: &CudaAct,
         v: &CudaAct,
-        sequences: &[SequenceSpan],
+        sequences: &CudaSequences,
     ) -> Result<()> {
         self.write_kv(cache, k, v, sequences)
     }
@@ -240,7 +272,7 @@ impl Backend for Cuda {
         out: &mut CudaAct,
         q: &CudaAct,
         cache: &CudaKvCache,
-        sequences: &[SequenceSpan],
+        sequences: &CudaSequences,
         spec: AttentionSpec,
     ) -> Result<()> {
         self.attention_paged(out, q, cache, sequences, spec)
@@ -272,6 +304,22 @@ impl Backend for Cuda {
 
     fn add(&self, y: &mut CudaAct, x: &CudaAct, len: usize) -> Result<()> {
         self.add(y, x, len)
+    }
+
+    fn alloc_choices(&self, n_rows_max: usize) -> Result<CudaChoices> {
+        self.alloc_choices(n_rows_max)
+    }
+
+    fn write_choices(&self, choices: &mut CudaChoices, rows: &[SampleRow<'_>], n_vocab: usize) -> Result<()> {
+        self.write_choices(choices, rows, n_vocab)
+    }
+
+    fn choose(&self, choices: &mut CudaChoices, logits: &mut CudaF32) -> Result<()> {
+        self.choose(choices, logits)
+    }
+
+    fn read_choices(&self, choices: &CudaChoices, ids: &mut [u32]) -> Result<()> {
+        self.read_choices(choices, ids)
     }
 
     fn cross_entropy(

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 /// checked without waiting for the device.
 #[derive(Debug)]
 pub struct CudaU32 {
-    values: Box<[u32]>,
+    values: Vec<u32>,
+    /// As many at least.
     on_device: Scratch<u32>,
 }
 
@@ -77,7 +78,8 @@ impl Cuda {
             op: "alloc",
             what: "buffer",
         })?;
-        self.with_room(|| self.stream.alloc_zeros(room))
+        let stream = self.stream("alloc")?;
+        self.with_room(|| stream.alloc_zeros(room))
             .map_err(|error| unallocated(bytes, error))
     }
 
@@ -102,11 +104,23 @@ impl Cuda {
         if values.is_empty() {
             return self.zeros(0);
         }
-        let copy = || self.stream.clone_htod(values);
+        let stream = self.stream(op)?;
+        let copy = || stream.clone_htod(values);
         self.with_room(copy).map_err(|error| match error.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => unallocated(size_of_val(values), error),
             _ => failed(op, error),
         })
+    }
+
+    /// Puts `len` zeros in the place of `target`, which is let go of first: its values are of no use any more.
+    pub(super) fn renew<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        target: &mut CudaSlice<T>,
+        len: usize,
+    ) -> Result<()> {
+        *target = self.zeros(0)?;
+        *target = self.zeros(len)?;
+        Ok(())
     }
 
     /// `len` zeros.
@@ -128,8 +142,19 @@ impl Cuda {
     pub fn upload_u32(&self, values: &[u32]) -> Result<CudaU32> {
         Ok(CudaU32 {
             on_device: self.scratch_of("upload_u32", values)?,
-            values: values.into(),
+            values: values.to_vec(),
         })
+    }
+
+    /// See [`Backend::write_u32`](crate::Backend::write_u32).
+    pub fn write_u32(&self, target: &mut CudaU32, values: &[u32]) -> Result<()> {
+        if values.len() > target.on_device.len() {
+            target.on_device = self.scratch(values.len())?;
+        }
+        self.write("write_u32", &mut target.on_device, values)?;
+        target.values.clear();
+        target.values.extend_from_slice(values);
+        Ok(())
     }
 
     /// A copy of `values`.
@@ -150,26 +175,13 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(range);
-        self.stream
+        self.stream("write_f32")?
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed("write_f32", error))
     }
 
-    /// The same, each value rounded to the nearest bf16.
-    pub(super) fn write_act(&self, target: &mut CudaAct, offset: usize, values: &[f32]) -> Result<()> {
-        let range = window("write_act", "target", target.len(), offset, values.len())?;
-        if values.is_empty() {
-            return Ok(());
-        }
-        let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
-        let mut part = target.slice_mut(range);
-        self.stream
-            .memcpy_htod(&rounded, &mut part)
-            .map_err(|error| failed("write_act", error))
-    }
-
     /// `target[..values.len()] = values`.
-    pub(super) fn overwrite<T: DeviceRepr>(
+    pub(super) fn write<T: DeviceRepr>(
         &self,
         op: &'static str,
         target: &mut CudaSlice<T>,
@@ -179,15 +191,27 @@ impl Cuda {
         if values.is_empty() {
             return Ok(());
         }
-        let mut part = target.slice_mut(range);
-        self.stream
-            .memcpy_htod(values, &mut part)
+        self.stream(op)?
+            .memcpy_htod(values, &mut target.slice_mut(range))
             .map_err(|error| failed(op, error))
+    }
+
+    /// `target[offset..offset + values.len()]`, each value rounded to the nearest bf16.
+    pub(super) fn write_act(&self, target: &mut CudaAct, offset: usize, values: &[f32]) -> Result<()> {
+        let range = window("write_act", "target", target.len(), offset, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+        let mut part = target.slice_mut(range);
+        self.stream("write_act")?
+            .memcpy_htod(&rounded, &mut part)
+            .map_err(|error| failed("write_act", error))
     }
 
     /// `target[..] = 0`.
     pub fn zero_f32(&self, target: &mut CudaF32) -> Result<()> {
-        self.stream
+        self.stream("zero_f32")?
             .memset_zeros(target)
             .map_err(|error| failed("zero_f32", error))
     }
@@ -202,7 +226,7 @@ impl Cuda {
         if len == 0 {
             return Ok(());
         }
-        self.stream
+        self.stream("zero")?
             .memset_zeros(&mut target.slice_mut(range))
             .map_err(|error| failed("zero", error))
     }
@@ -215,7 +239,7 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(to);
-        self.stream
+        self.stream("copy_act")?
             .memcpy_dtod(&source.slice(from), &mut part)
             .map_err(|error| failed("copy_act", error))
     }
@@ -245,11 +269,11 @@ impl Cuda {
         out: &mut [T],
     ) -> Result<()> {
         if !out.is_empty() {
-            self.stream
+            self.stream(op)?
                 .memcpy_dtoh(&source.slice(range), out)
                 .map_err(|error| failed(op, error))?;
         }
-        self.stream.synchronize().map_err(|error| failed(op, error))
+        self.stream(op)?.synchronize().map_err(|error| failed(op, error))
     }
 
     /// `len` zeros that kernels index with, or words of codes.
@@ -274,7 +298,7 @@ impl Cuda {
             return Ok(());
         }
         let mut part = target.slice_mut(range);
-        self.stream
+        self.stream(op)?
             .memcpy_htod(values, &mut part)
             .map_err(|error| failed(op, error))
     }

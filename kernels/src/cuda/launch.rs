@@ -1,12 +1,15 @@
 //! Launches.
 //!
-//! Invariant: the only place that launches; a caller has checked the shapes, and a grid of no blocks is no launch.
+//! Invariant: the only place that launches; a caller has checked the shapes, and a grid of no blocks is no launch. What a
+//! kernel is given is all in its [`Call`].
 #![expect(
     unsafe_code,
     reason = "nothing but the kernel's own source says what its parameters are"
 )]
 
-use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+use std::ffi::c_void;
+
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, result};
 
 use super::{Cuda, DeviceError, Kernel};
 use crate::error::{Error, Result};
@@ -29,13 +32,84 @@ pub(super) fn covering(op: &'static str, len: usize, per_thread: usize) -> Resul
     Ok((n_blocks as u32, 256))
 }
 
-/// A launch whose parameters are being gathered.
-pub(super) struct Launch<'a> {
-    op: &'static str,
+/// A kernel with everything that its launch is given.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Call {
+    kernel: Kernel,
     grid: (u32, u32),
     n_threads: u32,
+    /// Shared memory beside the kernel's own.
     shared_bytes: u32,
-    builder: cudarc::driver::LaunchArgs<'a>,
+    /// The parameters' bytes, each from a word of its own on.
+    words: Vec<u64>,
+    /// The words at which parameters begin.
+    starts: Vec<usize>,
+}
+
+/// Most parameters of a kernel, about: room that is set aside.
+const N_PARAMETERS: usize = 12;
+
+/// A launch whose parameters are being gathered; its buffers are held until it runs.
+pub(super) struct Launch<'a> {
+    op: &'static str,
+    cuda: &'a Cuda,
+    call: Call,
+}
+
+/// What a kernel can be given.
+pub(super) trait Parameter {
+    /// Appends the bytes that the kernel sees.
+    fn append(self, stream: &CudaStream, words: &mut Vec<u64>);
+}
+
+/// What a kernel is given as it is.
+///
+/// # Safety
+///
+/// The type has the kernel's own layout, and no byte of it is a gap.
+pub(super) unsafe trait Value: Copy {}
+
+// SAFETY: numbers.
+unsafe impl Value for f32 {}
+// SAFETY: as above.
+unsafe impl Value for i32 {}
+// SAFETY: as above.
+unsafe impl Value for u64 {}
+
+impl<T: Value> Parameter for &T {
+    fn append(self, _stream: &CudaStream, words: &mut Vec<u64>) {
+        let first = words.len();
+        words.resize(first + size_of::<T>().div_ceil(size_of::<u64>()), 0);
+        let to: *mut u64 = words[first..].as_mut_ptr();
+        // SAFETY: all bytes of a value are set, and there are words enough for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(std::ptr::from_ref(self).cast::<u8>(), to.cast(), size_of::<T>())
+        };
+    }
+}
+
+impl<T> Parameter for &CudaSlice<T> {
+    fn append(self, stream: &CudaStream, words: &mut Vec<u64>) {
+        words.push(self.device_ptr(stream).0);
+    }
+}
+
+impl<T> Parameter for &mut CudaSlice<T> {
+    fn append(self, stream: &CudaStream, words: &mut Vec<u64>) {
+        words.push(self.device_ptr_mut(stream).0);
+    }
+}
+
+impl<T> Parameter for &CudaView<'_, T> {
+    fn append(self, stream: &CudaStream, words: &mut Vec<u64>) {
+        words.push(self.device_ptr(stream).0);
+    }
+}
+
+impl<T> Parameter for &mut CudaViewMut<'_, T> {
+    fn append(self, stream: &CudaStream, words: &mut Vec<u64>) {
+        words.push(self.device_ptr_mut(stream).0);
+    }
 }
 
 impl Cuda {
@@ -57,47 +131,78 @@ impl Cuda {
         grid: (u32, u32),
         n_threads: u32,
     ) -> Launch<'_> {
-        Launch {
-            op,
+        let call = Call {
+            kernel,
             grid,
             n_threads,
             shared_bytes: kernel.dynamic_shared_bytes(),
-            builder: self.stream.launch_builder(self.function(kernel)),
-        }
+            words: Vec::with_capacity(N_PARAMETERS),
+            starts: Vec::with_capacity(N_PARAMETERS),
+        };
+        Launch { op, cuda: self, call }
+    }
+
+    /// Gives a launch to the driver.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Launch::run`], whose call it is.
+    pub(super) unsafe fn submit(&self, op: &'static str, call: &Call) -> Result<()> {
+        let (x, y) = call.grid;
+        let mut parameters: Vec<*mut c_void> = call
+            .starts
+            .iter()
+            .map(|&start| call.words[start..].as_ptr().cast_mut().cast())
+            .collect();
+        let function = self.function(call.kernel).cu_function();
+        let (grid, block) = ((x, y, 1), (call.n_threads, 1, 1));
+        let launched = self.stream.context().bind_to_thread().and_then(|()| {
+            // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.
+            unsafe {
+                result::launch_kernel(
+                    function,
+                    grid,
+                    block,
+                    call.shared_bytes,
+                    self.stream.cu_stream(),
+                    &mut parameters,
+                )
+            }
+        });
+        launched.map_err(|error| Error::Device {
+            op,
+            source: DeviceError::driver("launching", error),
+        })
     }
 }
 
 impl<'a> Launch<'a> {
     /// The next parameter: a buffer or a value.
-    pub(super) fn with<T>(mut self, parameter: T) -> Self
-    where
-        cudarc::driver::LaunchArgs<'a>: PushKernelArg<T>,
-    {
-        self.builder.arg(parameter);
+    pub(super) fn with<T: Parameter + 'a>(mut self, parameter: T) -> Self {
+        self.call.starts.push(self.call.words.len());
+        parameter.append(&self.cuda.stream, &mut self.call.words);
         self
     }
 
-    /// Enqueues it.
+    /// Enqueues it; in a step that is recorded, notes it.
     ///
     /// # Safety
     ///
     /// The parameters are the kernel's in number, order and type, and its reads and writes stay within the buffers.
-    pub(super) unsafe fn run(mut self) -> Result<()> {
-        let (x, y) = self.grid;
+    pub(super) unsafe fn run(self) -> Result<()> {
+        let Self { op, cuda, call } = self;
+        let (x, y) = call.grid;
         if x == 0 || y == 0 {
             return Ok(());
         }
-        let config = LaunchConfig {
-            grid_dim: (x, y, 1),
-            block_dim: (self.n_threads, 1, 1),
-            shared_mem_bytes: self.shared_bytes,
-        };
-        // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.
-        let launched = unsafe { self.builder.launch(config) };
-        launched.map(|_| ()).map_err(|error| Error::Device {
-            op: self.op,
-            source: DeviceError::driver("launching", error),
-        })
+        match &cuda.recorder {
+            Some(recorder) => {
+                recorder.push(call);
+                Ok(())
+            }
+            // SAFETY: the caller vouches for it.
+            None => unsafe { cuda.submit(op, &call) },
+        }
     }
 }
 
@@ -128,7 +233,7 @@ pub(super) struct AttentionSizes {
 }
 
 // SAFETY: two floats and three integers in the order of the kernel's structure.
-unsafe impl DeviceRepr for AttentionSizes {}
+unsafe impl Value for AttentionSizes {}
 
 /// What paged attention's kernels need beside their tensors.
 #[repr(C)]
@@ -143,7 +248,7 @@ pub(super) struct PagedSizes {
 }
 
 // SAFETY: a float and four integers in the order of the kernel's structure.
-unsafe impl DeviceRepr for PagedSizes {}
+unsafe impl Value for PagedSizes {}
 
 /// Which elements of an input are kept.
 #[repr(C)]
@@ -157,7 +262,7 @@ pub(super) struct DropoutMask {
 }
 
 // SAFETY: an integer of 64 bits and two floats in the order of the kernel's structure, without a gap.
-unsafe impl DeviceRepr for DropoutMask {}
+unsafe impl Value for DropoutMask {}
 
 // SAFETY: eight floats in the order of the kernel's structure.
-unsafe impl DeviceRepr for AdamwFactors {}
+unsafe impl Value for AdamwFactors {}

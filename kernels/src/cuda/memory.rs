@@ -5,7 +5,10 @@
 
 use super::adamw::SUM_LEN;
 use super::attention::TILE_LEN;
-use super::attention_paged::{N_JOIN, N_PART, PART_LEN, PARTIALS_BYTES_MAX, PRODUCT_ROWS};
+use super::attention_paged::{
+    N_JOIN, N_PART, PART_LEN, n_partials_max, partial_len, partials_room, rows_of_tile,
+};
+use super::choose::{Row, seen_room};
 use super::cross_entropy::LOGITS_BYTES_MAX;
 use super::lora::PART_ROWS;
 use super::matmul_nf4::{TILE_K, TILE_N};
@@ -90,31 +93,51 @@ pub fn attention_backward(m: usize, heads: HeadDims) -> u64 {
     words(&[m, heads.n_heads]).saturating_add(words(&[m, TILE_LEN]))
 }
 
-/// Beside its operands, attention of `n_rows` rows of `n_sequences` sequences over a cache of up to `n_context` tokens
-/// each, read in pages of `page_len`; the most there can be.
-pub fn attention_paged(
+/// The lists and sums of steps of up to `n_rows` rows of up to `n_sequences` sequences, over caches of up to `n_context`
+/// tokens each, which are read in pages of `page_len` and through `n_windows` different windows; the most there can be.
+pub fn sequences(
     heads: HeadDims,
-    n_rows: usize,
-    n_sequences: usize,
-    n_context: usize,
+    [n_rows, n_sequences, n_context]: [usize; 3],
     page_len: usize,
+    n_windows: usize,
 ) -> u64 {
-    let group = heads.n_heads / heads.n_kv_heads.max(1);
-    let rows_of_tile = (PRODUCT_ROWS / group.max(1)).max(1);
-    let n_tiles = n_rows.div_ceil(rows_of_tile).saturating_add(n_sequences);
+    let n_tiles = n_rows.div_ceil(rows_of_tile(heads)).saturating_add(n_sequences);
     let n_parts = n_context.div_ceil(PART_LEN);
-    let partial = words(&[PRODUCT_ROWS, heads.head_dim + 2, heads.n_kv_heads]);
     // At least one tile's parts, even if they are more.
-    let most = (PARTIALS_BYTES_MAX as u64).max(partial.saturating_mul(n_parts as u64));
-    let sums = match n_parts {
-        0 | 1 => buffer(0, 4),
-        _ => partial.saturating_mul(product(&[n_tiles, n_parts])).min(most),
+    let n_partials = match n_parts {
+        0 | 1 => 0,
+        _ => n_tiles
+            .saturating_mul(n_parts)
+            .min(n_partials_max(heads).max(n_parts)),
     };
+    let room = match n_partials {
+        0 => 0,
+        _ => partials_room(n_partials, heads),
+    };
+    // filled up to its capacity, a list is at most an eighth longer
+    let filled = |n: u64| n.saturating_add(n / 8);
+    let of_window = (filled(product(&[n_tiles, n_parts])).saturating_mul(N_PART as u64))
+        .saturating_add(filled(n_tiles as u64).saturating_mul(N_JOIN as u64));
+    let n_numbers = [
+        product(&[n_rows, 2]),
+        of_window.saturating_mul(n_windows as u64),
+        product(&[n_sequences, n_context.div_ceil(page_len.max(1))]),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add);
+    let n_numbers = n_numbers.checked_next_power_of_two().unwrap_or(u64::MAX);
+    words(&[room, partial_len(heads)]).saturating_add(buffer(n_numbers, 4))
+}
+
+/// What up to `n_rows` tokens of steps are chosen by, where penalties fall on up to `n_seen` tokens of each; the most there
+/// can be: without a penalty, or where all temperatures are 0, it is less.
+pub fn choices(n_rows: usize, n_vocab: usize, n_seen: usize) -> u64 {
+    let seen = seen_room(n_rows.saturating_mul(n_seen.min(n_vocab)));
     [
-        sums,
-        words(&[n_sequences, n_context.div_ceil(page_len.max(1))]),
-        words(&[n_tiles, n_parts, N_PART]),
-        words(&[n_tiles, N_JOIN]),
+        buffer(n_rows as u64, size_of::<Row>() as u64),
+        2 * words(&[seen]), // tokens and their logits
+        buffer(product(&[n_rows, n_vocab]), 8),
+        words(&[n_rows]),
     ]
     .into_iter()
     .fold(0, u64::saturating_add)

@@ -82,6 +82,7 @@ kernels! {
         PagedJoinHead64 "attention_paged_join_64", PagedJoinHead96 "attention_paged_join_96",
         PagedJoinHead128 "attention_paged_join_128", PagedJoinHead256 "attention_paged_join_256",
         WriteKv "write_kv";
+    Choose "choose": Choose "choose", Penalize "penalize", Restore "restore";
     CrossEntropy "cross_entropy":
         CrossEntropy "cross_entropy",
         PutRows "put_rows", PutRowsNarrow "put_rows_narrow";

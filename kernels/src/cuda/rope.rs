@@ -133,7 +133,7 @@ impl Cuda {
             }
             None => 0,
         };
-        check::holds(op, "positions", positions.on_device(), &[m])?;
+        positions.first(op, "positions", m)?;
         check::holds(op, "frequencies", frequencies, &[half])?;
         let n_blocks = n_q.saturating_add(n_k).div_ceil(HEADS_OF_BLOCK);
         let expected = "no more than CUDA's grids hold; run this model on the CPU";

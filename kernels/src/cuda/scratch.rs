@@ -1,7 +1,8 @@
 //! Buffers that live within one operation, kept for the next one that asks for as much.
 //!
 //! Invariant: a buffer is given out to one owner at a time and holds zeros, or what was copied into it, as far as it was
-//! asked for. It may be given out again before the device is done with it, since one stream does all work in order.
+//! asked for. It may be given out again before the device is done with it, since one stream does all work in order. A step that
+//! is recorded is given none: its graph would hold a buffer that by then is another operation's.
 //!
 //! A step of training asks for the same buffers as the step before, so that from the second one on nothing is asked of the
 //! driver; a step of fewer rows takes a larger buffer. Where the driver has no room left, what is kept goes back to it
@@ -122,13 +123,14 @@ impl<T> Drop for Scratch<T> {
 impl Cuda {
     /// `len` zeros for as long as one operation needs them.
     pub(super) fn scratch<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Scratch<T>> {
+        let stream = self.stream("scratch")?;
         let size = len.max(1).saturating_mul(size_of::<T>());
         let Some((address, size)) = self.kept.take(size) else {
             return self.zeros(len).map(|buffer| self.keep_after(buffer));
         };
         // SAFETY: the allocation holds `size` bytes, as many as `len` elements at least, and nobody else has it; every
         // type that is valid as zeros is valid once it is filled with them below.
-        let buffer = unsafe { self.stream.upgrade_device_ptr::<T>(address, len.max(1)) };
+        let buffer = unsafe { stream.upgrade_device_ptr::<T>(address, len.max(1)) };
         let mut scratch = Scratch {
             buffer: ManuallyDrop::new(buffer),
             size,
@@ -144,18 +146,19 @@ impl Cuda {
         op: &'static str,
         values: &[T],
     ) -> Result<Scratch<T>> {
+        let stream = self.stream(op)?;
         let size = size_of_val(values).max(size_of::<T>());
         let Some((address, size)) = self.kept.take(size) else {
             return self.upload(op, values).map(|buffer| self.keep_after(buffer));
         };
         // SAFETY: as above; it is filled with `values` below.
-        let buffer = unsafe { self.stream.upgrade_device_ptr::<T>(address, values.len().max(1)) };
+        let buffer = unsafe { stream.upgrade_device_ptr::<T>(address, values.len().max(1)) };
         let mut scratch = Scratch {
             buffer: ManuallyDrop::new(buffer),
             size,
             kept: Arc::clone(&self.kept),
         };
-        self.overwrite(op, &mut scratch, values)?;
+        self.write(op, &mut scratch, values)?;
         Ok(scratch)
     }
 

@@ -49,7 +49,7 @@ impl Cuda {
     }
 
     fn event(&self) -> Result<CudaEvent> {
-        self.stream
+        self.stream(OP)?
             .record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
             .map_err(failed("recording an event"))
     }
@@ -58,13 +58,13 @@ impl Cuda {
     /// or takes data from the host cannot be run again.
     pub fn record<'a>(&self, run: &'a mut (dyn FnMut() -> Result<()> + 'a)) -> Result<Recorded<'a>> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.stream
+        self.stream(OP)?
             .begin_capture(mode)
             .map_err(failed("beginning a recording"))?;
         let enqueued = run();
         // ends also when `run` failed: the stream takes no other work until then
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags);
+        let graph = self.stream(OP)?.end_capture(flags);
         enqueued?;
         let graph = graph.map_err(failed("ending a recording"))?;
         let holds_launches = graph.as_ref().map(only_launches).transpose();
@@ -89,7 +89,7 @@ impl Cuda {
 
     /// Bytes of the cache between the multiprocessors and the memory: what is larger is read from memory each time.
     pub fn cache_bytes(&self) -> Result<usize> {
-        self.stream
+        self.stream(OP)?
             .context()
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
             .map(|bytes| bytes.max(0) as usize)

@@ -180,7 +180,8 @@ pub(crate) unsafe extern "C" fn stand_in_replace_module(original: *const c_char,
 }
 
 /// Not of the driver: the kernels that this thread has launched since the last call, a line each with the number of
-/// instructions it took, as far as `text` has room. Returns how many bytes there are.
+/// instructions it took, as far as `text` has room; before those of a graph a line for the graph, with their number.
+/// Returns how many bytes there are.
 ///
 /// # Safety
 ///

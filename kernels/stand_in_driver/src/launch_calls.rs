@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 
 use crate::call::{Code, INVALID_HANDLE, INVALID_VALUE, code, fail, put, text};
 use crate::calls::{Handle, as_handle, as_number};
-use crate::driver::driver;
+use crate::driver::{driver, note_launch};
 use crate::faults::{Call, check};
 use crate::work::Work;
 
@@ -159,6 +159,9 @@ pub(crate) unsafe extern "C" fn cuGraphInstantiateWithFlags(
     unsafe { put(runnable, as_handle(handle)) }
 }
 
+/// What a launched graph is noted as, with the number of its works in the place of instructions.
+const GRAPH: &str = "graph";
+
 /// Does the work of a graph once more.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuGraphLaunch(runnable: Handle, stream: Handle) -> Code {
@@ -169,6 +172,7 @@ pub(crate) extern "C" fn cuGraphLaunch(runnable: Handle, stream: Handle) -> Code
     let Some(work) = driver.graphs.get(&as_number(runnable)).cloned() else {
         return INVALID_HANDLE;
     };
+    note_launch(GRAPH, work.len() as u64);
     code(
         work.into_iter()
             .try_for_each(|work| driver.submit(as_number(stream), work)),

@@ -32,6 +32,17 @@ fn allocate(len: usize, stream: u64) -> Result<u64, Code> {
     Ok(address)
 }
 
+/// Fails while the stream is captured: what passes between the host and the card is no part of a graph here.
+fn check_free(stream: Handle) -> Result<(), Code> {
+    match driver().captured.contains_key(&as_number(stream)) {
+        true => Err(fail(
+            CAPTURE_UNSUPPORTED,
+            "the host is waited for while the stream is captured",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// # Safety
 ///
 /// As the driver's.
@@ -92,12 +103,12 @@ pub(crate) unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     to: u64,
     from: *const c_void,
     len: usize,
-    _stream: Handle,
+    stream: Handle,
 ) -> Code {
     if from.is_null() {
         return INVALID_VALUE;
     }
-    if let Err(code) = check(Call::Move) {
+    if let Err(code) = check(Call::Move).and_then(|()| check_free(stream)) {
         return code;
     }
     // SAFETY: the caller vouches for `len` bytes at what is not null.
@@ -116,12 +127,12 @@ pub(crate) unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     to: *mut c_void,
     from: u64,
     len: usize,
-    _stream: Handle,
+    stream: Handle,
 ) -> Code {
     if to.is_null() {
         return INVALID_VALUE;
     }
-    if let Err(code) = check(Call::Move) {
+    if let Err(code) = check(Call::Move).and_then(|()| check_free(stream)) {
         return code;
     }
     let mut bytes = vec![0u8; len];

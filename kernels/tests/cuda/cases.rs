@@ -7,6 +7,7 @@ mod lora;
 mod norms;
 mod pointwise;
 mod products;
+mod sampling;
 mod training;
 
 use crate::case::Case;
@@ -21,6 +22,7 @@ pub(crate) fn all() -> Vec<Case> {
     norms::add_to(&mut cases);
     pointwise::add_to(&mut cases);
     products::add_to(&mut cases);
+    sampling::add_to(&mut cases);
     training::add_to(&mut cases);
     cases
 }

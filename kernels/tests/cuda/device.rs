@@ -352,24 +352,30 @@ fn a_rows_attention_does_not_depend_on_how_its_prompt_came() {
         pages: (0..19).map(|page| page * 7 % 19).collect(),
     };
     let (k, v) = (cuda.upload_act(&k).unwrap(), cuda.upload_act(&v).unwrap());
-    cuda.write_kv(&mut cache, &k, &v, &[span(0, n_context, n_context)])
+    let windows = [Some(40), None];
+    let spec = |window| AttentionSpec {
+        heads,
+        scale: 0.125,
+        window,
+    };
+    let mut all = cuda.alloc_sequences(19, 16, &windows.map(spec)).unwrap();
+    cuda.write_sequences(&mut all, &[span(0, n_context, n_context)])
         .unwrap();
+    cuda.write_kv(&mut cache, &k, &v, &all).unwrap();
     let q = values(3, n_context * 256);
     let attend = |begin: usize, end: usize, window: Option<usize>| {
-        let spec = AttentionSpec {
-            heads,
-            scale: 0.125,
-            window,
-        };
         let mut out = cuda.alloc_act((end - begin) * 256).unwrap();
         let q = cuda.upload_act(&q[begin * 256..end * 256]).unwrap();
-        cuda.attention_paged(&mut out, &q, &cache, &[span(0, end - begin, end)], spec)
+        let mut sequences = cuda.alloc_sequences(19, 16, &windows.map(spec)).unwrap();
+        cuda.write_sequences(&mut sequences, &[span(0, end - begin, end)])
+            .unwrap();
+        cuda.attention_paged(&mut out, &q, &cache, &sequences, spec(window))
             .unwrap();
         let mut got = vec![0.0; (end - begin) * 256];
         cuda.read_act(&out, 0, &mut got).unwrap();
         got
     };
-    for window in [Some(40), None] {
+    for window in windows {
         let at_once = attend(0, n_context, window);
         for (begin, end) in [
             (0, 50),
@@ -561,18 +567,12 @@ fn heads_without_a_kernel_are_left_to_the_cpu() {
         n_kv_heads: 1,
         head_dim: 64,
     };
-    let cache = cuda.alloc_kv_cache(heads, 1, 1).unwrap();
-    let mut out = cuda.alloc_act(1).unwrap();
-    let q = cuda.alloc_act(1).unwrap();
     let spec = AttentionSpec {
         heads,
         scale: 1.0,
         window: None,
     };
-    let said = cuda
-        .attention_paged(&mut out, &q, &cache, &[], spec)
-        .unwrap_err()
-        .to_string();
+    let said = cuda.alloc_sequences(1, 1, &[spec]).unwrap_err().to_string();
     assert!(said.contains("n_heads") && said.contains("CPU"), "{said}");
 }
 

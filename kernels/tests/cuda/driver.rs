@@ -48,7 +48,8 @@ pub(crate) fn open_with(original: &str, replacement: &str) -> Result<Cuda, Devic
     cuda
 }
 
-/// The kernels that this thread has launched since the last call, and the instructions each took.
+/// The kernels that this thread has launched since the last call, and the instructions each took; before those of a graph
+/// the graph, and how many there are.
 pub(crate) fn take_launched() -> Vec<(String, u64)> {
     // SAFETY: the signature is the one of the stand-in's source.
     let take: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =

@@ -11,3 +11,4 @@ mod conformance;
 mod device;
 mod driver;
 mod mutations;
+mod replay;

@@ -81,10 +81,13 @@ impl Saver<'_> {
         let (v, v_card) = self.acts(b * t * kv * d)?;
         let (q, q_card) = self.acts(b * n_heads * d)?;
         let mut cache = self.cuda.alloc_kv_cache(heads, b * n_pages, PAGE_LEN)?;
-        self.cuda.write_kv(&mut cache, &k_card, &v_card, &spans(t))?;
+        let mut sequences = self.cuda.alloc_sequences(b * n_pages, PAGE_LEN, &[spec])?;
+        self.cuda.write_sequences(&mut sequences, &spans(t))?;
+        self.cuda.write_kv(&mut cache, &k_card, &v_card, &sequences)?;
+        self.cuda.write_sequences(&mut sequences, &spans(1))?;
         let mut out = self.cuda.alloc_act(q.len())?;
         self.cuda
-            .attention_paged(&mut out, &q_card, &cache, &spans(1), spec)?;
+            .attention_paged(&mut out, &q_card, &cache, &sequences, spec)?;
         let out = self.read_act(&out, q.len())?;
         let of_keys = vec![b, t, kv, d];
         let tensors = [

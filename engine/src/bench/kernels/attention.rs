@@ -100,11 +100,13 @@ impl Bench<'_> {
         let bytes = 4.0 * count([b, t, keys]);
         let n_sets = clock.n_sets(bytes as usize);
         let filling = self.acts(1, b * t * keys)?;
+        let mut sequences = self.cuda.alloc_sequences(b * pages, PAGE_LEN, &[spec])?;
+        self.cuda.write_sequences(&mut sequences, &spans(t))?;
         let mut caches = Vec::new();
         for _ in 0..n_sets {
             let mut cache = self.cuda.alloc_kv_cache(heads, b * pages, PAGE_LEN)?;
             self.cuda
-                .write_kv(&mut cache, &filling[0], &filling[0], &spans(t))?;
+                .write_kv(&mut cache, &filling[0], &filling[0], &sequences)?;
             caches.push(cache);
         }
         let (q, mut out) = (self.acts(1, b * queries)?, self.outs(1, b * queries)?);
@@ -120,10 +122,10 @@ impl Bench<'_> {
             flops: 4.0 * count([b, t, queries]),
             bytes: bytes + 4.0 * count([b, queries]),
         };
-        let rows = spans(1);
+        self.cuda.write_sequences(&mut sequences, &spans(1))?;
         clock.measure(work, false, n_sets, &mut |set| {
             self.cuda
-                .attention_paged(&mut out[0], &q[0], &caches[set], &rows, spec)
+                .attention_paged(&mut out[0], &q[0], &caches[set], &sequences, spec)
         });
         Ok(())
     }

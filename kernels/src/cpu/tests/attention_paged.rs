@@ -15,7 +15,7 @@ fn in_steps(cpu: &Cpu, case: &Case, page_len: usize, steps: &[usize]) -> Vec<f32
         let rows = done..done + n_rows;
         done += n_rows;
         let part = |values: &[f32], width: usize| values[rows.start * width..rows.end * width].to_vec();
-        let sequences = [SequenceSpan {
+        let sequences = vec![SequenceSpan {
             first_row: 0,
             n_rows,
             n_context: done,
@@ -76,7 +76,7 @@ fn sequences_of_a_step_do_not_touch_each_other() {
     let case = case(&[30, 50], spec(4, 2, 32, None));
     let (expected, _) = forward(&cpu, &case);
     let mut cache = cpu.alloc_kv_cache(case.spec.heads, 6, 16).unwrap();
-    let sequences = [
+    let sequences = vec![
         SequenceSpan {
             first_row: 30,
             n_rows: 50,
@@ -132,7 +132,7 @@ fn spans_that_do_not_fit_are_refused() {
     ];
     let mut out = vec![0.0; case.q.len()];
     for bad in bad {
-        let spans = [bad];
+        let spans = vec![bad];
         assert!(
             cpu.write_kv(&mut cache, &case.k, &case.v, &spans).is_err(),
             "{spans:?}"
@@ -143,13 +143,13 @@ fn spans_that_do_not_fit_are_refused() {
             "{spans:?}"
         );
     }
-    let twice = [good.clone(), good.clone()];
+    let twice = vec![good.clone(), good.clone()];
     assert!(
         cpu.attention_paged(&mut out, &case.q, &cache, &twice, case.spec)
             .is_err()
     );
     assert!(
-        cpu.attention_paged(&mut out, &case.q, &cache, &[good], case.spec)
+        cpu.attention_paged(&mut out, &case.q, &cache, &vec![good], case.spec)
             .is_ok()
     );
     assert!(cpu.alloc_kv_cache(case.spec.heads, usize::MAX / 64, 2).is_err());

@@ -53,6 +53,8 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
         paged(cases, head_dim, [2, 1], &[(9, 262), (1, 520)], Some(250));
         paged(cases, head_dim, [2, 2], &[(1, 1800)], None);
     }
+    // lists that are filled up
+    paged(cases, 64, [1, 1], &[(1, 257); 17], None);
 }
 
 fn forward(
@@ -201,9 +203,17 @@ fn paged(
         cpu.write_kv(&mut on_cpu, &k, &v, &filled)?;
         cpu.attention_paged(&mut expected, &q, &on_cpu, &spans, spec)?;
         let mut cache = cuda.alloc_kv_cache(heads, n_pages, page_len)?;
-        cuda.write_kv(&mut cache, &cuda.upload_act(&k)?, &cuda.upload_act(&v)?, &filled)?;
+        let mut sequences = cuda.alloc_sequences(n_pages, page_len, &[spec])?;
+        cuda.write_sequences(&mut sequences, &filled)?;
+        cuda.write_kv(
+            &mut cache,
+            &cuda.upload_act(&k)?,
+            &cuda.upload_act(&v)?,
+            &sequences,
+        )?;
         let mut out = cuda.alloc_act(q.len())?;
-        cuda.attention_paged(&mut out, &cuda.upload_act(&q)?, &cache, &spans, spec)?;
+        cuda.write_sequences(&mut sequences, &spans)?;
+        cuda.attention_paged(&mut out, &cuda.upload_act(&q)?, &cache, &sequences, spec)?;
         let mut got = vec![0.0; q.len()];
         cuda.read_act(&out, 0, &mut got)?;
         Ok(vec![Output {
