@@ -306,13 +306,11 @@ fn step_bytes(config: &ModelConfig, m: usize) -> u64 {
 /// `Gradients`.
 fn gradient_bytes(config: &ModelConfig, m: usize) -> u64 {
     let (queries, keys) = head_widths(config);
-    let widest = config.hidden.max(config.ffn).max(queries);
     sum([
         2 * act(&[m, config.hidden]),
         2 * act(&[m, queries]),
         2 * act(&[m, keys]),
-        3 * act(&[m, config.ffn]),
-        act(&[m, widest]),
+        act(&[m, config.ffn]),
     ])
 }
 

@@ -321,14 +321,14 @@ fn rows(bench: &Bench) -> Result<()> {
         cpu.rope(&mut out, &positions, &frequencies, H, D, M)
     })?;
     let len = M * F;
-    let (gate, up, dout) = (values(len), values(len), values(len));
-    let (mut out, mut dup) = (vec![0.0; len], vec![0.0; len]);
+    let (mut gate, mut up, dout) = (values(len), values(len), values(len));
+    let mut out = vec![0.0; len];
     let silu = GateActivation::Silu;
     bench.time("gated M=512 F=1536", bytes(3 * len), "B", |cpu| {
         cpu.gated(&mut out, &gate, &up, silu, len)
     })?;
     bench.time("gated_backward M=512 F=1536", bytes(5 * len), "B", |cpu| {
-        cpu.gated_backward(&mut out, &mut dup, &dout, &gate, &up, silu, len)
+        cpu.gated_backward(&mut gate, &mut up, &dout, silu, len)
     })
 }
 

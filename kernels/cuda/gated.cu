@@ -2,6 +2,7 @@
 //
 // Both activations are `g * sigmoid(u(g))`: `u = g` for SiLU, `u = 2 sqrt(2/pi) (g + 0.044715 g³)` for the tanh GELU.
 // With `s = sigmoid(u)`: `dup = dout * g * s`, `dgate = dout * up * (s + g * s * (1 - s) * u'(g))`.
+// The backward puts each gradient in the place of what it is the gradient of.
 // All tensors `[M, F]` bf16, read as `[len]`. A thread takes 8 neighbours in one access, the last ones singly.
 #include "common.cuh"
 
@@ -34,7 +35,7 @@ template <typename Activation, int N> DEVICE void forward_part(bf16 *out, const 
 }
 
 template <typename Activation, int N>
-DEVICE void backward_part(bf16 *dgate, bf16 *dup, const bf16 *dout, const bf16 *gate, const bf16 *up) {
+DEVICE void backward_part(bf16 *gate, bf16 *up, const bf16 *dout) {
     Values<N> g = load<N>(gate), values = load<N>(up), gradient = load<N>(dout), to_gate, to_up;
 #pragma unroll
     for (int j = 0; j < N; j++) {
@@ -44,8 +45,8 @@ DEVICE void backward_part(bf16 *dgate, bf16 *dup, const bf16 *dout, const bf16 *
         to_up.at[j] = gradient.at[j] * g.at[j] * s;
         to_gate.at[j] = gradient.at[j] * values.at[j] * (s + g.at[j] * s * (1.0f - s) * slope);
     }
-    store(dgate, to_gate);
-    store(dup, to_up);
+    store(gate, to_gate);
+    store(up, to_up);
 }
 
 template <typename Activation> DEVICE void forward(bf16 *out, const bf16 *gate, const bf16 *up, u64 len) {
@@ -58,13 +59,13 @@ template <typename Activation> DEVICE void forward(bf16 *out, const bf16 *gate, 
 }
 
 template <typename Activation>
-DEVICE void backward(bf16 *dgate, bf16 *dup, const bf16 *dout, const bf16 *gate, const bf16 *up, u64 len) {
+DEVICE void backward(bf16 *gate, bf16 *up, const bf16 *dout, u64 len) {
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
     if (i + VECTOR <= len)
-        backward_part<Activation, VECTOR>(dgate + i, dup + i, dout + i, gate + i, up + i);
+        backward_part<Activation, VECTOR>(gate + i, up + i, dout + i);
     else
         for (; i < len; i++)
-            backward_part<Activation, 1>(dgate + i, dup + i, dout + i, gate + i, up + i);
+            backward_part<Activation, 1>(gate + i, up + i, dout + i);
 }
 
 KERNEL(256) gated_silu(bf16 *out, const bf16 *gate, const bf16 *up, u64 len) { forward<Silu>(out, gate, up, len); }
@@ -73,12 +74,10 @@ KERNEL(256) gated_gelu_tanh(bf16 *out, const bf16 *gate, const bf16 *up, u64 len
     forward<GeluTanh>(out, gate, up, len);
 }
 
-KERNEL(256) gated_silu_backward(bf16 *dgate, bf16 *dup, const bf16 *dout, const bf16 *gate, const bf16 *up,
-                                u64 len) {
-    backward<Silu>(dgate, dup, dout, gate, up, len);
+KERNEL(256) gated_silu_backward(bf16 *gate, bf16 *up, const bf16 *dout, u64 len) {
+    backward<Silu>(gate, up, dout, len);
 }
 
-KERNEL(256) gated_gelu_tanh_backward(bf16 *dgate, bf16 *dup, const bf16 *dout, const bf16 *gate, const bf16 *up,
-                                     u64 len) {
-    backward<GeluTanh>(dgate, dup, dout, gate, up, len);
+KERNEL(256) gated_gelu_tanh_backward(bf16 *gate, bf16 *up, const bf16 *dout, u64 len) {
+    backward<GeluTanh>(gate, up, dout, len);
 }

@@ -222,6 +222,10 @@ impl Backend for AnyBackend {
         on!(self.zero_f32(target; ))
     }
 
+    fn zero_act(&self, target: &mut Act, len: usize) -> Result<()> {
+        on!(self.zero_act(target; len))
+    }
+
     fn copy_act(&self, target: &mut Act, source: &Act, len: usize) -> Result<()> {
         on!(self.copy_act(target, source; len))
     }
@@ -468,15 +472,13 @@ impl Backend for AnyBackend {
 
     fn gated_backward(
         &self,
-        dgate: &mut Act,
-        dup: &mut Act,
+        gate: &mut Act,
+        up: &mut Act,
         dout: &Act,
-        gate: &Act,
-        up: &Act,
         activation: GateActivation,
         len: usize,
     ) -> Result<()> {
-        on!(self.gated_backward(dgate, dup, dout, gate, up; activation, len))
+        on!(self.gated_backward(gate, up, dout; activation, len))
     }
 
     fn add(&self, y: &mut Act, x: &Act, len: usize) -> Result<()> {

@@ -173,6 +173,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     fn write_u32(&self, target: &mut Self::U32, values: &[u32]) -> Result<()>;
     /// `target[..] = 0`.
     fn zero_f32(&self, target: &mut Self::F32) -> Result<()>;
+    /// `target[..len] = 0`.
+    fn zero_act(&self, target: &mut Self::Act, len: usize) -> Result<()>;
     /// `target[..len] = source[..len]`.
     fn copy_act(&self, target: &mut Self::Act, source: &Self::Act, len: usize) -> Result<()>;
     /// Waits, then copies `source[offset..offset + out.len()]`.
@@ -409,15 +411,13 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
         len: usize,
     ) -> Result<()>;
 
-    /// `dgate =`, `dup =` the gradients of [`Backend::gated`].
-    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
+    /// The gradients of [`Backend::gated`], each in the place of what it is the gradient of: these are a block's widest
+    /// buffers, and nothing reads `gate` and `up` once more.
     fn gated_backward(
         &self,
-        dgate: &mut Self::Act,
-        dup: &mut Self::Act,
+        gate: &mut Self::Act,
+        up: &mut Self::Act,
         dout: &Self::Act,
-        gate: &Self::Act,
-        up: &Self::Act,
         activation: GateActivation,
         len: usize,
     ) -> Result<()>;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: no step allocates an activation; every such buffer is reused, and its size is known before the first step.
 //!
-//! What a block can cheaply make again (norm outputs, the gated product) is not kept but made again in the backward.
+//! What a block can cheaply make again (norm outputs, the gated product) is not kept but made again in the backward. The
+//! gradients of `gate` and `up`, the widest of all, take the place of these.
 
 use llamaduo_kernels::Backend;
 
@@ -135,13 +136,7 @@ pub(crate) struct Gradients<B: Backend> {
     /// `[M, H, D]`.
     pub(crate) mixed: B::Act,
     /// `[M, F]`.
-    pub(crate) gate: B::Act,
-    /// `[M, F]`.
-    pub(crate) up: B::Act,
-    /// `[M, F]`.
     pub(crate) gated: B::Act,
-    /// Never written: gradients that accumulate start as a copy of it.
-    pub(crate) zeros: B::Act,
 }
 
 impl<B: Backend> Activations<B> {
@@ -228,7 +223,6 @@ impl<B: Backend> UnnormedOut<B> {
 impl<B: Backend> Gradients<B> {
     fn new(backend: &B, config: &ModelConfig, m: usize) -> Result<Self> {
         let (queries, keys) = head_widths(config);
-        let widest = config.hidden.max(config.ffn).max(queries);
         Ok(Self {
             stream: backend.alloc_act(m * config.hidden)?,
             normed: backend.alloc_act(m * config.hidden)?,
@@ -236,10 +230,7 @@ impl<B: Backend> Gradients<B> {
             k: backend.alloc_act(m * keys)?,
             v: backend.alloc_act(m * keys)?,
             mixed: backend.alloc_act(m * queries)?,
-            gate: backend.alloc_act(m * config.ffn)?,
-            up: backend.alloc_act(m * config.ffn)?,
             gated: backend.alloc_act(m * config.ffn)?,
-            zeros: backend.alloc_act(m * widest)?,
         })
     }
 }

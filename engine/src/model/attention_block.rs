@@ -127,13 +127,12 @@ impl<B: Backend> AttentionBlock<B> {
             k,
             v,
             mixed,
-            zeros,
             ..
         } = gradients;
         let [h_query, h_key, h_value, h_output] = &kept.h;
-        backend.copy_act(mixed, zeros, pass.m * heads.n_heads * heads.head_dim)?;
+        backend.zero_act(mixed, pass.m * heads.n_heads * heads.head_dim)?;
         let dy = match (&self.post_norm, &kept.unnormed_out) {
-            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed, zeros)?,
+            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed)?,
             _ => &*stream,
         };
         self.output
@@ -151,11 +150,11 @@ impl<B: Backend> AttentionBlock<B> {
             documents,
             self.spec,
         )?;
-        self.unrotate(pass, kept, (q, k), mixed, zeros)?;
+        self.unrotate(pass, kept, (q, k), mixed)?;
 
         norm_stream(pass, scratch, x, &self.norm)?;
         let is_first = self.query.layer == 0;
-        backend.copy_act(normed, zeros, pass.m * pass.config.hidden)?;
+        backend.zero_act(normed, pass.m * pass.config.hidden)?;
         let mut dx = |linear: &Linear<B>, dy: &B::Act, h: &B::F32| {
             let target = if is_first { None } else { Some(&mut *normed) };
             linear.backward(pass, target, grads, dy, &scratch.normed, h)
@@ -178,13 +177,12 @@ impl<B: Backend> AttentionBlock<B> {
         kept: &AttentionActivations<B>,
         (q, k): (&mut B::Act, &mut B::Act),
         spare: &mut B::Act,
-        zeros: &B::Act,
     ) -> Result<()> {
         let (positions, frequencies) = (pass.positions, &self.rope_frequencies);
         pass.backend
             .rope_both_backward(q, k, positions, frequencies, self.spec.heads, pass.m)?;
         if let (Some(norms), Some(unnormed)) = (&self.head_norms, &kept.unnormed) {
-            norms.backward(pass, unnormed, (q, k), spare, zeros)?;
+            norms.backward(pass, unnormed, (q, k), spare)?;
         }
         Ok(())
     }
@@ -198,7 +196,6 @@ impl<B: Backend> HeadNorms<B> {
         unnormed: &UnnormedHeads<B>,
         (dq, dk): (&mut B::Act, &mut B::Act),
         spare: &mut B::Act,
-        zeros: &B::Act,
     ) -> Result<()> {
         let heads = pass.config.heads;
         let UnnormedHeads { q, k, q_rstd, k_rstd } = unnormed;
@@ -208,7 +205,7 @@ impl<B: Backend> HeadNorms<B> {
         ];
         for (dy, x, rstd, weight, m) in sides {
             let len = m * heads.head_dim;
-            pass.backend.copy_act(spare, zeros, len)?;
+            pass.backend.zero_act(spare, len)?;
             pass.backend
                 .rms_norm_backward(spare, dy, x, rstd, weight, head_norm_spec(pass), m)?;
             pass.backend.copy_act(dy, spare, len)?;

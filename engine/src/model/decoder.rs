@@ -228,11 +228,7 @@ impl<B: Backend> Model<B> {
         let Some(gradients) = gradients else { return Ok(()) };
         let backend = &self.backend;
         let last = &streams[self.layers.len()];
-        backend.copy_act(
-            &mut gradients.stream,
-            &gradients.zeros,
-            pass.m * self.config.hidden,
-        )?;
+        backend.zero_act(&mut gradients.stream, pass.m * self.config.hidden)?;
         // The forward left the final norm's row statistics in the scratch.
         let spec = norm_spec(pass);
         let (stream, dy) = (&mut gradients.stream, &gradients.normed);
@@ -245,9 +241,14 @@ impl<B: Backend> Model<B> {
                 norm_stream(pass, scratch, x, &layer.attention.norm)?;
                 layer.forward(pass, &mut Context::Packed(documents), kept, scratch, out, x)?;
             }
-            layer
-                .feed_forward
-                .backward(pass, &kept.feed_forward, scratch, gradients, grads, &kept.middle)?;
+            layer.feed_forward.backward(
+                pass,
+                &mut kept.feed_forward,
+                scratch,
+                gradients,
+                grads,
+                &kept.middle,
+            )?;
             layer
                 .attention
                 .backward(pass, documents, &kept.attention, scratch, gradients, grads, x)?;

@@ -4,7 +4,8 @@
 //! The sum and the norm that follows it are one operation of the caller's, so `forward` begins with `n` and ends with
 //! what is to be added.
 //!
-//! Invariant: `backward` makes the norm and the gated product again, so only `gate` and `up` are kept.
+//! Invariant: `backward` makes the norm and the gated product again, so only `gate` and `up` are kept; it leaves their
+//! gradients in their place.
 
 use llamaduo_kernels::{Backend, RmsNormSpec};
 
@@ -58,7 +59,7 @@ impl<B: Backend> FeedForwardBlock<B> {
     pub(crate) fn backward(
         &self,
         pass: &Pass<'_, B>,
-        kept: &FeedForwardActivations<B>,
+        kept: &mut FeedForwardActivations<B>,
         scratch: &mut Scratch<B>,
         gradients: &mut Gradients<B>,
         grads: &mut B::F32,
@@ -67,29 +68,29 @@ impl<B: Backend> FeedForwardBlock<B> {
         let Gradients {
             stream,
             normed,
-            gate,
-            up,
             gated,
-            zeros,
             ..
         } = gradients;
-        let [h_gate, h_up, h_down] = &kept.h;
+        let FeedForwardActivations {
+            gate,
+            up,
+            h: [h_gate, h_up, h_down],
+            unnormed_out,
+        } = kept;
         let (activation, len) = (pass.config.activation, pass.m * pass.config.ffn);
         pass.backend
-            .gated(&mut scratch.gated, &kept.gate, &kept.up, activation, len)?;
-        pass.backend.copy_act(gated, zeros, len)?;
-        let dy = match (&self.post_norm, &kept.unnormed_out) {
-            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed, zeros)?,
+            .gated(&mut scratch.gated, gate, up, activation, len)?;
+        pass.backend.zero_act(gated, len)?;
+        let dy = match (&self.post_norm, unnormed_out) {
+            (Some(norm), Some(unnormed)) => norm.backward(pass, normed, stream, unnormed)?,
             _ => &*stream,
         };
         self.down
             .backward(pass, Some(gated), grads, dy, &scratch.gated, h_down)?;
-        pass.backend
-            .gated_backward(gate, up, gated, &kept.gate, &kept.up, activation, len)?;
+        pass.backend.gated_backward(gate, up, gated, activation, len)?;
 
         norm_stream(pass, scratch, x, &self.norm)?;
-        pass.backend
-            .copy_act(normed, zeros, pass.m * pass.config.hidden)?;
+        pass.backend.zero_act(normed, pass.m * pass.config.hidden)?;
         self.gate
             .backward(pass, Some(normed), grads, gate, &scratch.normed, h_gate)?;
         self.up

@@ -37,10 +37,9 @@ impl<B: Backend> PostNorm<B> {
         dx: &'a mut B::Act,
         dy: &B::Act,
         unnormed: &UnnormedOut<B>,
-        zeros: &B::Act,
     ) -> Result<&'a B::Act> {
         let UnnormedOut { x, rstd } = unnormed;
-        pass.backend.copy_act(dx, zeros, pass.m * pass.config.hidden)?;
+        pass.backend.zero_act(dx, pass.m * pass.config.hidden)?;
         pass.backend
             .rms_norm_backward(dx, dy, x, rstd, &self.weight, norm_spec(pass), pass.m)?;
         Ok(dx)

@@ -72,6 +72,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn zero_act(&self, target: &mut Vec<f32>, len: usize) -> Result<()> {
+        check::part_mut("zero_act", "target", target, &[len])?.fill(0.0);
+        Ok(())
+    }
+
     fn copy_act(&self, target: &mut Vec<f32>, source: &Vec<f32>, len: usize) -> Result<()> {
         let source = check::part("copy_act", "source", source, &[len])?;
         check::part_mut("copy_act", "target", target, &[len])?.copy_from_slice(source);
@@ -289,15 +294,13 @@ impl Backend for Cpu {
 
     fn gated_backward(
         &self,
-        dgate: &mut Vec<f32>,
-        dup: &mut Vec<f32>,
+        gate: &mut Vec<f32>,
+        up: &mut Vec<f32>,
         dout: &Vec<f32>,
-        gate: &Vec<f32>,
-        up: &Vec<f32>,
         activation: GateActivation,
         len: usize,
     ) -> Result<()> {
-        gated::backward(self, [dgate, dup], dout, gate, up, activation, len)
+        gated::backward(self, [gate, up], dout, activation, len)
     }
 
     fn add(&self, y: &mut Vec<f32>, x: &Vec<f32>, len: usize) -> Result<()> {

@@ -42,27 +42,22 @@ pub(super) fn forward(
 
 pub(super) fn backward(
     cpu: &Cpu,
-    [dgate, dup]: [&mut [f32]; 2],
+    [gate, up]: [&mut [f32]; 2],
     dout: &[f32],
-    gate: &[f32],
-    up: &[f32],
     activation: GateActivation,
     len: usize,
 ) -> Result<()> {
-    let dgate = check::part_mut(OP_BACKWARD, "dgate", dgate, &[len])?;
-    let dup = check::part_mut(OP_BACKWARD, "dup", dup, &[len])?;
+    let gate = check::part_mut(OP_BACKWARD, "gate", gate, &[len])?;
+    let up = check::part_mut(OP_BACKWARD, "up", up, &[len])?;
     let dout = check::part(OP_BACKWARD, "dout", dout, &[len])?;
-    let gate = check::part(OP_BACKWARD, "gate", gate, &[len])?;
-    let up = check::part(OP_BACKWARD, "up", up, &[len])?;
     let chunk = cpu.rows_per_task(len, 1);
-    let inputs = dout.chunks(chunk).zip(gate.chunks(chunk)).zip(up.chunks(chunk));
-    let tasks = dgate
+    let tasks = gate
         .chunks_mut(chunk)
-        .zip(dup.chunks_mut(chunk))
-        .zip(inputs)
+        .zip(up.chunks_mut(chunk))
+        .zip(dout.chunks(chunk))
         .collect();
-    cpu.each(tasks, 4 * len, |((dgate, dup), ((dout, gate), up))| {
-        backward_part(cpu.isa, dgate, dup, dout, gate, up, activation);
+    cpu.each(tasks, 4 * len, |((gate, up), dout)| {
+        backward_part(cpu.isa, gate, up, dout, activation);
     });
     Ok(())
 }
@@ -91,20 +86,13 @@ versions! {
 
 versions! {
     /// `activation'(g) = s + g s (1 - s) u'(g)` with `s = sigmoid(u(g))`.
-    fn backward_part(
-        dgate: &mut [f32],
-        dup: &mut [f32],
-        dout: &[f32],
-        gate: &[f32],
-        up: &[f32],
-        activation: GateActivation,
-    ) {
-        let inputs = dout.iter().zip(gate).zip(up);
-        for ((dgate, dup), ((dout, &gate), up)) in dgate.iter_mut().zip(dup).zip(inputs) {
-            let (u, slope) = inner(activation, gate);
+    fn backward_part(gate: &mut [f32], up: &mut [f32], dout: &[f32], activation: GateActivation) {
+        for ((gate, up), dout) in gate.iter_mut().zip(up).zip(dout) {
+            let (u, slope) = inner(activation, *gate);
             let s = sigmoid(u);
-            *dup = dout * gate * s;
-            *dgate = dout * up * (s + gate * s * (1.0 - s) * slope);
+            let dgate = dout * *up * (s + *gate * s * (1.0 - s) * slope);
+            *up = dout * *gate * s;
+            *gate = dgate;
         }
     }
 }

@@ -62,6 +62,10 @@ impl Backend for Cuda {
         self.zero_f32(target)
     }
 
+    fn zero_act(&self, target: &mut CudaAct, len: usize) -> Result<()> {
+        self.zero_act(target, len)
+    }
+
     fn copy_act(&self, target: &mut CudaAct, source: &CudaAct, len: usize) -> Result<()> {
         self.copy_act(target, source, len)
     }
@@ -291,15 +295,13 @@ impl Backend for Cuda {
 
     fn gated_backward(
         &self,
-        dgate: &mut CudaAct,
-        dup: &mut CudaAct,
+        gate: &mut CudaAct,
+        up: &mut CudaAct,
         dout: &CudaAct,
-        gate: &CudaAct,
-        up: &CudaAct,
         activation: GateActivation,
         len: usize,
     ) -> Result<()> {
-        self.gated_backward(dgate, dup, dout, gate, up, activation, len)
+        self.gated_backward(gate, up, dout, activation, len)
     }
 
     fn add(&self, y: &mut CudaAct, x: &CudaAct, len: usize) -> Result<()> {

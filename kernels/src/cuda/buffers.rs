@@ -231,6 +231,11 @@ impl Cuda {
             .map_err(|error| failed("zero", error))
     }
 
+    /// `target[..len] = 0`.
+    pub fn zero_act(&self, target: &mut CudaAct, len: usize) -> Result<()> {
+        self.zero_part(target, len)
+    }
+
     /// `target[..len] = source[..len]`.
     pub fn copy_act(&self, target: &mut CudaAct, source: &CudaAct, len: usize) -> Result<()> {
         let from = window("copy_act", "source", source.len(), 0, len)?;

@@ -36,35 +36,24 @@ impl Cuda {
     }
 
     /// See [`Backend::gated_backward`](crate::Backend::gated_backward).
-    #[expect(clippy::too_many_arguments, reason = "one buffer per tensor of the formula")]
     pub fn gated_backward(
         &self,
-        dgate: &mut CudaAct,
-        dup: &mut CudaAct,
+        gate: &mut CudaAct,
+        up: &mut CudaAct,
         dout: &CudaAct,
-        gate: &CudaAct,
-        up: &CudaAct,
         activation: GateActivation,
         len: usize,
     ) -> Result<()> {
-        check::holds(OP_BACKWARD, "dgate", dgate, &[len])?;
-        check::holds(OP_BACKWARD, "dup", dup, &[len])?;
-        check::holds(OP_BACKWARD, "dout", dout, &[len])?;
         check::holds(OP_BACKWARD, "gate", gate, &[len])?;
         check::holds(OP_BACKWARD, "up", up, &[len])?;
+        check::holds(OP_BACKWARD, "dout", dout, &[len])?;
         let kernel = match activation {
             GateActivation::Silu => Kernel::GatedSiluBackward,
             GateActivation::GeluTanh => Kernel::GatedGeluTanhBackward,
         };
         let len_int = len as u64;
         let launch = self.launch(OP_BACKWARD, kernel, covering(OP_BACKWARD, len, VECTOR)?);
-        let launch = launch
-            .with(dgate)
-            .with(dup)
-            .with(dout)
-            .with(gate)
-            .with(up)
-            .with(&len_int);
+        let launch = launch.with(gate).with(up).with(dout).with(&len_int);
         // SAFETY: each buffer holds `len` elements.
         unsafe { launch.run() }
     }

@@ -69,6 +69,10 @@ fn buffers_are_copied_and_cleared() {
     let mut out = [9.0; 4];
     cuda.read_act(&target, 0, &mut out).unwrap();
     assert_eq!(out, [1.0, -2.0, 0.0, 0.0]);
+    cuda.zero_act(&mut target, 1).unwrap();
+    cuda.read_act(&target, 0, &mut out).unwrap();
+    assert_eq!(out, [0.0, -2.0, 0.0, 0.0]);
+    assert!(cuda.zero_act(&mut target, 5).is_err());
     assert!(matches!(
         cuda.read_f32(&values, 2, &mut [0.0; 2]),
         Err(Error::TooShort { expected: 4, .. })

@@ -79,8 +79,8 @@ impl Saver<'_> {
     fn gate(&mut self) -> Result<()> {
         let (m, f) = (self.sizes.rows, self.config.ffn);
         let activation = self.config.activation;
-        let (gate, gate_card) = self.acts(m * f)?;
-        let (up, up_card) = self.acts(m * f)?;
+        let (gate, mut gate_card) = self.acts(m * f)?;
+        let (up, mut up_card) = self.acts(m * f)?;
         let mut out = self.cuda.alloc_act(m * f)?;
         self.cuda
             .gated(&mut out, &gate_card, &up_card, activation, m * f)?;
@@ -98,17 +98,9 @@ impl Saver<'_> {
         self.save("gated", &settings, &tensors)?;
 
         let (dout, dout_card) = self.acts(m * f)?;
-        let (mut dgate, mut dup) = (self.cuda.alloc_act(m * f)?, self.cuda.alloc_act(m * f)?);
-        self.cuda.gated_backward(
-            &mut dgate,
-            &mut dup,
-            &dout_card,
-            &gate_card,
-            &up_card,
-            activation,
-            m * f,
-        )?;
-        let (dgate, dup) = (self.read_act(&dgate, m * f)?, self.read_act(&dup, m * f)?);
+        self.cuda
+            .gated_backward(&mut gate_card, &mut up_card, &dout_card, activation, m * f)?;
+        let (dgate, dup) = (self.read_act(&gate_card, m * f)?, self.read_act(&up_card, m * f)?);
         let tensors = [
             ("gate", vec![m, f], &gate[..]),
             ("up", vec![m, f], &up),

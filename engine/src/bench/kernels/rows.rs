@@ -67,8 +67,8 @@ impl Bench<'_> {
         }
         let (len, activation) = (m * self.config.ffn, self.config.activation);
         let n_sets = clock.n_sets(6 * len);
-        let (gate, up) = (self.acts(n_sets, len)?, self.acts(n_sets, len)?);
-        let (mut out, mut dup) = (self.outs(n_sets, len)?, self.outs(n_sets, len)?);
+        let (mut gate, mut up) = (self.acts(n_sets, len)?, self.acts(n_sets, len)?);
+        let mut out = self.outs(n_sets, len)?;
         let work = |op, n_passes: f64| Work {
             op,
             dims: dims([("len", len)]),
@@ -80,9 +80,8 @@ impl Bench<'_> {
                 .gated(&mut out[set], &gate[set], &up[set], activation, len)
         });
         clock.measure(work("gated_backward", 5.0), true, n_sets, &mut |set| {
-            let (dgate, dup, dout) = (&mut out[set], &mut dup[set], &gate[(set + 1) % n_sets]);
-            self.cuda
-                .gated_backward(dgate, dup, dout, &gate[set], &up[set], activation, len)
+            let (gate, up) = (&mut gate[set], &mut up[set]);
+            self.cuda.gated_backward(gate, up, &out[set], activation, len)
         });
         clock.measure(work("add", 3.0), true, n_sets, &mut |set| {
             self.cuda.add(&mut out[set], &gate[set], len)

@@ -14,6 +14,10 @@ fn buffers_hold_what_was_written() {
     let mut out = [9.0; 3];
     cpu.read_act(&copy, 0, &mut out).unwrap();
     assert_eq!(out, [1.0, 5.0, 0.0]);
+    cpu.zero_act(&mut copy, 1).unwrap();
+    cpu.read_act(&copy, 0, &mut out).unwrap();
+    assert_eq!(out, [0.0, 5.0, 0.0]);
+    assert!(cpu.zero_act(&mut copy, 4).is_err());
     cpu.zero_f32(&mut buffer).unwrap();
     assert_eq!(buffer, vec![0.0; 3]);
     assert!(cpu.write_f32(&mut buffer, 2, &[1.0, 2.0]).is_err());

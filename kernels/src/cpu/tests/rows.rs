@@ -157,8 +157,8 @@ fn gates_and_their_gradients() {
                 .collect();
             assert_close(&out, &expected, 1e-6);
             let both = same_everywhere(|cpu| {
-                let (mut dgate, mut dup) = (vec![0.0; len], vec![0.0; len]);
-                cpu.gated_backward(&mut dgate, &mut dup, &dout, &gate, &up, activation, len)
+                let (mut dgate, mut dup) = (gate.clone(), up.clone());
+                cpu.gated_backward(&mut dgate, &mut dup, &dout, activation, len)
                     .unwrap();
                 [dgate, dup].concat()
             });

@@ -54,23 +54,10 @@ fn gated_backward(cases: &mut Vec<Case>, activation: GateActivation, len: usize)
     cases.push(Case::new(name, move |cpu, cuda| {
         let [dout, gate, up] = [12, 13, 14].map(|seed| activations(seed, len));
         let gate: Vec<f32> = gate.iter().map(|value| value * 4.0).collect();
-        let (mut expected_gate, mut expected_up) = (vec![0.0; len], vec![0.0; len]);
-        cpu.gated_backward(
-            &mut expected_gate,
-            &mut expected_up,
-            &dout,
-            &gate,
-            &up,
-            activation,
-            len,
-        )?;
-        let (mut dgate, mut dup) = (cuda.alloc_act(len)?, cuda.alloc_act(len)?);
-        let [dout, gate, up] = [
-            cuda.upload_act(&dout)?,
-            cuda.upload_act(&gate)?,
-            cuda.upload_act(&up)?,
-        ];
-        cuda.gated_backward(&mut dgate, &mut dup, &dout, &gate, &up, activation, len)?;
+        let (mut dgate, mut dup) = (cuda.upload_act(&gate)?, cuda.upload_act(&up)?);
+        cuda.gated_backward(&mut dgate, &mut dup, &cuda.upload_act(&dout)?, activation, len)?;
+        let (mut expected_gate, mut expected_up) = (gate, up);
+        cpu.gated_backward(&mut expected_gate, &mut expected_up, &dout, activation, len)?;
         let (mut got_gate, mut got_up) = (vec![0.0; len], vec![0.0; len]);
         cuda.read_act(&dgate, 0, &mut got_gate)?;
         cuda.read_act(&dup, 0, &mut got_up)?;
