@@ -14,7 +14,7 @@ use llamaduo_kernels::{Backend, NO_LABEL, SampleRow, SequenceSpan};
 use crate::eval::{evaluate_rows, logits};
 use crate::generate::{BatchOptions, Completion, GenerateOptions, PromptIds, Sampling, generate_ids};
 use crate::local_model::{BaseQuant, LocalModel};
-use crate::lora::{Adapter, LoraLayout};
+use crate::lora::Adapter;
 use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Keep, MicroBatch};
 use crate::peft;
 use crate::safetensors::SafetensorsFile;
@@ -35,6 +35,12 @@ const FAMILIES: [&str; 9] = [
 /// References without an adapter: rows far longer than the context before the rotation was stretched.
 const LONG: &str = "llama3_long";
 /// Small models: logits, losses and trained tensors absolute, gradients relative to a tensor's largest entry.
+///
+/// It holds for all 187,904 trained elements, for two of them by chance: AdamW divides a gradient by its own size, and the
+/// first gradients of layer 1's `k_proj.lora_A[358]` of llama3 and of layer 0's `up_proj.lora_A[143]` of qwen2 over NF4
+/// are some millionths of the largest in their tensors, less than float32 resolves. The references, float32 too, are 2.4e-5
+/// and 6.1e-5 off float64 there (`tests/golden/float64.py`): an engine without any rounding would miss both. So a change
+/// of rounding that moves these two alone out of the bound shows nothing wrong.
 const TOLERANCE: f64 = 2e-5;
 
 fn reference(family: &str, name: &str) -> SafetensorsFile {
@@ -248,7 +254,6 @@ fn check_greedy(family: &str, model: &LocalModel) {
 
 #[test]
 fn adapters_gradients_and_training_equal_peft() {
-    let mut n_undecided = 0;
     for family in FAMILIES {
         for (quant, prefix) in [(BaseQuant::None, ""), (BaseQuant::Nf4 { double: false }, "nf4.")] {
             let model = open(family, quant);
@@ -262,21 +267,12 @@ fn adapters_gradients_and_training_equal_peft() {
                 family,
                 &values(&file, &name("logits")),
             );
-            n_undecided += check_training(family, prefix, &model, &adapter, &file);
+            check_training(family, prefix, &model, &adapter, &file);
         }
-    }
-    if std::env::var_os("LLAMADUO_GOLDEN").is_none() {
-        assert_eq!(n_undecided, UNDECIDED.len(), "entries that speak of nothing");
     }
 }
 
-fn check_training(
-    family: &str,
-    prefix: &str,
-    model: &LocalModel,
-    adapter: &Adapter,
-    file: &SafetensorsFile,
-) -> usize {
+fn check_training(family: &str, prefix: &str, model: &LocalModel, adapter: &Adapter, file: &SafetensorsFile) {
     let batches = micro_batches(&labelled_rows(family), 512);
     let state = OptimizerState::start(adapter.params().to_vec());
     let layout = adapter.layout().clone();
@@ -310,79 +306,16 @@ fn check_training(
         &values(file, &format!("{prefix}losses")),
         TOLERANCE,
     );
-    compare_trained(family, prefix, &trainer.params().unwrap(), adapter.layout(), file)
-}
-
-/// An element whose trained value rounding decides: AdamW divides a gradient by its own size, and this gradient is some
-/// millionths of the largest in its tensor, less than float32 resolves. The references, float32 too, are as far from
-/// f64 here, so it is held to f64, as `tests/golden/float64.py` computes it.
-struct Undecided {
-    family: &'static str,
-    tensor: &'static str,
-    index: usize,
-    /// The reference's first gradient: tells whether these are the references that the entry speaks of.
-    reference_gradient: f32,
-    /// First gradient and value after 20 steps in f64.
-    gradient: f64,
-    trained: f64,
-}
-
-/// A fifth of one step of AdamW.
-const UNDECIDED_TOLERANCE: f64 = 2e-4;
-
-/// Both of them, of 187,904 elements; all others are held to [`TOLERANCE`]. The references are 2.4e-5 and 6.1e-5 off.
-const UNDECIDED: [Undecided; 2] = [
-    Undecided {
-        family: "llama3",
-        tensor: "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight",
-        index: 358,
-        reference_gradient: -2.115_414_9e-8,
-        gradient: -2.3574e-8,
-        trained: 0.051_799_99,
-    },
-    Undecided {
-        family: "qwen2",
-        tensor: "nf4.base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
-        index: 143,
-        reference_gradient: 5.127_415_4e-9,
-        gradient: 6.6211e-9,
-        trained: -0.082_661_67,
-    },
-];
-
-/// Compares what 20 steps made of every tensor; returns how many elements were held to f64.
-fn compare_trained(
-    family: &str,
-    prefix: &str,
-    params: &[f32],
-    layout: &LoraLayout,
-    file: &SafetensorsFile,
-) -> usize {
-    let mut n_undecided = 0;
-    for (name, _, range) in peft::tensors(layout) {
-        let gradients = values(file, &format!("{prefix}grad.{name}"));
-        let mut theirs = values(file, &format!("{prefix}trained.{name}"));
-        let mut ours = params[range].to_vec();
-        let tensor = format!("{prefix}{name}");
-        for element in &UNDECIDED {
-            if (element.family, element.tensor) != (family, &*tensor)
-                || gradients.get(element.index) != Some(&element.reference_gradient)
-            {
-                continue;
-            }
-            assert!(
-                element.gradient.abs() < 5e-6 * f64::from(largest(&gradients)),
-                "{tensor}"
-            );
-            theirs.remove(element.index);
-            let off = (f64::from(ours.remove(element.index)) - element.trained).abs();
-            println!("{family} {tensor}[{}]: {off:.1e} off f64", element.index);
-            assert!(off <= UNDECIDED_TOLERANCE, "{tensor} differs by {off:e} from f64");
-            n_undecided += 1;
-        }
-        assert_close(&format!("{family} trained {tensor}"), &ours, &theirs, TOLERANCE);
+    let params = trainer.params().unwrap();
+    for (name, _, range) in peft::tensors(adapter.layout()) {
+        let theirs = values(file, &format!("{prefix}trained.{name}"));
+        assert_close(
+            &format!("{family} {prefix}trained.{name}"),
+            &params[range],
+            &theirs,
+            TOLERANCE,
+        );
     }
-    n_undecided
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -1,7 +1,7 @@
 //! Math on buffers: every operation of a Llama-family transformer with a frozen base and LoRA adapters, forward and
 //! backward.
 //!
-//! Invariant: the CPU backend is the specification. Each element of a result is one fixed chain of 32-bit operations,
+//! Invariant: the CPU backend is the specification. Each element of a result is one fixed chain of operations,
 //! whatever the number of rows, threads or the instruction set, so results are equal bit for bit.
 
 mod any_backend;

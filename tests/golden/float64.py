@@ -4,7 +4,7 @@
 
 Prints each trained element that the float32 reference in `adapter_reference.safetensors` has further than 1e-5 from float64, and
 those named as TENSOR[INDEX] after a family's directory. AdamW divides a gradient by its own size, so an element whose
-gradient is smaller than what float32 can tell from nothing goes where rounding sends it; `engine/src/parity.rs` lists them.
+gradient is smaller than what float32 can tell from nothing goes where rounding sends it; `engine/src/parity.rs` names them.
 Same packages as `make_fixtures.py`; run with transformers 5.23, PEFT 0.21, bitsandbytes 0.50.2, torch 2.7.1.
 """
 

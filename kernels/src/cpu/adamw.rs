@@ -4,7 +4,7 @@
 //! are made in double precision and rounded once; torch may fuse a product into the sum after it.
 
 use super::simd::versions;
-use super::{Cpu, check};
+use super::{Cpu, check, math};
 use crate::backend::AdamwSpec;
 use crate::error::Result;
 
@@ -100,16 +100,6 @@ pub(super) fn sum_squares(cpu: &Cpu, values: &[f32], len: usize) -> Result<f64> 
 
 versions! {
     fn sum_squares_part(values: &[f32]) -> f64 {
-        let mut lanes = [0f64; 16];
-        let (chunks, rest) = values.as_chunks::<16>();
-        for chunk in chunks {
-            for i in 0..16 {
-                lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
-            }
-        }
-        for (lane, &value) in lanes.iter_mut().zip(rest) {
-            *lane += f64::from(value) * f64::from(value);
-        }
-        lanes.iter().sum()
+        math::sum_squares(values)
     }
 }

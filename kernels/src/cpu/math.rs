@@ -1,7 +1,7 @@
 //! The functions and sums that several operations share.
 //!
-//! Invariant: a sum is taken in 32 lanes, element `i` in lane `i % 32`, and the lanes are added as a fixed tree, so
-//! it is the same number on every instruction set. All are inlined into code that `versions!` compiles.
+//! Invariant: a sum is taken in lanes, element `i` in lane `i % 32` (16 where it is in f64), and the lanes are added in
+//! a fixed order, so it is the same number on every instruction set. All are inlined into code that `versions!` compiles.
 
 /// Lanes of a sum: two registers of AVX-512, which hides the latency of an addition.
 pub(super) const LANES: usize = 32;
@@ -65,6 +65,22 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
         *lane = a.mul_add(*b, *lane);
     }
     add_lanes(lanes)
+}
+
+/// Sum of squares in f64.
+#[inline(always)]
+pub(super) fn sum_squares(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; LANES / 2];
+    let (chunks, rest) = values.as_chunks::<{ LANES / 2 }>();
+    for chunk in chunks {
+        for i in 0..LANES / 2 {
+            lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(value) * f64::from(value);
+    }
+    lanes.iter().sum()
 }
 
 /// The largest value, `-inf` of none; NaN is passed over.

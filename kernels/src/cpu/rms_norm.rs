@@ -1,8 +1,9 @@
 //! RMSNorm (Zhang & Sennrich 2019): `out = x * rstd * (weight + offset)`, `rstd = 1 / sqrt(mean(x²) + epsilon)`.
 //!
-//! Invariant: a row's mean square is summed in the lanes of [`math`](super::math), whatever the other rows are.
+//! Invariant: a row's `rstd` is the exact one rounded once to 32 bits, whatever the other rows are: its error would be
+//! that of the whole row, which the sums of the products after it do not average out.
 
-use super::math::dot;
+use super::math::{dot, sum_squares};
 use super::simd::versions;
 use super::{Cpu, check};
 use crate::backend::RmsNormSpec;
@@ -70,8 +71,8 @@ versions! {
     fn forward_rows(out: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], spec: RmsNormSpec) {
         let rows = out.chunks_exact_mut(spec.width).zip(x.chunks_exact(spec.width));
         for ((out, x), rstd) in rows.zip(rstd) {
-            let mean_square = dot(x, x) / spec.width as f32;
-            *rstd = 1.0 / (mean_square + spec.epsilon).sqrt();
+            let mean_square = sum_squares(x) / spec.width as f64;
+            *rstd = (1.0 / (mean_square + f64::from(spec.epsilon)).sqrt()) as f32;
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * *rstd * (weight + spec.weight_offset);
             }

@@ -1,4 +1,4 @@
-use crate::cpu::math::{dot, exp, exp_in_place, max, sigmoid};
+use crate::cpu::math::{dot, exp, exp_in_place, max, sigmoid, sum_squares};
 
 #[test]
 fn exp_is_within_two_units_in_the_last_place() {
@@ -29,6 +29,7 @@ fn sums_take_every_element() {
     for len in [0, 1, 31, 32, 33, 100] {
         let ones = vec![1f32; len];
         assert_eq!(dot(&ones, &ones), len as f32);
+        assert_eq!(sum_squares(&ones), len as f64);
         let mut zeros = vec![0f32; len];
         assert_eq!(exp_in_place(&mut zeros, 2.0, 0.0), len as f32);
         assert!(zeros.iter().all(|&value| value == 1.0));

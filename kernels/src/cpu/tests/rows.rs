@@ -63,6 +63,23 @@ fn rms_norm_and_its_gradient() {
 }
 
 #[test]
+fn the_rstd_of_a_norm_is_rounded_once() {
+    for width in [1, 31, 576, 4096] {
+        let spec = RmsNormSpec {
+            width,
+            epsilon: 1e-5,
+            weight_offset: 0.0,
+        };
+        let (x, weight) = (values(4, 33 * width), vec![1.0; width]);
+        let rstd = same_everywhere(|cpu| norm_forward(cpu, &x, &weight, spec).1);
+        for (row, rstd) in x.chunks(width).zip(rstd) {
+            let mean: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / width as f64;
+            assert_eq!(rstd, (1.0 / (mean + f64::from(spec.epsilon)).sqrt()) as f32);
+        }
+    }
+}
+
+#[test]
 fn rms_norm_backward_adds() {
     let spec = RmsNormSpec {
         width: 5,
