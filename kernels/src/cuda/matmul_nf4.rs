@@ -1,13 +1,14 @@
-//! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu` and, for many rows,
-//! `matmul_nf4_tiles.cu`; the packed form is in `nf4.cuh`.
+//! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu`, for many rows
+//! `matmul_nf4_tiles.cu`, and for whole documents on Hopper `matmul_nf4_hopper.cu`; the packed form is in `nf4.cuh`.
 //!
 //! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order: scales that
-//! are quantized stay so. Which kernel runs follows from the number of rows, and changes no bit of a row's result.
+//! are quantized stay so. Which of the first two kernels runs follows from the number of rows, and changes no bit of a row's
+//! result. Hopper's own adds in another order: whoever calls it does so for any number of rows.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::launch::Launch;
 use super::linear::PairEnd;
-use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, GRID_Y_MAX, dims};
+use super::product::{BACKWARD_TILE, FORWARD_TILE, GRID_Y_MAX, HOPPER_TILE, dims};
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
 use crate::error::Result;
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, Nf4Scales, SCALE_BLOCK_LEN, code_at, scale_values};
@@ -162,7 +163,7 @@ impl Cuda {
         n: usize,
     ) -> Result<Launch<'_>> {
         if m > FEW_ROWS_MAX {
-            return self.tiles(op, rows_128, [m, n], FORWARD_COLUMNS);
+            return self.tiles(op, rows_128, [m, n], FORWARD_TILE);
         }
         let (kernel, rows, n_threads) = match m {
             0..=8 => (rows_8, 8, 256),
@@ -208,6 +209,30 @@ impl Cuda {
         unsafe { launch.run() }
     }
 
+    /// The same by Hopper's own kernel, for any number of rows. Fails on another card.
+    pub(super) fn forward_nf4_hopper(
+        &self,
+        y: &mut CudaAct,
+        x: &CudaAct,
+        weight: &CudaNf4,
+        pair: Option<&PairEnd<'_>>,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "matmul_nf4_hopper";
+        let (n, k) = weight.shape();
+        check::holds(OP, "y", y, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        // a thread counts the elements of its block's rows in 32 bits
+        let expected = "at most 8,388,608 on Hopper; run this model on the CPU";
+        check::setting(OP, "the number of input features", expected, k <= 1 << 23)?;
+        let launch = self.tiles(OP, Kernel::MatmulNf4Hopper, [m, n], HOPPER_TILE)?;
+        let launch = launch.with(y).with(x).with_nf4(weight);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
+        unsafe { launch.run() }
+    }
+
     /// `logits [M, N] = x [M, K] · Wᵀ` in f32.
     pub(super) fn logits_nf4(
         &self,
@@ -247,7 +272,7 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_COLUMNS)?;
+        let launch = self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_TILE)?;
         let launch = launch.with(dx).with(dy).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.

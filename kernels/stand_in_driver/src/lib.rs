@@ -4,7 +4,8 @@
 //! by the device's name. A launch that the interpreter reports on fails with error 719, whose text is the report.
 //!
 //! One device, one context; a stream's work is done when it is given. Streams may be captured into graphs and replayed.
-//! The environment says what card it plays, once, when `cuInit` is first called:
+//! The environment says what card it plays, once, when `cuInit` is first called; a thread may ask for another compute
+//! capability by `stand_in_play`:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|

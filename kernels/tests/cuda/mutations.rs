@@ -82,7 +82,7 @@ fn survivors(mutate: impl Fn(&str) -> Option<String>) -> (usize, Vec<String>) {
             let Some(mutant) = mutate(line) else { continue };
             n_mutants += 1;
             let original = std::mem::replace(&mut lines[index], mutant);
-            let cuda = driver::open_with(source.ptx(), &(lines.join("\n") + "\n")).unwrap();
+            let cuda = driver::open_with(driver::ADA, source.ptx(), &(lines.join("\n") + "\n")).unwrap();
             lines[index] = original;
             if rows.rows.iter().all(|(_, case)| case.check(&cpu, &cuda).is_ok()) {
                 survivors.push(format!("{}.ptx:{}: {}", source.name(), index + 1, line.trim()));
