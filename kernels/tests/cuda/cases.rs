@@ -16,10 +16,16 @@ use crate::case::Case;
 /// Lengths at which vectors, warps and blocks end in the middle.
 pub(crate) const LENGTHS: [usize; 6] = [1, 31, 33, 257, 2048, 2053];
 
-/// Those with weights: where a card may have kernels of its own.
-pub(crate) fn of_products() -> Vec<Case> {
+/// Those for which Hopper has kernels of its own.
+pub(crate) fn of_documents() -> Vec<Case> {
     let mut cases = Vec::new();
     documents::add_to(&mut cases);
+    cases
+}
+
+/// Those and all others with weights.
+pub(crate) fn of_products() -> Vec<Case> {
+    let mut cases = of_documents();
     products::add_to(&mut cases);
     cases
 }
