@@ -30,7 +30,7 @@ DISASSEMBLER = "nvidia-cuda-nvdisasm==13.2.51"
 BASELINE = "compute_80"
 # Hopper with the instructions that only it has; runs on compute capability 9.0 and no other.
 HOPPER = "compute_90a"
-OF_HOPPER = ["matmul_nf4_hopper"]
+OF_HOPPER = ["matmul_nf4_hopper", "matmul_nf4_hopper_backward"]
 FLAGS = ["--std=c++17", "-default-device"]
 # Of a source's architecture, the cards that the report compiles it for.
 REPORTED = {BASELINE: ["sm_80", "sm_89", "sm_90"], HOPPER: ["sm_90a"]}

@@ -1,9 +1,10 @@
 //! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu`, for many rows
-//! `matmul_nf4_tiles.cu`, and for whole documents on Hopper `matmul_nf4_hopper.cu`; the packed form is in `nf4.cuh`.
+//! `matmul_nf4_tiles.cu`, and for training on Hopper `matmul_nf4_hopper.cu` and `matmul_nf4_hopper_backward.cu`; the packed
+//! form is in `nf4.cuh`.
 //!
 //! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order: scales that
-//! are quantized stay so. Which of the first two kernels runs follows from the number of rows, and changes no bit of a row's
-//! result. Hopper's own adds in another order: whoever calls it does so for any number of rows.
+//! are quantized stay so. Which of the first two kernels makes a forward product follows from the number of rows, and changes
+//! no bit of a row's result. Hopper's own add in another order: what they are called for, they are for any number of rows.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::launch::Launch;
@@ -209,6 +210,20 @@ impl Cuda {
         unsafe { launch.run() }
     }
 
+    /// A product `[M, COLUMNS]` by one of Hopper's own kernels, whose right operand has rows of `width`.
+    fn hopper(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        [m, n_columns]: [usize; 2],
+        width: usize,
+    ) -> Result<Launch<'_>> {
+        // a thread counts the elements of its block's rows in 32 bits
+        let expected = "at most 8,388,608 on Hopper; run this model on the CPU";
+        check::setting(op, "the number of features", expected, width <= 1 << 23)?;
+        self.tiles(op, kernel, [m, n_columns], HOPPER_TILE)
+    }
+
     /// The same by Hopper's own kernel, for any number of rows. Fails on another card.
     pub(super) fn forward_nf4_hopper(
         &self,
@@ -223,10 +238,7 @@ impl Cuda {
         check::holds(OP, "y", y, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        // a thread counts the elements of its block's rows in 32 bits
-        let expected = "at most 8,388,608 on Hopper; run this model on the CPU";
-        check::setting(OP, "the number of input features", expected, k <= 1 << 23)?;
-        let launch = self.tiles(OP, Kernel::MatmulNf4Hopper, [m, n], HOPPER_TILE)?;
+        let launch = self.hopper(OP, Kernel::MatmulNf4Hopper, [m, n], k)?;
         let launch = launch.with(y).with(x).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
         // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
@@ -272,7 +284,10 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_TILE)?;
+        let launch = match self.refusal(Kernel::MatmulNf4HopperBackward) {
+            None => self.hopper(OP, Kernel::MatmulNf4HopperBackward, [m, k], n)?,
+            Some(_) => self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_TILE)?,
+        };
         let launch = launch.with(dx).with(dy).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.

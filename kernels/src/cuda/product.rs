@@ -20,7 +20,7 @@ pub(super) type Tile = [usize; 2];
 pub(super) const FORWARD_TILE: Tile = [128, 128];
 /// Of a backward product.
 pub(super) const BACKWARD_TILE: Tile = [128, 256];
-/// Of a forward product by Hopper's own kernel.
+/// Of a product by one of Hopper's own kernels, in either direction.
 pub(super) const HOPPER_TILE: Tile = [256, 128];
 
 impl Cuda {

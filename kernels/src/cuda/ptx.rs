@@ -145,6 +145,8 @@ kernels! {
         MatmulNf4Rows128 "matmul_nf4_128", LogitsNf4Rows128 "logits_nf4_128",
         MatmulNf4Backward "matmul_nf4_backward";
     MatmulNf4Hopper "matmul_nf4_hopper" for Hopper: MatmulNf4Hopper "matmul_nf4_hopper";
+    MatmulNf4HopperBackward "matmul_nf4_hopper_backward" for Hopper:
+        MatmulNf4HopperBackward "matmul_nf4_hopper_backward";
     QuantizeNf4 "quantize_nf4" for Baseline: QuantizeNf4Bf16 "quantize_nf4_bf16", QuantizeNf4F32 "quantize_nf4_f32";
     RmsNorm "rms_norm" for Baseline:
         RmsNorm "rms_norm", RmsNormNarrow "rms_norm_narrow",
@@ -163,7 +165,7 @@ impl Kernel {
             Self::MatmulNf4Rows32 | Self::LogitsNf4Rows32 => 54_272,
             Self::MatmulNf4Rows128 | Self::LogitsNf4Rows128 => 88_064,
             Self::MatmulNf4Backward => 82_944,
-            Self::MatmulNf4Hopper => 194_560,
+            Self::MatmulNf4Hopper | Self::MatmulNf4HopperBackward => 194_560,
             Self::LogitsRows128 | Self::MatmulBf16Backward => 98_304,
             _ => 0,
         }

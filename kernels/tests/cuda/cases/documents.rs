@@ -1,11 +1,11 @@
-//! Linears of whole documents, for which Hopper has a kernel of its own.
+//! Linears of whole documents and their backward, for which Hopper has kernels of its own.
 //!
 //! Invariant: see the table; the rows are the same on every card.
 
 use half::bf16;
 use llamaduo_kernels::{Backend, Cpu, Cuda, HostWeight, LinearForward, LoraForward, LoraSlot};
 
-use super::products::{code_and_scale, product_of_scaled, weight};
+use super::products::{backward, backward_bits, code_and_scale, product_of_scaled, weight};
 use crate::case::{Case, EXACT, Output, Outputs, activations, numbers};
 
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
@@ -31,6 +31,20 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     }
     for (n, k) in [(33, 64), (40, 64), (200, 320), (257, 192)] {
         bits(cases, n, k);
+    }
+    // of the contraction parts of a step and more than the ring holds, rows that are aligned and not
+    for (m, n, k) in [
+        (1, 1, 64),
+        (33, 40, 192),
+        (257, 136, 128),
+        (70, 700, 64),
+        (40, 703, 192),
+        (4200, 24, 192),
+    ] {
+        backward(cases, m, n, k);
+    }
+    for (n, k) in [(33, 192), (40, 128), (264, 64)] {
+        backward_bits(cases, n, k);
     }
 }
 

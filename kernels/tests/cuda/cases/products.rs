@@ -260,7 +260,7 @@ fn forward_bits(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
 }
 
 /// Each row of `dy` is 1 once: `dx` is W, with the scale put onto a code as two bf16.
-fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
+pub(super) fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
     let name = format!("matmul_nf4_backward, bits: M {n}, N {n}, K {k}");
     cases.push(Case::new(name, move |_, cuda| {
         let weight = weight(n, k)?;
@@ -320,7 +320,7 @@ fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     }));
 }
 
-fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+pub(super) fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     let name = format!("matmul_nf4_backward: M {m}, N {n}, K {k}");
     cases.push(Case::new(name, move |cpu, cuda| {
         let (dx, dy, weight) = (activations(32, m * k), activations(33, m * n), weight(n, k)?);
