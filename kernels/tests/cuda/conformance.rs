@@ -11,7 +11,7 @@ use crate::{cases, driver};
 
 #[test]
 fn the_device_agrees_with_the_cpu() {
-    check(&driver::open().unwrap(), cases::all());
+    println!("{}", check(&driver::open().unwrap(), cases::all()));
 }
 
 #[test]
@@ -20,12 +20,13 @@ fn so_does_hopper_with_its_own_kernels() {
         println!("skipped: the machine's own card is what it is");
         return;
     }
-    check(&driver::open_as(driver::HOPPER).unwrap(), cases::of_products());
+    let cuda = driver::open_as(driver::HOPPER).unwrap();
+    println!("{}", check(&cuda, cases::of_products()));
 }
 
-fn check(cuda: &Cuda, cases: Vec<Case>) {
+/// What it was checked on, and how large the errors were.
+fn check(cuda: &Cuda, cases: Vec<Case>) -> String {
     let cpu = Cpu::new(Some(1)).unwrap();
-    println!("on {:?}", cuda.info());
     let mut failed = Vec::new();
     let mut worst: BTreeMap<String, f64> = BTreeMap::new();
     for case in cases {
@@ -38,13 +39,18 @@ fn check(cuda: &Cuda, cases: Vec<Case>) {
             Err(wrong) => failed.push(format!("{}: {wrong}", case.name)),
         }
     }
-    for (op, part) in worst {
-        println!("{op}: largest error {part:.2} of its bound");
-    }
     assert!(
         failed.is_empty(),
         "{} rows fail:\n{}",
         failed.len(),
         failed.join("\n")
     );
+    let worst = worst
+        .iter()
+        .map(|(op, part)| format!("{op}: largest error {part:.2} of its bound"));
+    let lines: Vec<String> = [format!("on {:?}", cuda.info())]
+        .into_iter()
+        .chain(worst)
+        .collect();
+    lines.join("\n")
 }

@@ -34,7 +34,7 @@ fn operands() -> Vec<u8> {
     for row in 0..N {
         for slot in 0..8 {
             for value in 0..8 {
-                let column = 8 * (slot ^ row % 8) + value;
+                let column = 8 * (slot ^ (row % 8)) + value;
                 bytes.extend(bf16::from_f32(element(row, column, 2)).to_le_bytes());
             }
         }
@@ -255,16 +255,26 @@ fn a_descriptor_must_hold_together() {
 
 #[test]
 fn swizzles_are_those_of_the_manual() {
-    let stride = |bytes: u64| bytes >> 4 << 32;
-    let of = |mode: u64, bytes: u64| Descriptor::decode(mode << 62 | stride(bytes)).unwrap();
-    // of row 3 and row 13, the second piece
-    let places = |mode, bytes| [3, 13].map(|row| of(mode, bytes).address(row, 1));
+    let stride = |bytes: u64| (bytes >> 4) << 32;
+    // of row 3 and row 13, which is row 5 of the second pattern, the second piece
+    let places = |mode: u64, bytes| {
+        let descriptor = Descriptor::decode(mode << 62 | stride(bytes)).unwrap();
+        [3, 13].map(|row| descriptor.address(row, 1))
+    };
+    let exchanged = |piece: u64, by: u64| (piece ^ by) * 16;
     assert_eq!(
         places(1, 1024),
-        [3 * 128 + (16 ^ 3 * 16), 1024 + 5 * 128 + (16 ^ 5 * 16)]
+        [384 + exchanged(1, 3), 1024 + 640 + exchanged(1, 5)]
     );
-    assert_eq!(places(2, 512), [3 * 64 + (16 ^ 16), 512 + 5 * 64 + (16 ^ 2 * 16)]);
-    assert_eq!(places(3, 256), [3 * 32 + 16, 256 + 5 * 32 + (16 ^ 16)]);
+    // rows of 64 bytes are exchanged by their pairs, those of 32 by their fours
+    assert_eq!(
+        places(2, 512),
+        [192 + exchanged(1, 1), 512 + 320 + exchanged(1, 2)]
+    );
+    assert_eq!(
+        places(3, 256),
+        [96 + exchanged(1, 0), 256 + 160 + exchanged(1, 1)]
+    );
     // without one, 8 rows of 16 bytes follow one another
     let plain = Descriptor::decode(stride(128) | (2048 >> 4) << 16).unwrap();
     assert_eq!(
