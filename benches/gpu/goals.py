@@ -33,7 +33,7 @@ def judge(report, sizes):
     found = [
         at_least("NF4 products, 4,096 rows and more", 0.70, "x cuBLAS bf16", figures.many_rows),
         at_least(
-            "the same on Hopper",
+            "the same on Hopper by its own instructions",
             0.90,
             "x cuBLAS bf16",
             figures.many_rows_on_hopper if is_hopper else missing("this card is no Hopper"),

@@ -40,7 +40,7 @@ struct CudaFound {
     multiprocessors: usize,
     /// Newest CUDA version the driver knows.
     driver_cuda: String,
-    /// Whose kernels it runs, the best for it last: `baseline` for every card, `Hopper` its own; none where it is refused.
+    /// Whose kernels were loaded, the best for it last: `baseline` for every card, `Hopper` its own.
     kernels: Vec<&'static str>,
     /// Seconds that opening it with all of them took; null where it failed.
     kernels_load_seconds: Option<f64>,
@@ -87,6 +87,9 @@ fn kernel_cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
 
 fn try_device(info: &DeviceInfo) -> CudaFound {
     let opened: std::result::Result<Cuda, DeviceError> = Cuda::new(info.ordinal);
+    let loaded = opened
+        .as_ref()
+        .map_or(Vec::new(), |cuda| cuda.info().architectures());
     CudaFound {
         device: format!("cuda:{}", info.ordinal),
         name: info.name.clone(),
@@ -94,7 +97,7 @@ fn try_device(info: &DeviceInfo) -> CudaFound {
         memory_gib: info.memory_bytes as f64 / f64::from(1 << 30),
         multiprocessors: info.n_multiprocessors,
         driver_cuda: format!("{}.{}", info.cuda_version / 1000, info.cuda_version % 1000 / 10),
-        kernels: info.architectures().into_iter().map(Architecture::name).collect(),
+        kernels: loaded.into_iter().map(Architecture::name).collect(),
         kernels_load_seconds: opened.as_ref().ok().map(|cuda| cuda.load_time().as_secs_f64()),
         problem: opened.err().map(|error| error.to_string()),
     }

@@ -164,7 +164,7 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// Whose kernels it runs, the best for it last; none where it is refused.
+    /// Whose kernels its compute capability runs, the best for it last.
     pub fn architectures(&self) -> Vec<Architecture> {
         let is_run = |architecture: &Architecture| architecture.runs_on(self.capability);
         Architecture::ALL.iter().copied().filter(is_run).collect()

@@ -28,5 +28,5 @@ mod memory_calls;
 mod usage;
 mod work;
 
-pub use load::{fail_here, fail_in_process, forget_faults, load, n_calls, usage};
+pub use load::{fail_here, fail_in_process, forget_faults, load, n_calls, play, usage};
 pub use usage::Usage;
