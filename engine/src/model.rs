@@ -33,6 +33,8 @@ pub(crate) struct Pass<'a, B: Backend> {
     pub(crate) dropout: Option<DropoutStream>,
     /// Rows, `M`.
     pub(crate) m: usize,
+    /// Whether the rows are those of whole documents, from which no token is chosen.
+    pub(crate) is_of_documents: bool,
 }
 
 /// Where the keys and values of a pass are.

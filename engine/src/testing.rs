@@ -46,6 +46,15 @@ pub(crate) fn open_on_cuda(family: &str, quant: BaseQuant) -> LocalModel<Cuda> {
     LocalModel::with_backend(Cuda::new(0).unwrap(), golden_model(family), quant).unwrap()
 }
 
+/// The same on a stand-in that plays Hopper, the one card with kernels of its own.
+pub(crate) fn open_on_hopper(family: &str, quant: BaseQuant) -> LocalModel<Cuda> {
+    llamaduo_stand_in_driver::load().unwrap();
+    llamaduo_stand_in_driver::play(Some((9, 0)));
+    let cuda = Cuda::new(0);
+    llamaduo_stand_in_driver::play(None);
+    LocalModel::with_backend(cuda.unwrap(), golden_model(family), quant).unwrap()
+}
+
 /// ChatML, as its templates have it.
 const CHAT_ML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}\
      {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";

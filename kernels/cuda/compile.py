@@ -9,6 +9,8 @@
 NVRTC comes from two Python packages, installed below target/nvrtc on the first run. Version 12.4 is pinned because the
 PTX it writes (ISA 8.4) runs on drivers from 550 on. A file's first line is the sha256 of what it was made from; a test
 compares that line without compiling. The report takes a disassembler beside it, a third package.
+
+A source is compiled once: for every card, or for the one architecture whose instructions it is written in.
 """
 
 import ctypes
@@ -24,11 +26,14 @@ TOOLS = HERE.parent.parent / "target" / "nvrtc"
 PACKAGES = ["nvidia-cuda-nvrtc-cu12==12.4.127", "nvidia-cuda-runtime-cu12==12.4.127"]
 # Reads what NVRTC 12.4 makes; there is none of that version.
 DISASSEMBLER = "nvidia-cuda-nvdisasm==13.2.51"
-# What every card from Ampere on runs. A tuned variant for another architecture is one more entry of VARIANTS.
+# What every card from Ampere on runs. Compiling for Ada gives the same PTX but for the line that names the architecture.
 BASELINE = "compute_80"
-VARIANTS = {}  # source name -> further architectures
+# Hopper with the instructions that only it has; runs on compute capability 9.0 and no other.
+HOPPER = "compute_90a"
+OF_HOPPER = ["matmul_nf4_hopper", "matmul_nf4_hopper_backward"]
 FLAGS = ["--std=c++17", "-default-device"]
-REPORTED = ["sm_80", "sm_89", "sm_90"]
+# Of a source's architecture, the cards that the report compiles it for.
+REPORTED = {BASELINE: ["sm_80", "sm_89", "sm_90"], HOPPER: ["sm_90a"]}
 
 
 def installed(packages, pattern):
@@ -94,11 +99,10 @@ def digest(source, architecture):
     return hashlib.sha256(b"\0".join([*headers, source.read_bytes(), made_by])).hexdigest()
 
 
-def outputs():
+def sources():
+    """Each source with what it is compiled for."""
     for source in sorted(HERE.glob("*.cu")):
-        for architecture in [BASELINE, *VARIANTS.get(source.stem, [])]:
-            suffix = "" if architecture == BASELINE else "." + architecture
-            yield source, architecture, HERE / "ptx" / f"{source.stem}{suffix}.ptx"
+        yield source, HOPPER if source.stem in OF_HOPPER else BASELINE
 
 
 # What is counted in a kernel's machine code: the table's columns after registers and shared memory.
@@ -120,24 +124,31 @@ def counts(cubin):
     return {name: [len(kind.findall(body)) for kind in COUNTED.values()] for name, body in bodies}
 
 
+# What the compiler says when it makes a warpgroup wait for each of its products.
+SERIALIZED = re.compile(r"wgmma.*serialized")
+
+
 def report(library):
     columns = ", ".join(["registers", "shared bytes", *COUNTED])
-    print("| kernel | " + " | ".join(f"{name}: {columns}" for name in REPORTED) + " |")
-    print("|---" * (1 + len(REPORTED)) + "|")
+    cards = sum(REPORTED.values(), [])
+    print("| kernel | " + " | ".join(f"{card}: {columns}" for card in cards) + " |")
+    print("|---" * (1 + len(cards)) + "|")
     rows, spilling = {}, set()
-    for source in sorted(HERE.glob("*.cu")):
-        for architecture in REPORTED:
-            cubin, log = compile_source(library, source, architecture, ["--ptxas-options=-v"])
+    for source, architecture in sources():
+        for card in REPORTED[architecture]:
+            cubin, log = compile_source(library, source, card, ["--ptxas-options=-v"])
+            if SERIALIZED.search(log):
+                sys.exit(f"{source.name} for {card}:\n{log}")
             counted = counts(cubin)
             entry = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers([^\n]*)", re.S)
             for name, registers, rest in entry.findall(log):
                 shared = re.search(r"(\d+) bytes smem", rest)
                 numbers = [registers, shared.group(1) if shared else 0, *counted[name]]
-                rows.setdefault(f"`{name}`", []).append(", ".join(map(str, numbers)))
+                rows.setdefault(name, {})[card] = ", ".join(map(str, numbers))
                 if counted[name][0]:
-                    spilling.add(f"{name} on {architecture}")
+                    spilling.add(f"{name} on {card}")
     for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        print(f"| `{name}` | " + " | ".join(cells.get(card, "none") for card in cards) + " |")
     if spilling:
         sys.exit(f"spills are a defect: {', '.join(sorted(spilling))}")
 
@@ -150,7 +161,8 @@ def main():
         return report(library)
     only_check = sys.argv[1:] == ["--check"]
     stale, wanted = [], set()
-    for source, architecture, target in outputs():
+    for source, architecture in sources():
+        target = HERE / "ptx" / f"{source.stem}.ptx"
         ptx, _ = compile_source(library, source, architecture)
         text = f"// made from {digest(source, architecture)}\n{ptx.rstrip()}\n"
         wanted.add(target)

@@ -27,7 +27,7 @@ DEVICE int weight_slot(int row, int piece) { return piece ^ (row / 4 % 2 * 4); }
 
 KERNEL(THREADS) logits_bf16_128(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int2 block = place(m, (n + FORWARD_N - 1) / FORWARD_N);
+    int2 block = place<BLOCK_M>(m, (n + FORWARD_N - 1) / FORWARD_N);
     int m0 = block.x * BLOCK_M, n0 = block.y * FORWARD_N, row0 = warp / 4 * 64, column0 = warp % 4 * TILE_N;
     auto nothing = [](ForwardStage &, int) {};
     float sum[2][8][4] = {};
@@ -110,7 +110,7 @@ DEVICE void backward_step(float (&sum)[2][16][4], const BackwardStage &stage, in
 
 KERNEL(THREADS) matmul_bf16_backward(bf16 *dx, const bf16 *dy, const bf16 *w, int m, int n, int k) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int2 block = place(m, (k + BACKWARD_K - 1) / BACKWARD_K);
+    int2 block = place<BLOCK_M>(m, (k + BACKWARD_K - 1) / BACKWARD_K);
     int m0 = block.x * BLOCK_M, k0 = block.y * BACKWARD_K, tile = warp / 2, part = warp % 2;
     auto nothing = [](BackwardStage &, int) {};
     float sum[2][16][4] = {};

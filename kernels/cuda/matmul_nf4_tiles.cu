@@ -53,7 +53,7 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
                     const Pair &pair) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int n_steps = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
-    int2 block = place(m, (n + FORWARD_N - 1) / FORWARD_N);
+    int2 block = place<BLOCK_M>(m, (n + FORWARD_N - 1) / FORWARD_N);
     int m0 = block.x * BLOCK_M, n0 = block.y * FORWARD_N, row0 = warp / 4 * 64, tile = warp % 4;
     int unit_tile = threadIdx.x / TILE_UNITS, unit = threadIdx.x % TILE_UNITS;
     bool is_tile = n0 + TILE_N * unit_tile < n;
@@ -97,13 +97,6 @@ static_assert(BACKWARD_DEPTH * sizeof(BackwardStage) == 82944, "what the launch 
 // of rows 2t or 2t + 1, are 8 different ones.
 DEVICE int unit_slot(int row, int g) { return g ^ (row / 2 * 2); }
 
-// Two values of W, of one column and two rows, times the rows' scales.
-DEVICE u32 scaled(u32 values, const Split &scales) {
-    // From sm_90 on there is a product of bf16x2; before, this one, whose -0 leaves the product as it is.
-    u32 small = multiply_add_bf16x2(values, scales.low, 0x80008000u);
-    return multiply_add_bf16x2(values, scales.high, small);
-}
-
 // A warp's part of one step: all rows by columns of `nibbles` (0: the lower four of a word, 16: the upper) of tile `tile`.
 DEVICE void backward_step(float (&sum)[2][16][4], const BackwardStage &stage, int tile, int nibbles) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -145,7 +138,7 @@ DEVICE void backward_step(float (&sum)[2][16][4], const BackwardStage &stage, in
 DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const Scales &scales, int m, int n, int k) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int n_tiles = k / TILE_K, n_padded = (n + TILE_N - 1) / TILE_N * TILE_N;
-    int2 block = place(m, (k + BACKWARD_K - 1) / BACKWARD_K);
+    int2 block = place<BLOCK_M>(m, (k + BACKWARD_K - 1) / BACKWARD_K);
     int m0 = block.x * BLOCK_M, first_tile = block.y * BACKWARD_TILES, tile = warp / 2, nibbles = warp % 2 * 16;
     float sum[2][16][4] = {};
     pipeline<BACKWARD_DEPTH, true, BackwardStage>(

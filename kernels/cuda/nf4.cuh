@@ -95,6 +95,13 @@ struct RawScale {
     }
 };
 
+// Two values of W times a scale each. W is then rounded as code and as value, and nowhere else.
+DEVICE u32 scaled(u32 values, const Split &scales) {
+    // From sm_90 on there is a product of bf16x2; before, this one, whose -0 leaves the product as it is.
+    u32 small = multiply_add_bf16x2(values, scales.low, 0x80008000u);
+    return multiply_add_bf16x2(values, scales.high, small);
+}
+
 // A lane's four sums of a fragment, of two rows of W with these scales.
 DEVICE void add_scaled(float (&sum)[4], const float4 &part, float upper, float lower) {
     sum[0] = __fmaf_rn(part.x, upper, sum[0]);

@@ -16,9 +16,9 @@
 extern __shared__ __align__(16) unsigned char stage_bytes[];
 
 // Which block makes which tile: those that follow one another, and so run together, make bands of BAND rows of tiles, so
-// that both operands are read again while they are still in the L2 cache.
-DEVICE int2 place(int m, int n_column_blocks) {
-    int n_row_blocks = (m + BLOCK_M - 1) / BLOCK_M, band = blockIdx.x / (BAND * n_column_blocks);
+// that both operands are read again while they are still in the L2 cache. A tile has `ROWS` rows.
+template <int ROWS> DEVICE int2 place(int m, int n_column_blocks) {
+    int n_row_blocks = (m + ROWS - 1) / ROWS, band = blockIdx.x / (BAND * n_column_blocks);
     int height = min(BAND, n_row_blocks - band * BAND), within = blockIdx.x - band * BAND * n_column_blocks;
     return int2{band * BAND + within % height, within / height};
 }

@@ -139,10 +139,10 @@ macro_rules! make {
     };
 }
 
-/// The same linears with the operands of one device, given to its `linears`.
+/// The same linears with the operands of one device, given to its `$op`.
 macro_rules! linears {
-    ($backend:expr, $x:expr, $linears:expr, $m:expr, $get:ident, $get_mut:ident) => {{
-        const OP: &str = "linears";
+    ($backend:expr, $op:ident, $x:expr, $linears:expr, $m:expr, $get:ident, $get_mut:ident) => {{
+        const OP: &str = stringify!($op);
         let mut linears = Vec::with_capacity($linears.len());
         for LinearForward { y, weight, lora } in $linears {
             let lora = match lora {
@@ -160,7 +160,7 @@ macro_rules! linears {
                 lora,
             });
         }
-        Backend::linears($backend, $x.$get(OP)?, &mut linears, $m)
+        Backend::$op($backend, $x.$get(OP)?, &mut linears, $m)
     }};
 }
 
@@ -342,8 +342,17 @@ impl Backend for AnyBackend {
 
     fn linears(&self, x: &Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
         match self {
-            Self::Cpu(backend) => linears!(backend, x, linears, m, cpu, cpu_mut),
-            Self::Cuda(backend) => linears!(&**backend, x, linears, m, cuda, cuda_mut),
+            Self::Cpu(backend) => linears!(backend, linears, x, linears, m, cpu, cpu_mut),
+            Self::Cuda(backend) => linears!(&**backend, linears, x, linears, m, cuda, cuda_mut),
+        }
+    }
+
+    fn linears_of_documents(&self, x: &Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
+        match self {
+            Self::Cpu(backend) => linears!(backend, linears_of_documents, x, linears, m, cpu, cpu_mut),
+            Self::Cuda(backend) => {
+                linears!(&**backend, linears_of_documents, x, linears, m, cuda, cuda_mut)
+            }
         }
     }
 

@@ -301,7 +301,20 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     // ---- matrix products ----
 
     /// All linears that read `x [M, K]`, at once: see [`LinearForward`].
+    ///
+    /// A row's result has the same bits for any `M`, so that what a prompt is answered does not depend on those beside it.
     fn linears(&self, x: &Self::Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()>;
+
+    /// The same of whole documents, as training has them: a row's bits do not depend on `M` here either, but may be others
+    /// than those of [`Backend::linears`], where a device has a faster way that adds in another order.
+    fn linears_of_documents(
+        &self,
+        x: &Self::Act,
+        linears: &mut [LinearForward<'_, Self>],
+        m: usize,
+    ) -> Result<()> {
+        self.linears(x, linears, m)
+    }
 
     /// `dx [M, K] += dy [M, N] · W`.
     fn matmul_backward(

@@ -54,7 +54,7 @@ pub use device::{DeviceError, DeviceInfo, devices};
 pub use linear::CudaWeight;
 pub use matmul_bf16::CudaBf16;
 pub use matmul_nf4::CudaNf4;
-pub use ptx::{Kernel, Source};
+pub use ptx::{Architecture, Kernel, Source};
 pub use replay::CudaRecordings;
 use replay::Recorder;
 use scratch::Kept;
@@ -72,8 +72,8 @@ type CudaIndices = CudaSlice<u32>;
 pub struct Cuda {
     /// See [`Cuda::stream`].
     stream: Arc<CudaStream>,
-    /// By [`Kernel`]'s number.
-    functions: Arc<[CudaFunction]>,
+    /// By [`Kernel`]'s number; `None` for what this card does not run.
+    functions: Arc<[Option<CudaFunction>]>,
     info: DeviceInfo,
     load_time: Duration,
     /// What operations leave for one another.
@@ -92,7 +92,7 @@ impl Cuda {
         let stream = context
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;
-        let functions = ptx::load(&context)?;
+        let functions = ptx::load(&context, info.capability)?;
         let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
@@ -143,7 +143,18 @@ impl Cuda {
         self.load_time
     }
 
-    fn function(&self, kernel: Kernel) -> &CudaFunction {
-        &self.functions[kernel as usize]
+    /// Why this card does not run `kernel`, if it does not.
+    pub fn refusal(&self, kernel: Kernel) -> Option<DeviceError> {
+        self.function(kernel).err()
+    }
+
+    /// Fails with [`DeviceError::NoKernel`] where the card does not run it.
+    fn function(&self, kernel: Kernel) -> Result<&CudaFunction, DeviceError> {
+        let function = self.functions[kernel as usize].as_ref();
+        function.ok_or(DeviceError::NoKernel {
+            kernel: kernel.name(),
+            architecture: kernel.source().architecture().name(),
+            capability: self.info.capability,
+        })
     }
 }

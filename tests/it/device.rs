@@ -47,7 +47,26 @@ fn the_doctor_finds_a_card_and_loads_the_kernels_onto_it() {
         (&"cuda:0".into(), &"8.9".into())
     );
     assert!(card["kernels_load_seconds"].is_number(), "{card}");
+    assert_eq!(card["kernels"], serde_json::json!(["baseline"]));
     assert_eq!(found["auto"], "cpu");
+}
+
+#[test]
+fn the_doctor_tells_that_hopper_has_kernels_of_its_own() {
+    let folder = driver();
+    let of = |capability: &str, arguments: &[&str]| {
+        let setting = ("STAND_IN_CAPABILITY", capability);
+        process::run(&mut with_driver(folder.path(), arguments, &[setting])).stdout
+    };
+    let text = of("9.0", &["doctor"]);
+    assert!(
+        text.contains("its kernels (baseline and Hopper) load in"),
+        "{text}"
+    );
+    // the generation after it runs what is for every card, and no more
+    let found: Value = serde_json::from_str(&of("10.0", &["doctor", "-o", "json"])).unwrap();
+    assert_eq!(found["cuda"][0]["kernels"], serde_json::json!(["baseline"]));
+    assert!(found["cuda"][0]["problem"].is_null(), "{found}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use llamaduo_kernels::cuda::{self, Cuda, DeviceInfo};
+use llamaduo_kernels::cuda::{self, Architecture, Cuda, DeviceInfo};
 use llamaduo_kernels::{DeviceError, Isa};
 use serde::Serialize;
 
@@ -40,7 +40,9 @@ struct CudaFound {
     multiprocessors: usize,
     /// Newest CUDA version the driver knows.
     driver_cuda: String,
-    /// Seconds that opening it with all kernels took; null where it failed.
+    /// Whose kernels were loaded, the best for it last: `baseline` for every card, `Hopper` its own.
+    kernels: Vec<&'static str>,
+    /// Seconds that opening it with all of them took; null where it failed.
     kernels_load_seconds: Option<f64>,
     /// Why the kernels cannot be loaded.
     problem: Option<String>,
@@ -85,6 +87,9 @@ fn kernel_cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
 
 fn try_device(info: &DeviceInfo) -> CudaFound {
     let opened: std::result::Result<Cuda, DeviceError> = Cuda::new(info.ordinal);
+    let loaded = opened
+        .as_ref()
+        .map_or(Vec::new(), |cuda| cuda.info().architectures());
     CudaFound {
         device: format!("cuda:{}", info.ordinal),
         name: info.name.clone(),
@@ -92,6 +97,7 @@ fn try_device(info: &DeviceInfo) -> CudaFound {
         memory_gib: info.memory_bytes as f64 / f64::from(1 << 30),
         multiprocessors: info.n_multiprocessors,
         driver_cuda: format!("{}.{}", info.cuda_version / 1000, info.cuda_version % 1000 / 10),
+        kernels: loaded.into_iter().map(Architecture::name).collect(),
         kernels_load_seconds: opened.as_ref().ok().map(|cuda| cuda.load_time().as_secs_f64()),
         problem: opened.err().map(|error| error.to_string()),
     }
@@ -115,7 +121,12 @@ impl Machine {
             ));
             lines.push(match (&found.problem, found.kernels_load_seconds) {
                 (Some(problem), _) => format!("  its kernels do not load: {problem}"),
-                (None, Some(seconds)) => format!("  its kernels load in {seconds:.2} s"),
+                (None, Some(seconds)) => {
+                    format!(
+                        "  its kernels ({}) load in {seconds:.2} s",
+                        found.kernels.join(" and ")
+                    )
+                }
                 (None, None) => String::new(),
             });
         }
@@ -187,6 +198,7 @@ mod tests {
             memory_gib: 15.9,
             multiprocessors: 40,
             driver_cuda: "12.4".to_owned(),
+            kernels: Vec::new(),
             kernels_load_seconds: None,
             problem: Some("too old".to_owned()),
         };

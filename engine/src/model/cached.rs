@@ -4,10 +4,10 @@
 
 use llamaduo_kernels::{Backend, SampleRow, SequenceSpan};
 
-use super::Context;
 use super::activations::{ActivationPlan, Activations, Keep};
 use super::decoder::Model;
 use super::linear::AdapterOnDevice;
+use super::{Context, Pass};
 use crate::error::{Error, Result};
 
 /// A model with one cache for each layer and the memory of a step.
@@ -170,7 +170,10 @@ impl<B: Backend> Step<'_, B> {
             activations,
             ..
         } = self;
-        let pass = model.pass(backend, positions, self.adapter, None, self.m);
+        let pass = Pass {
+            is_of_documents: false,
+            ..model.pass(backend, positions, self.adapter, None, self.m)
+        };
         let mut caches = caches.iter_mut();
         model.forward(&pass, ids, activations, |_| Context::Paged {
             cache: caches.next().expect("one cache was allocated for each layer"),

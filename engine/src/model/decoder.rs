@@ -79,7 +79,7 @@ impl<B: Backend> Model<B> {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// A pass on `backend`: the model's own, or that of a step which is replayed.
+    /// A pass of whole documents on `backend`: the model's own, or that of a step which is replayed.
     pub(crate) fn pass<'a>(
         &'a self,
         backend: &'a B,
@@ -95,6 +95,7 @@ impl<B: Backend> Model<B> {
             adapter,
             dropout: dropout.filter(|stream| stream.rate > 0.0),
             m,
+            is_of_documents: true,
         }
     }
 

@@ -105,7 +105,10 @@ pub(crate) fn forward<B: Backend, const N: usize>(
             }),
         }
     });
-    pass.backend.linears(x, &mut calls, pass.m)?;
+    match pass.is_of_documents {
+        true => pass.backend.linears_of_documents(x, &mut calls, pass.m)?,
+        false => pass.backend.linears(x, &mut calls, pass.m)?,
+    }
     for (call, (bias, n_out)) in calls.iter_mut().zip(biases) {
         if let Some(bias) = bias {
             pass.backend.add_bias(call.y, bias, n_out, pass.m)?;

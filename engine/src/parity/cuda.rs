@@ -3,12 +3,12 @@
 //!
 //! Invariant: both have the same weights, adapter, rows and dropout; what differs is that activations are bf16 here.
 
-use llamaduo_kernels::{Backend, Compute};
+use llamaduo_kernels::{Backend, Compute, Cuda};
 
 use super::*;
 use crate::local_model::LoadOptions;
 use crate::model::DropoutStream;
-use crate::testing::{golden_model, open_on_cuda};
+use crate::testing::{golden_model, open_on_cuda, open_on_hopper};
 
 /// A family whose heads and widths have kernels, and how its linears are held: NF4 in both forms, and not at all.
 const RUN: [(&str, BaseQuant); 3] = [
@@ -69,7 +69,25 @@ fn trained<B: Backend>(family: &str, model: &LocalModel<B>, adapter: &Adapter, k
 
 #[test]
 fn models_train_on_cuda_as_on_the_cpu() {
-    for (family, quant) in RUN {
+    check_training(RUN, open_on_cuda);
+}
+
+#[test]
+fn models_train_on_hopper_as_on_the_cpu() {
+    if std::env::var_os("LLAMADUO_TEST_CUDA").is_some_and(|value| value == "real") {
+        println!("skipped: the machine's own card is what it is");
+        return;
+    }
+    // where linears are NF4 it has kernels of its own
+    let [double, plain, _] = RUN;
+    check_training([double, plain], open_on_hopper);
+}
+
+/// How a model is opened on a card.
+type OpenOnCuda = fn(&str, BaseQuant) -> LocalModel<Cuda>;
+
+fn check_training<const N: usize>(run: [(&str, BaseQuant); N], open_on_cuda: OpenOnCuda) {
+    for (family, quant) in run {
         let [cpu, rounded] = [Compute::F32, Compute::Bf16].map(|compute| open_on_cpu(family, quant, compute));
         let cuda = open_on_cuda(family, quant);
         let adapter = peft::load(&golden(family).join("adapter"), cpu.config()).unwrap();

@@ -16,8 +16,10 @@ use crate::types::Type;
 pub(crate) enum Symbol {
     Address(u64),
     Parameter(u64),
-    /// Shared memory whose size the launch says; it begins where the static part ends.
-    DynamicShared,
+    /// Shared memory whose size the launch says; it begins where the static part ends, at a multiple of its alignment.
+    DynamicShared {
+        alignment: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,16 @@ impl Decoder {
         self.shared_bytes = (address + n_bytes).next_multiple_of(VARIABLE_ALIGNMENT);
     }
 
+    /// Ends the static part of shared memory.
+    pub(crate) fn end_static_shared(&mut self) {
+        let alignments = self.symbols.values().filter_map(|symbol| match symbol {
+            Symbol::DynamicShared { alignment } => Some(*alignment),
+            _ => None,
+        });
+        let alignment = alignments.max().unwrap_or(1);
+        self.shared_bytes = self.shared_bytes.next_multiple_of(alignment.max(1));
+    }
+
     pub(crate) fn local(&mut self, name: &str, n_bytes: usize) {
         let address = self.local_bytes;
         self.symbols
@@ -154,6 +166,7 @@ impl Decoder {
             line,
             guard,
             operation,
+            touches: Vec::new(),
         })
     }
 
@@ -198,7 +211,7 @@ impl Decoder {
         }
         let value = match self.symbols.get(text) {
             Some(Symbol::Address(address) | Symbol::Parameter(address)) => *address,
-            Some(Symbol::DynamicShared) => self.shared_bytes as u64,
+            Some(Symbol::DynamicShared { .. }) => self.shared_bytes as u64,
             None => immediate(text).ok_or_else(|| format!("`{text}` is not declared"))?,
         };
         Ok(self.constant(value))

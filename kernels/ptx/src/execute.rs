@@ -92,13 +92,18 @@ impl<'a> Block<'a> {
                 Ok(()) => return Ok(Step::Wait),
                 Err(wrong) => Err(wrong),
             },
-            _ => self.run(warp, instruction, active),
+            _ => self.run(warp, instruction, active, part.at),
         };
         done.map(|()| Step::Next)
             .map_err(|(lane, problem)| self.fault(part.at, warp.thread(lane), problem))
     }
 
-    fn run(&mut self, warp: &mut Warp, instruction: &Instruction, active: u32) -> LaneResult<()> {
+    fn run(&mut self, warp: &mut Warp, instruction: &Instruction, active: u32, at: usize) -> LaneResult<()> {
+        if !instruction.touches.is_empty() {
+            let lane = active.trailing_zeros() as usize;
+            let touched = warp.products.touch(&instruction.touches);
+            touched.map_err(|problem| (lane, problem))?;
+        }
         match &instruction.operation {
             Operation::Compute { function, to, inputs } => {
                 let mut out = [0; N_LANES];
@@ -138,6 +143,17 @@ impl<'a> Block<'a> {
             Operation::LoadMatrix { .. } => {
                 together(active, u32::MAX)?;
                 self.access(warp, &instruction.operation, active)
+            }
+            Operation::ProductFence
+            | Operation::ProductBegin { .. }
+            | Operation::ProductCommit
+            | Operation::ProductWait { .. } => {
+                together(active, u32::MAX)?;
+                self.product(warp, &instruction.operation, at)
+            }
+            Operation::ProxyFence => {
+                self.proxy_fence(warp, active);
+                Ok(())
             }
             Operation::Fence => Ok(()),
             // `step` has dealt with these.

@@ -14,6 +14,8 @@ pub(crate) struct Instruction {
     /// Lanes where this does not hold pass it by.
     pub(crate) guard: Option<Predicate>,
     pub(crate) operation: Operation,
+    /// Registers of the kernel's asynchronous products that it reads or writes, where it is none itself.
+    pub(crate) touches: Vec<u32>,
 }
 
 /// A predicate register, or its opposite.
@@ -186,6 +188,22 @@ pub(crate) enum Operation {
         b: [u32; 2],
         c: [u32; 4],
     },
+    /// The registers of asynchronous products have been written.
+    ProductFence,
+    /// `sum += left · right`, begun: `left` is a warp's 16 rows of bf16 in four registers, `sum` has four for each 8 rows of
+    /// the right operand, and the descriptor of that is in a register.
+    ProductBegin {
+        sum: Vec<u32>,
+        left: [u32; 4],
+        right: u32,
+    },
+    ProductCommit,
+    /// Until at most this many groups of products are under way.
+    ProductWait {
+        n_left: usize,
+    },
+    /// Orders this thread's writes to shared memory before asynchronous products that a barrier lets follow.
+    ProxyFence,
     Branch {
         target: usize,
     },

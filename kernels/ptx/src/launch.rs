@@ -10,8 +10,10 @@ use crate::report::{Fault, Problem};
 use crate::shared::Shared;
 use crate::warp::{Part, Place, Warp};
 
-/// Shared memory that a block may have: what an L4 gives.
-const SHARED_BYTES_MAX: usize = 99 << 10;
+/// Shared memory that a block may have: what an L4 gives, or Hopper where the kernel is for that alone.
+fn shared_bytes_max(target: &str) -> usize {
+    if target == "sm_90a" { 227 << 10 } else { 99 << 10 }
+}
 
 /// What is launched.
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ impl Module {
         let kernel = self.kernel(launch.kernel);
         let kernel =
             kernel.ok_or_else(|| shape(launch.kernel, "the module has no such kernel".to_owned()))?;
-        let parameters = kernel.check(launch)?;
+        let parameters = kernel.check(launch, shared_bytes_max(self.target()))?;
         let mut shared = Shared::new(kernel.shared_bytes + launch.shared_bytes);
         let mut stats = Stats::default();
         memory.begin_launch();
@@ -80,7 +82,7 @@ fn shape(kernel: &str, what: String) -> Fault {
 
 impl Kernel {
     /// The parameters as one block of bytes. Fails when the launch does not fit the kernel or any card.
-    fn check(&self, launch: &Launch<'_>) -> Result<Vec<u8>, Fault> {
+    fn check(&self, launch: &Launch<'_>, shared_bytes_max: usize) -> Result<Vec<u8>, Fault> {
         let fail = |what: String| Err(shape(&self.name, what));
         let n_threads = launch
             .block
@@ -98,7 +100,7 @@ impl Kernel {
         if launch.grid.contains(&0) || launch.grid[1].max(launch.grid[2]) > 0xffff {
             return fail(format!("a grid of {:?} blocks", launch.grid));
         }
-        if self.shared_bytes + launch.shared_bytes > SHARED_BYTES_MAX {
+        if self.shared_bytes + launch.shared_bytes > shared_bytes_max {
             return fail(format!(
                 "{} bytes of shared memory",
                 self.shared_bytes + launch.shared_bytes
@@ -141,6 +143,7 @@ fn run_block(mut block: Block<'_>, stats: &mut Stats, steps_max: u64) -> Result<
                 run_part(&mut block, warp, part, stats, steps_max)?;
             }
         }
+        block.compare_warpgroups(&mut warps)?;
         if warps.iter().all(|warp| warp.live == 0) {
             return Ok(());
         }

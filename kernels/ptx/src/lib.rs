@@ -14,7 +14,11 @@
 //! | race in shared memory, between warps or between lanes of one | each barrier begins an epoch, each access is noted |
 //! | use of what an asynchronous copy has not yet brought | the bytes are pending until `cp.async.wait_group` |
 //! | a byte of global memory that two blocks of a launch write, or one writes and another reads | as above |
+//! | a product of a warpgroup (`wgmma`) without the fences before it, or whose registers or bytes are touched before it was waited for | they are held from issue to wait |
 //! | a barrier or collective that some lanes of the warp do not reach | the mask is compared |
+//!
+//! The warps of a warpgroup run one after another too: what they issue is compared at each barrier. A product is computed
+//! when it is issued.
 //!
 //! What it does not model: weak ordering of global memory, several blocks at once (nor atomics), denormal flushing
 //! except where an instruction names it; `ex2`, `lg2`, `rcp` and the like in their approximate forms are rounded from
@@ -23,6 +27,7 @@
 mod access;
 mod convert;
 mod decode;
+mod descriptor;
 mod execute;
 mod float;
 mod instruction;
@@ -33,6 +38,8 @@ mod matrix;
 mod memory;
 mod mnemonic;
 mod module;
+mod products;
+mod registers;
 mod report;
 mod shared;
 mod statements;
@@ -40,6 +47,7 @@ mod statements;
 mod tests;
 mod types;
 mod warp;
+mod warpgroup;
 
 pub use launch::{Launch, Stats};
 pub use memory::Memory;

@@ -52,11 +52,14 @@ impl Decoder {
             "vote" => self.vote(parts, operands),
             "ldmatrix" => self.load_matrix(parts, operands),
             "mma" => self.multiply(parts, operands),
+            "wgmma" => self.product(parts, operands),
             "bra" => Ok(Operation::Branch {
                 target: self.branch_target(exactly::<1>(operands)?[0])?,
             }),
             "ret" | "exit" => Ok(Operation::Exit),
             "bar" | "barrier" => self.barrier(parts, operands),
+            "fence" if parts[1..] == ["proxy", "async", "shared::cta"] => Ok(Operation::ProxyFence),
+            "fence" if parts.contains(&"proxy") => Err(unknown(parts)),
             "membar" | "fence" => Ok(Operation::Fence),
             _ => {
                 let function =
@@ -368,6 +371,45 @@ impl Decoder {
             b: sized(self.input_vector(b)?)?,
             c: sized(self.input_vector(c)?)?,
         })
+    }
+
+    fn product(&mut self, parts: &[&str], operands: &[&str]) -> Decoded {
+        match (parts, operands) {
+            (["wgmma", "fence", "sync", "aligned"], []) => Ok(Operation::ProductFence),
+            (["wgmma", "commit_group", "sync", "aligned"], []) => Ok(Operation::ProductCommit),
+            (["wgmma", "wait_group", "sync", "aligned"], [n_left]) => Ok(Operation::ProductWait {
+                n_left: n_left.parse().map_err(|_| "how many groups?")?,
+            }),
+            (
+                [
+                    "wgmma",
+                    "mma_async",
+                    "sync",
+                    "aligned",
+                    shape,
+                    "f32",
+                    "bf16",
+                    "bf16",
+                ],
+                // the sums are added to, nothing is negated or transposed
+                [sum, left, right, "1", "1", "1", "0"],
+            ) => {
+                let sum: Option<Vec<u32>> = self.targets(sum)?.into_iter().collect();
+                let sum = sum.ok_or("a register for each sum expected")?;
+                if format!("m64n{}k16", sum.len() * 2) != *shape
+                    || !matches!(sum.len(), 4..=128)
+                    || !sum.len().is_multiple_of(4)
+                {
+                    return Err(format!("{shape} has another number of sums than {}", sum.len()));
+                }
+                Ok(Operation::ProductBegin {
+                    sum,
+                    left: sized(self.input_vector(left)?)?,
+                    right: self.input(right)?,
+                })
+            }
+            _ => Err(unknown(parts)),
+        }
     }
 
     fn barrier(&mut self, parts: &[&str], operands: &[&str]) -> Decoded {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use crate::decode::{Decoder, Symbol};
 use crate::instruction::{Instruction, Special};
 use crate::memory::Memory;
+use crate::registers::note_touches;
 use crate::report::ParseError;
 use crate::statements::{Statement, StatementKind, split, split_operands};
 use crate::types::{Space, Type};
@@ -15,6 +16,7 @@ use crate::types::{Space, Type};
 /// A parsed PTX file whose global variables lie in some [`Memory`].
 #[derive(Debug)]
 pub struct Module {
+    target: String,
     kernels: HashMap<String, Kernel>,
 }
 
@@ -24,6 +26,8 @@ pub struct Kernel {
     pub(crate) name: String,
     pub(crate) parameters: Vec<Parameter>,
     pub(crate) code: Vec<Instruction>,
+    /// Whether there are asynchronous products in it.
+    pub(crate) has_products: bool,
     pub(crate) n_registers: usize,
     pub(crate) n_predicates: usize,
     pub(crate) constants: Vec<(u32, u64)>,
@@ -67,6 +71,7 @@ const MAX_THREADS: u32 = 1024;
 impl Module {
     /// Parses `source` and puts its global variables into `memory`.
     pub fn parse(source: &str, memory: &mut Memory) -> Result<Self, ParseError> {
+        let target = target(source)?.to_owned();
         let statements = split(source);
         let mut kernels = HashMap::new();
         let mut symbols = HashMap::new();
@@ -87,13 +92,27 @@ impl Module {
                 symbols.insert(name, symbol);
             }
         }
-        Ok(Self { kernels })
+        Ok(Self { target, kernels })
+    }
+
+    /// The architecture it was compiled for: `sm_80`.
+    pub fn target(&self) -> &str {
+        &self.target
     }
 
     /// The entry function of that name.
     pub fn kernel(&self, name: &str) -> Option<&Kernel> {
         self.kernels.get(name)
     }
+}
+
+/// What `.target` names first.
+fn target(source: &str) -> Result<&str, ParseError> {
+    let named = source
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(".target "));
+    let first = named.and_then(|names| names.split([',', ' ']).next());
+    first.ok_or_else(|| error(1, "a module without a target", ""))
 }
 
 pub(crate) fn error(line: u32, what: &str, text: &str) -> ParseError {
@@ -171,7 +190,9 @@ fn module_variable(line: u32, text: &str, memory: &mut Memory) -> Result<(String
         .find_map(|word| Space::of_name(word.strip_prefix('.')?))
         .ok_or_else(|| error(line, "no meaning is known for this outside of a function", text))?;
     let symbol = match space {
-        Space::Shared if variable.n_elements == 0 => Symbol::DynamicShared,
+        Space::Shared if variable.n_elements == 0 => Symbol::DynamicShared {
+            alignment: alignment(text).unwrap_or(1),
+        },
         Space::Global => {
             let mut bytes = vec![0u8; variable.n_bytes()];
             let width = variable.ty.n_bytes();
@@ -243,6 +264,7 @@ impl Kernel {
         };
         let mut decoder = Decoder::new(symbols);
         declare(body, &mut decoder)?;
+        decoder.end_static_shared();
         let mut code = Vec::new();
         for statement in body {
             if let StatementKind::Text(text) = &statement.kind
@@ -251,10 +273,12 @@ impl Kernel {
                 code.push(decoder.instruction(statement.line, text)?);
             }
         }
+        let has_products = note_touches(&mut code, decoder.n_registers());
         Ok(Self {
             name: name.trim().to_owned(),
             parameters,
             code,
+            has_products,
             n_registers: decoder.n_registers(),
             n_predicates: decoder.n_predicates(),
             constants: decoder.constants(),
@@ -264,6 +288,12 @@ impl Kernel {
             max_threads,
         })
     }
+}
+
+/// What `.align` says.
+fn alignment(declared: &str) -> Option<usize> {
+    let (_, rest) = declared.split_once(".align ")?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// Lays the parameters out, each aligned to its own size or as it says.
@@ -276,10 +306,7 @@ fn parse_parameters(
     let mut parameters = Vec::new();
     for declared in split_operands(text) {
         let variable = Variable::parse(line, declared)?;
-        let align = declared
-            .split_once(".align ")
-            .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
-            .unwrap_or_else(|| variable.ty.n_bytes());
+        let align = alignment(declared).unwrap_or_else(|| variable.ty.n_bytes());
         let offset = end.next_multiple_of(std::cmp::max(align, 1));
         let n_bytes = variable.n_bytes();
         end = offset + n_bytes;

@@ -87,6 +87,40 @@ pub enum Problem {
         /// Who began the copy.
         other: u32,
     },
+    /// A product (`wgmma`) of what ordinary instructions have written, without a fence and a barrier in between.
+    #[error(
+        "a product reads shared address {address:#x}, which thread {other} has written, without its `fence.proxy.async` \
+         and a barrier after that"
+    )]
+    NoProxyFence {
+        /// First byte.
+        address: u64,
+        /// Who wrote it.
+        other: u32,
+    },
+    /// A write to what a product that was not waited for reads.
+    #[error("writes shared address {address:#x}, which a product reads that was not waited for")]
+    ReadByProduct {
+        /// First byte.
+        address: u64,
+    },
+    /// A register of a product that was not waited for.
+    #[error("touches a register of a product that was not waited for")]
+    HeldRegister,
+    /// A product whose registers something else has touched since the last `wgmma.fence`.
+    #[error("a product takes a register that was touched after the last `wgmma.fence`")]
+    NoRegisterFence,
+    /// A descriptor of a matrix that does not hold together.
+    #[error("matrix descriptor {raw:#018x}: {what}")]
+    Descriptor {
+        /// Its bits.
+        raw: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// A collective of a warpgroup that its four warps do not reach alike.
+    #[error("is not with all four warps of its warpgroup, or not with the same descriptor")]
+    PartedWarpgroup,
     /// Two blocks of one launch at the same byte of global memory.
     #[error("{now} global address {address:#x}, which another block of the launch has written")]
     BlockRace {

@@ -4,6 +4,8 @@
 //! two writing, is reported by whichever comes second. Accesses are noted for each two bytes: two threads that write
 //! neighbouring single bytes would be taken for a race.
 
+mod proxy;
+
 use crate::report::Problem;
 use crate::types::Space;
 
@@ -40,12 +42,18 @@ struct Note {
     read_warp_epoch: u32,
     /// Warps that have read in `read_epoch`.
     readers: u32,
+    /// How many `fence.proxy.async` the writer had made.
+    n_fences: u32,
+    /// Products under way that read here, one for each warp.
+    n_products: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct Shared {
     bytes: Vec<u8>,
     notes: Vec<Note>,
+    /// Of each thread, the block's epochs in which it has made a `fence.proxy.async`.
+    fences: Vec<Vec<u32>>,
 }
 
 impl Shared {
@@ -53,12 +61,14 @@ impl Shared {
         Self {
             bytes: vec![0; len],
             notes: vec![Note::default(); len.div_ceil(GRANULE)],
+            fences: Vec::new(),
         }
     }
 
     /// What the next block finds: nothing that it may read.
     pub(crate) fn clear(&mut self) {
         self.notes.fill(Note::default());
+        self.fences.clear();
     }
 
     #[inline]
@@ -118,12 +128,16 @@ impl Shared {
     }
 
     fn note_write(&mut self, begin: usize, n_bytes: usize, by: Visitor) -> Result<(), Problem> {
+        let n_fences = self.n_fences(by.thread);
         for (index, note) in self.notes[begin / GRANULE..(begin + n_bytes).div_ceil(GRANULE)]
             .iter_mut()
             .enumerate()
         {
             let here = (begin / GRANULE + index) * GRANULE;
             note.pending_or(here)?;
+            if note.n_products > 0 {
+                return Err(Problem::ReadByProduct { address: here as u64 });
+            }
             if note.conflicts_with_write(by) {
                 return Err(race(here, "a write", "write", note.writer));
             }
@@ -131,6 +145,7 @@ impl Shared {
                 return Err(race(here, "a write", "read", note.reader));
             }
             note.written = true;
+            note.n_fences = n_fences;
             note.writer = by.thread;
             note.write_epoch = by.block_epoch;
             note.write_warp_epoch = by.warp_epoch;

@@ -4,6 +4,7 @@ mod integer;
 mod matrix;
 mod parse;
 mod reports;
+mod warpgroup;
 
 use crate::{Fault, Launch, Memory, Module, Stats};
 

@@ -5,6 +5,7 @@
 use crate::instruction::{Predicate, Special};
 use crate::lanes::{Lanes, N_LANES, lanes_of};
 use crate::module::Kernel;
+use crate::products::Products;
 use crate::shared::{Local, Visitor};
 
 /// Lanes at the same instruction.
@@ -38,6 +39,7 @@ pub(crate) struct Warp {
     pub(crate) epoch: u32,
     /// Of each lane, groups of copies, the open one last.
     pub(crate) copies: Vec<Vec<Vec<Copy>>>,
+    pub(crate) products: Products,
     pub(crate) locals: Vec<Local>,
 }
 
@@ -80,6 +82,11 @@ impl Warp {
             waiting: None,
             epoch: 1,
             copies: vec![vec![Vec::new()]; N_LANES],
+            products: Products::new(if kernel.has_products {
+                kernel.n_registers
+            } else {
+                0
+            }),
             locals: (0..n_locals).map(|_| Local::new(kernel.local_bytes)).collect(),
         }
     }

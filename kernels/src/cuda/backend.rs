@@ -191,6 +191,15 @@ impl Backend for Cuda {
         self.linears(x, linears, m)
     }
 
+    fn linears_of_documents(
+        &self,
+        x: &CudaAct,
+        linears: &mut [LinearForward<'_, Self>],
+        m: usize,
+    ) -> Result<()> {
+        self.linears_of_documents(x, linears, m)
+    }
+
     fn matmul_backward(&self, dx: &mut CudaAct, dy: &CudaAct, weight: &CudaWeight, m: usize) -> Result<()> {
         self.matmul_backward(dx, dy, weight, m)
     }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-/// Oldest compute capability the kernels are compiled for.
-const CAPABILITY_MIN: (i32, i32) = (8, 0);
+use super::Architecture;
 
 /// Oldest CUDA version whose driver reads the kernels' PTX (ISA 8.4).
 const CUDA_VERSION_MIN: i32 = 12040;
@@ -55,6 +54,19 @@ pub enum DeviceError {
         /// Its name.
         name: String,
         /// Major and minor.
+        capability: (i32, i32),
+    },
+    /// A kernel that is compiled for other cards.
+    #[error(
+        "kernel {kernel} is one of those for {architecture} cards; this one has compute capability {}.{}",
+        capability.0, capability.1
+    )]
+    NoKernel {
+        /// Its name.
+        kernel: &'static str,
+        /// What it is compiled for.
+        architecture: &'static str,
+        /// The device's, major and minor.
         capability: (i32, i32),
     },
     /// The device's memory is full.
@@ -152,6 +164,12 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// Whose kernels its compute capability runs, the best for it last.
+    pub fn architectures(&self) -> Vec<Architecture> {
+        let is_run = |architecture: &Architecture| architecture.runs_on(self.capability);
+        Architecture::ALL.iter().copied().filter(is_run).collect()
+    }
+
     /// Why the kernels cannot run on it, if they cannot.
     pub fn refusal(&self) -> Option<DeviceError> {
         if self.cuda_version < CUDA_VERSION_MIN {
@@ -159,7 +177,8 @@ impl DeviceInfo {
                 version: self.cuda_version,
             });
         }
-        (self.capability < CAPABILITY_MIN).then(|| DeviceError::DeviceTooOld {
+        let is_too_old = !Architecture::Baseline.runs_on(self.capability);
+        is_too_old.then(|| DeviceError::DeviceTooOld {
             ordinal: self.ordinal,
             name: self.name.clone(),
             capability: self.capability,

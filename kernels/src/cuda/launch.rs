@@ -154,7 +154,10 @@ impl Cuda {
             .iter()
             .map(|&start| call.words[start..].as_ptr().cast_mut().cast())
             .collect();
-        let function = self.function(call.kernel).cu_function();
+        let function = self.function(call.kernel);
+        let function = function
+            .map_err(|source| Error::Device { op, source })?
+            .cu_function();
         let (grid, block) = ((x, y, 1), (call.n_threads, 1, 1));
         let launched = self.stream.context().bind_to_thread().and_then(|()| {
             // SAFETY: the caller vouches for parameters and shapes; one stream orders all work.

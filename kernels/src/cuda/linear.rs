@@ -7,7 +7,7 @@ use cudarc::driver::CudaView;
 
 use super::launch::Launch;
 use super::lora::check_pair;
-use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaNf4, check};
+use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaNf4, Kernel, check};
 use crate::backend::LinearForward;
 use crate::error::Result;
 use crate::weight::HostWeight;
@@ -50,6 +50,9 @@ impl<'a> Launch<'a> {
     }
 }
 
+/// `y [M, N] = x [M, K] · Wᵀ`, and what a pair adds.
+type ForwardNf4 = fn(&Cuda, &mut CudaAct, &CudaAct, &CudaNf4, Option<&PairEnd<'_>>, usize) -> Result<()>;
+
 impl Cuda {
     /// See [`Backend::load_weight`](crate::Backend::load_weight). NF4 stays NF4, all else becomes bf16.
     pub fn load_weight(&self, weight: HostWeight) -> Result<CudaWeight> {
@@ -65,6 +68,31 @@ impl Cuda {
 
     /// See [`Backend::linears`](crate::Backend::linears).
     pub fn linears(&self, x: &CudaAct, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {
+        self.linears_by(x, linears, m, Self::forward_nf4)
+    }
+
+    /// See [`Backend::linears_of_documents`](crate::Backend::linears_of_documents): with NF4 weights Hopper has a kernel of
+    /// its own.
+    pub fn linears_of_documents(
+        &self,
+        x: &CudaAct,
+        linears: &mut [LinearForward<'_, Self>],
+        m: usize,
+    ) -> Result<()> {
+        match self.refusal(Kernel::MatmulNf4Hopper) {
+            None => self.linears_by(x, linears, m, Self::forward_nf4_hopper),
+            Some(_) => self.linears(x, linears, m),
+        }
+    }
+
+    /// With `forward_nf4` for NF4 weights.
+    fn linears_by(
+        &self,
+        x: &CudaAct,
+        linears: &mut [LinearForward<'_, Self>],
+        m: usize,
+        forward_nf4: ForwardNf4,
+    ) -> Result<()> {
         for linear in linears.iter() {
             check_linear(x, linear, m)?;
         }
@@ -74,7 +102,7 @@ impl Cuda {
                 None => None,
             };
             match weight {
-                CudaWeight::Nf4(weight) => self.forward_nf4(y, x, weight, end.as_ref(), m)?,
+                CudaWeight::Nf4(weight) => forward_nf4(self, y, x, weight, end.as_ref(), m)?,
                 CudaWeight::Bf16(weight) => self.forward_bf16(y, x, weight, end.as_ref(), m)?,
             }
         }

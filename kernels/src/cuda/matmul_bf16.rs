@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::linear::PairEnd;
-use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, dims};
+use super::product::{BACKWARD_TILE, FORWARD_TILE, dims};
 use super::{Cuda, CudaAct, CudaF32, Kernel, check};
 use crate::error::Result;
 use crate::weight::BlockMatrix;
@@ -105,7 +105,7 @@ impl Cuda {
         check::holds(OP, "logits", logits, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.tiles(OP, Kernel::LogitsRows128, [m, n], FORWARD_COLUMNS)?;
+        let launch = self.tiles(OP, Kernel::LogitsRows128, [m, n], FORWARD_TILE)?;
         let launch = launch.with(logits).with(x).with(&head.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `logits` holds m rows of n, `x` m rows of k, the head n rows of k.
@@ -125,7 +125,7 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.tiles(OP, Kernel::MatmulBf16Backward, [m, k], BACKWARD_COLUMNS)?;
+        let launch = self.tiles(OP, Kernel::MatmulBf16Backward, [m, k], BACKWARD_TILE)?;
         let launch = launch.with(dx).with(dy).with(&weight.values);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n, the weight n rows of k.

@@ -1,13 +1,15 @@
-//! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu` and, for many rows,
-//! `matmul_nf4_tiles.cu`; the packed form is in `nf4.cuh`.
+//! NF4 weights on the device, and their products. The kernels are `kernels/cuda/matmul_nf4.cu`, for many rows
+//! `matmul_nf4_tiles.cu`, and for training on Hopper `matmul_nf4_hopper.cu` and `matmul_nf4_hopper_backward.cu`; the packed
+//! form is in `nf4.cuh`.
 //!
 //! Invariant: a packed weight holds the codes and scales of its [`Nf4Matrix`], bit for bit, in another order: scales that
-//! are quantized stay so. Which kernel runs follows from the number of rows, and changes no bit of a row's result.
+//! are quantized stay so. Which of the first two kernels makes a forward product follows from the number of rows, and changes
+//! no bit of a row's result. Hopper's own add in another order: what they are called for, they are for any number of rows.
 #![expect(unsafe_code, reason = "launching a kernel")]
 
 use super::launch::Launch;
 use super::linear::PairEnd;
-use super::product::{BACKWARD_COLUMNS, FORWARD_COLUMNS, GRID_Y_MAX, dims};
+use super::product::{BACKWARD_TILE, FORWARD_TILE, GRID_Y_MAX, HOPPER_TILE, dims};
 use super::{Cuda, CudaAct, CudaF32, CudaIndices, Kernel, check};
 use crate::error::Result;
 use crate::nf4::{BLOCK_LEN, Nf4Matrix, Nf4Scales, SCALE_BLOCK_LEN, code_at, scale_values};
@@ -162,7 +164,7 @@ impl Cuda {
         n: usize,
     ) -> Result<Launch<'_>> {
         if m > FEW_ROWS_MAX {
-            return self.tiles(op, rows_128, [m, n], FORWARD_COLUMNS);
+            return self.tiles(op, rows_128, [m, n], FORWARD_TILE);
         }
         let (kernel, rows, n_threads) = match m {
             0..=8 => (rows_8, 8, 256),
@@ -208,6 +210,41 @@ impl Cuda {
         unsafe { launch.run() }
     }
 
+    /// A product `[M, COLUMNS]` by one of Hopper's own kernels, whose right operand has rows of `width`.
+    fn hopper(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        [m, n_columns]: [usize; 2],
+        width: usize,
+    ) -> Result<Launch<'_>> {
+        // a thread counts the elements of its block's rows in 32 bits
+        let expected = "at most 8,388,608 on Hopper; run this model on the CPU";
+        check::setting(op, "the number of features", expected, width <= 1 << 23)?;
+        self.tiles(op, kernel, [m, n_columns], HOPPER_TILE)
+    }
+
+    /// The same by Hopper's own kernel, for any number of rows. Fails on another card.
+    pub(super) fn forward_nf4_hopper(
+        &self,
+        y: &mut CudaAct,
+        x: &CudaAct,
+        weight: &CudaNf4,
+        pair: Option<&PairEnd<'_>>,
+        m: usize,
+    ) -> Result<()> {
+        const OP: &str = "matmul_nf4_hopper";
+        let (n, k) = weight.shape();
+        check::holds(OP, "y", y, &[m, n])?;
+        check::holds(OP, "x", x, &[m, k])?;
+        let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
+        let launch = self.hopper(OP, Kernel::MatmulNf4Hopper, [m, n], k)?;
+        let launch = launch.with(y).with(x).with_nf4(weight);
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
+        unsafe { launch.run() }
+    }
+
     /// `logits [M, N] = x [M, K] · Wᵀ` in f32.
     pub(super) fn logits_nf4(
         &self,
@@ -247,7 +284,10 @@ impl Cuda {
         check::holds(OP, "dx", dx, &[m, k])?;
         check::holds(OP, "dy", dy, &[m, n])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
-        let launch = self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_COLUMNS)?;
+        let launch = match self.refusal(Kernel::MatmulNf4HopperBackward) {
+            None => self.hopper(OP, Kernel::MatmulNf4HopperBackward, [m, k], n)?,
+            Some(_) => self.tiles(OP, Kernel::MatmulNf4Backward, [m, k], BACKWARD_TILE)?,
+        };
         let launch = launch.with(dx).with(dy).with_nf4(weight);
         let launch = launch.with(&m_int).with(&n_int).with(&k_int);
         // SAFETY: `dx` holds m rows of k, `dy` m rows of n; the weight was packed for n and k.

@@ -11,14 +11,17 @@ pub(super) const GRID_Y_MAX: usize = 0xffff;
 /// Threads of a product's block.
 pub(super) const PRODUCT_THREADS: u32 = 128;
 
-/// Rows of a block of the kernels that make tiles.
-const TILE_ROWS: usize = 128;
-/// Threads of such a block.
+/// Threads of a block of the kernels that make tiles.
 const TILE_THREADS: u32 = 256;
-/// Columns of a tile of a forward product.
-pub(super) const FORWARD_COLUMNS: usize = 128;
-/// Columns of a tile of a backward product.
-pub(super) const BACKWARD_COLUMNS: usize = 256;
+
+/// Rows and columns of a block's tile.
+pub(super) type Tile = [usize; 2];
+/// Of a forward product.
+pub(super) const FORWARD_TILE: Tile = [128, 128];
+/// Of a backward product.
+pub(super) const BACKWARD_TILE: Tile = [128, 256];
+/// Of a product by one of Hopper's own kernels, in either direction.
+pub(super) const HOPPER_TILE: Tile = [256, 128];
 
 impl Cuda {
     /// A product of `m` rows whose columns make so many blocks. Blocks of the same columns follow one another, so that
@@ -53,9 +56,9 @@ impl Cuda {
         op: &'static str,
         kernel: Kernel,
         [m, n_columns]: [usize; 2],
-        tile_columns: usize,
+        [tile_rows, tile_columns]: Tile,
     ) -> Result<Launch<'_>> {
-        let dims = [m.div_ceil(TILE_ROWS), n_columns.div_ceil(tile_columns)];
+        let dims = [m.div_ceil(tile_rows), n_columns.div_ceil(tile_columns)];
         let n_blocks = check::blocks(op, "blocks", check::size(op, "blocks", &dims)?)?;
         Ok(self.launch(op, kernel, (n_blocks, TILE_THREADS)))
     }

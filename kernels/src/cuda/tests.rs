@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Cuda, DeviceError, Kernel, Source};
+use super::{Architecture, Cuda, DeviceError, Kernel, Source};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")
@@ -19,12 +19,18 @@ fn setting(script: &str, name: &str) -> Vec<String> {
     line.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
+/// The script's name for what it compiles for.
+fn constant(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Baseline => "BASELINE",
+        Architecture::Hopper => "HOPPER",
+    }
+}
+
 #[test]
 fn committed_ptx_was_made_from_these_sources() {
     let script = fs::read_to_string(folder().join("compile.py")).unwrap();
-    let mut made_by = setting(&script, "BASELINE");
-    made_by.extend(setting(&script, "FLAGS"));
-    made_by.extend(setting(&script, "PACKAGES"));
+    let flags_and_packages = [setting(&script, "FLAGS"), setting(&script, "PACKAGES")].concat();
     let mut headers: Vec<PathBuf> = fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -32,6 +38,8 @@ fn committed_ptx_was_made_from_these_sources() {
         .collect();
     headers.sort();
     for source in Source::ALL {
+        let made_for = setting(&script, constant(source.architecture()));
+        let made_by = [made_for, flags_and_packages.clone()].concat();
         let text = fs::read(folder().join(format!("{}.cu", source.name()))).unwrap();
         let mut parts: Vec<Vec<u8>> = headers.iter().map(|header| fs::read(header).unwrap()).collect();
         parts.extend([text, made_by.join(" ").into_bytes()]);
@@ -82,12 +90,26 @@ fn every_source_and_kernel_is_listed() {
 #[test]
 fn the_ptx_is_of_the_version_and_target_that_are_promised() {
     for source in Source::ALL {
-        assert!(
-            source.ptx().contains("\n.version 8.4\n.target sm_80\n"),
-            "{}",
-            source.name()
-        );
+        let target = match source.architecture() {
+            Architecture::Baseline => "sm_80",
+            Architecture::Hopper => "sm_90a",
+        };
+        let head = format!("\n.version 8.4\n.target {target}\n");
+        assert!(source.ptx().contains(&head), "{}", source.name());
     }
+}
+
+#[test]
+fn hoppers_own_kernels_run_on_hopper_alone() {
+    let of = |capability| {
+        let runs = |architecture: &&Architecture| architecture.runs_on(capability);
+        Architecture::ALL.iter().filter(runs).copied().collect::<Vec<_>>()
+    };
+    assert_eq!(of((7, 5)), []);
+    for capability in [(8, 0), (8, 6), (8, 9), (10, 0), (12, 0)] {
+        assert_eq!(of(capability), [Architecture::Baseline], "{capability:?}");
+    }
+    assert_eq!(of((9, 0)), [Architecture::Baseline, Architecture::Hopper]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub(crate) const SUCCESS: Code = 0;
 pub(crate) const INVALID_VALUE: Code = 1;
 pub(crate) const OUT_OF_MEMORY: Code = 2;
 pub(crate) const INVALID_DEVICE: Code = 101;
+pub(crate) const NO_BINARY_FOR_GPU: Code = 209;
 pub(crate) const INVALID_PTX: Code = 218;
 pub(crate) const INVALID_HANDLE: Code = 400;
 pub(crate) const NOT_FOUND: Code = 500;
@@ -71,6 +72,7 @@ pub(crate) unsafe extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_c
     let text = match code {
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
         46 => c"CUDA_ERROR_DEVICE_UNAVAILABLE",
+        NO_BINARY_FOR_GPU => c"CUDA_ERROR_NO_BINARY_FOR_GPU",
         214 => c"CUDA_ERROR_ECC_UNCORRECTABLE",
         700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
         LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",

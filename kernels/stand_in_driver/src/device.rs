@@ -1,7 +1,9 @@
 //! The card that is played.
 //!
-//! Invariant: it is the same for the whole life of the process.
+//! Invariant: it is the same for the whole life of the process, but for the compute capability that a thread has asked for.
 
+use std::cell::Cell;
+use std::ffi::c_int;
 use std::sync::OnceLock;
 
 /// What a program may ask about the card.
@@ -15,8 +17,6 @@ pub(crate) struct Device {
 
 /// Shared memory of a block without asking for more.
 pub(crate) const SHARED_BYTES_PLAIN: usize = 48 << 10;
-/// Shared memory of a block that has asked: an L4's.
-pub(crate) const SHARED_BYTES_MAX: usize = 99 << 10;
 /// Multiprocessors of an L4.
 const N_MULTIPROCESSORS: i32 = 58;
 
@@ -26,8 +26,31 @@ fn memory_bytes(mib: Option<String>) -> usize {
     (mib.unwrap_or(1024.0) * f64::from(1 << 20)).max(1.0) as usize
 }
 
+thread_local! {
+    /// The compute capability that this thread sees, if not the process's.
+    static CAPABILITY: Cell<Option<(i32, i32)>> = const { Cell::new(None) };
+}
+
+/// Not of the driver: from now on this thread sees a card of that compute capability; 0.0 ends that. Modules that it has
+/// loaded stay.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn stand_in_play(major: c_int, minor: c_int) {
+    CAPABILITY.set((major > 0).then_some((major, minor)));
+}
+
 impl Device {
-    pub(crate) fn get() -> &'static Self {
+    /// As this thread sees it.
+    pub(crate) fn get() -> Self {
+        let of_process = *Self::of_process();
+        let (major, minor) = CAPABILITY.get().unwrap_or((of_process.major, of_process.minor));
+        Self {
+            major,
+            minor,
+            ..of_process
+        }
+    }
+
+    fn of_process() -> &'static Self {
         static DEVICE: OnceLock<Device> = OnceLock::new();
         DEVICE.get_or_init(|| {
             let text = |name: &str| std::env::var(name).ok();
@@ -46,6 +69,28 @@ impl Device {
         })
     }
 
+    /// Shared memory of a block that has asked.
+    pub(crate) fn shared_bytes_max(self) -> usize {
+        match (self.major, self.minor) {
+            (8, 0) | (8, 7) => 163 << 10,
+            (9 | 10, _) => 227 << 10,
+            _ => 99 << 10,
+        }
+    }
+
+    /// Whether it runs PTX of a `.target`: one that is no newer, or, where an `a` ends it, that very one.
+    pub(crate) fn runs(self, target: &str) -> bool {
+        let capability = 10 * self.major + self.minor;
+        match target
+            .strip_prefix("sm_")
+            .map(|number| number.strip_suffix('a').ok_or(number))
+        {
+            Some(Ok(exactly)) => exactly.parse() == Ok(capability),
+            Some(Err(least)) => least.parse::<i32>().is_ok_and(|least| least <= capability),
+            None => false,
+        }
+    }
+
     /// By the numbers of `CUdevice_attribute`; what is not listed is 0.
     pub(crate) fn attribute(self, number: i32) -> i32 {
         match number {
@@ -55,8 +100,8 @@ impl Device {
             16 => N_MULTIPROCESSORS,
             75 => self.major,
             76 => self.minor,
-            97 => SHARED_BYTES_MAX as i32, // shared memory of a block that asks
-            115 => 1,                      // memory pools
+            97 => self.shared_bytes_max() as i32,
+            115 => 1, // memory pools
             _ => 0,
         }
     }

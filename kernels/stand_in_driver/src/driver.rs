@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use llamaduo_ptx::{Memory, Module};
 
-use crate::call::{Code, INVALID_HANDLE, INVALID_PTX, NOT_FOUND, fail};
+use crate::call::{Code, INVALID_HANDLE, INVALID_PTX, NO_BINARY_FOR_GPU, NOT_FOUND, fail};
 use crate::device::{Device, SHARED_BYTES_PLAIN};
 use crate::event_calls::Events;
 use crate::work::Work;
@@ -98,6 +98,16 @@ impl Driver {
                 module
             }
         };
+        let device = Device::get();
+        if !device.runs(module.target()) {
+            let report = format!(
+                "PTX for {} on a card of capability {}.{}",
+                module.target(),
+                device.major,
+                device.minor
+            );
+            return Err(fail(NO_BINARY_FOR_GPU, &report));
+        }
         let handle = self.handle();
         self.modules.insert(handle, module);
         Ok(handle)

@@ -4,7 +4,8 @@
 //! by the device's name. A launch that the interpreter reports on fails with error 719, whose text is the report.
 //!
 //! One device, one context; a stream's work is done when it is given. Streams may be captured into graphs and replayed.
-//! The environment says what card it plays, once, when `cuInit` is first called:
+//! The environment says what card it plays, once, when `cuInit` is first called; a thread may ask for another compute
+//! capability by `stand_in_play`:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
@@ -27,5 +28,5 @@ mod memory_calls;
 mod usage;
 mod work;
 
-pub use load::{fail_here, fail_in_process, forget_faults, load, n_calls, usage};
+pub use load::{fail_here, fail_in_process, forget_faults, load, n_calls, play, usage};
 pub use usage::Usage;

@@ -37,6 +37,13 @@ fn symbol<T>(name: &[u8]) -> Symbol<'static, T> {
     unsafe { library.get(name) }.expect("the stand-in exports it")
 }
 
+/// From now on this thread sees a card of that compute capability, major and minor; `None` ends that.
+pub fn play(capability: Option<(i32, i32)>) {
+    let play: Symbol<'_, extern "C" fn(i32, i32)> = symbol(b"stand_in_play\0");
+    let (major, minor) = capability.unwrap_or_default();
+    play(major, minor);
+}
+
 fn fail(call: &str, nth: u64, code: i32, everywhere: bool) {
     let fail: Symbol<'_, unsafe extern "C" fn(*const c_char, u64, i32, bool) -> bool> =
         symbol(b"stand_in_fail\0");

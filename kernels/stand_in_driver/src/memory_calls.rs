@@ -172,7 +172,7 @@ pub(crate) extern "C" fn cuFuncSetAttribute(function: Handle, attribute: c_int, 
         Err(code) => return code,
     };
     if attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES {
-        if value < 0 || value as usize > crate::device::SHARED_BYTES_MAX {
+        if value < 0 || value as usize > Device::get().shared_bytes_max() {
             return fail(INVALID_VALUE, "more shared memory than the card has");
         }
         function.shared_bytes_max = value as usize;

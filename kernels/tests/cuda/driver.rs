@@ -3,7 +3,7 @@
 //! Invariant: the stand-in is loaded before anything asks for `libcuda.so`; the loader then takes it for that.
 #![expect(unsafe_code, reason = "loading a library and calling it")]
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_int};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -34,15 +34,35 @@ pub(crate) fn open() -> Result<Cuda, DeviceError> {
     Cuda::new(0)
 }
 
-/// The device with `replacement` in the place of the module `original`.
-pub(crate) fn open_with(original: &str, replacement: &str) -> Result<Cuda, DeviceError> {
+/// What is opened where nothing else is said: an L4.
+pub(crate) const ADA: (i32, i32) = (8, 9);
+/// The only compute capability for which there are kernels of its own.
+pub(crate) const HOPPER: (i32, i32) = (9, 0);
+
+/// A stand-in of this compute capability, opened anew.
+pub(crate) fn open_as(capability: (i32, i32)) -> Result<Cuda, DeviceError> {
+    // SAFETY: the signature is the one of the stand-in's source.
+    let play: Symbol<'_, extern "C" fn(c_int, c_int)> =
+        unsafe { stand_in().get(b"stand_in_play\0") }.unwrap();
+    play(capability.0, capability.1);
+    let cuda = Cuda::new(0);
+    play(0, 0);
+    cuda
+}
+
+/// The same with `replacement` in the place of the module `original`.
+pub(crate) fn open_with(
+    capability: (i32, i32),
+    original: &str,
+    replacement: &str,
+) -> Result<Cuda, DeviceError> {
     // SAFETY: the signature is the one of the stand-in's source.
     let replace: Symbol<'_, unsafe extern "C" fn(*const c_char, *const c_char)> =
         unsafe { stand_in().get(b"stand_in_replace_module\0") }.unwrap();
     let [from, to] = [original, replacement].map(|text| CString::new(text).unwrap());
     // SAFETY: both texts end with a zero byte and are copied.
     unsafe { replace(from.as_ptr(), to.as_ptr()) };
-    let cuda = Cuda::new(0);
+    let cuda = open_as(capability);
     // SAFETY: null ends the replacement.
     unsafe { replace(ptr::null(), ptr::null()) };
     cuda

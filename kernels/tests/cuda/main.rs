@@ -12,3 +12,4 @@ mod device;
 mod driver;
 mod mutations;
 mod replay;
+mod rows;

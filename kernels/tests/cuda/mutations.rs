@@ -1,12 +1,12 @@
 //! Kernels made wrong on purpose: each must be noticed by some row of the table.
 //!
-//! Invariant: the list is made from the PTX itself: each barrier and wait removed, each access to memory off by one
-//! element. A kernel that gets a new barrier is covered without a word.
+//! Invariant: the list is made from the PTX itself: each barrier, fence and wait removed, each access to memory off by one
+//! element, each matrix descriptor by one piece. A kernel that gets a new barrier is covered without a word.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use llamaduo_kernels::Cpu;
-use llamaduo_kernels::cuda::Source;
+use llamaduo_kernels::cuda::{Architecture, Source};
 
 use crate::case::Case;
 use crate::{cases, driver};
@@ -18,9 +18,9 @@ struct Rows<'a> {
     kernels: BTreeSet<String>,
 }
 
-/// The rows of each kernel.
-fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case]) -> BTreeMap<String, Rows<'a>> {
-    let cuda = driver::open().unwrap();
+/// The rows of each kernel, on a card of this compute capability.
+fn rows_by_kernel<'a>(cpu: &Cpu, cases: &'a [Case], capability: (i32, i32)) -> BTreeMap<String, Rows<'a>> {
+    let cuda = driver::open_as(capability).unwrap();
     let mut by_kernel: BTreeMap<String, Rows<'a>> = BTreeMap::new();
     for case in cases {
         driver::take_launched();
@@ -65,24 +65,41 @@ fn only(ptx: &str, kept: &BTreeSet<String>) -> Vec<String> {
         .collect()
 }
 
-/// How many lines `mutate` changes, and those where no row notices it.
-fn survivors(mutate: impl Fn(&str) -> Option<String>) -> (usize, Vec<String>) {
+/// A table, the card it is run on, and its rows by kernel.
+struct Table<'a> {
+    capability: (i32, i32),
+    by_kernel: BTreeMap<String, Rows<'a>>,
+}
+
+/// How many lines `mutate` makes something else of, given the whole PTX too, and those where no row notices it.
+fn survivors(mutate: impl Fn(&str, &str) -> Option<String>) -> (usize, Vec<String>) {
     let cpu = Cpu::new(Some(1)).unwrap();
-    let cases = cases::all();
-    let by_kernel = rows_by_kernel(&cpu, &cases);
+    let (cases, documents) = (cases::all(), cases::of_documents());
+    let table = |cases, capability| Table {
+        capability,
+        by_kernel: rows_by_kernel(&cpu, cases, capability),
+    };
+    let [on_ada, on_hopper] = [table(&cases, driver::ADA), table(&documents, driver::HOPPER)];
     let unlaunched = Rows::default();
     let (mut n_mutants, mut survivors) = (0, Vec::new());
     for source in Source::ALL {
+        let table = match source.architecture() {
+            Architecture::Baseline => &on_ada,
+            Architecture::Hopper => &on_hopper,
+        };
         let (mut rows, mut lines) = (&unlaunched, only(source.ptx(), &unlaunched.kernels));
         for (index, line) in source.ptx().lines().enumerate() {
             if let Some(kernel) = entry(line) {
-                rows = by_kernel.get(kernel).unwrap_or(&unlaunched);
+                rows = table.by_kernel.get(kernel).unwrap_or(&unlaunched);
                 lines = only(source.ptx(), &rows.kernels);
             }
-            let Some(mutant) = mutate(line) else { continue };
+            let Some(mutant) = mutate(source.ptx(), line) else {
+                continue;
+            };
             n_mutants += 1;
             let original = std::mem::replace(&mut lines[index], mutant);
-            let cuda = driver::open_with(source.ptx(), &(lines.join("\n") + "\n")).unwrap();
+            let mutated = lines.join("\n") + "\n";
+            let cuda = driver::open_with(table.capability, source.ptx(), &mutated).unwrap();
             lines[index] = original;
             if rows.rows.iter().all(|(_, case)| case.check(&cpu, &cuda).is_ok()) {
                 survivors.push(format!("{}.ptx:{}: {}", source.name(), index + 1, line.trim()));
@@ -123,8 +140,17 @@ fn every_removed_barrier_is_reported() {
         println!("{SKIPPED}");
         return;
     }
-    let barriers = ["bar.sync", "bar.warp.sync", "cp.async.wait", "barrier.sync"];
-    let (n_mutants, survivors) = survivors(|line| {
+    let barriers = [
+        "bar.sync",
+        "bar.warp.sync",
+        "barrier.sync",
+        "cp.async.wait",
+        "fence.proxy.async",
+        "wgmma.fence",
+        "wgmma.commit_group",
+        "wgmma.wait_group",
+    ];
+    let (n_mutants, survivors) = survivors(|_, line| {
         let is_barrier = barriers.iter().any(|name| line.trim_start().starts_with(name));
         is_barrier.then(String::new)
     });
@@ -142,7 +168,7 @@ fn every_index_off_by_one_is_noticed() {
         println!("{SKIPPED}");
         return;
     }
-    let (n_mutants, survivors) = survivors(|line| {
+    let (n_mutants, survivors) = survivors(|_, line| {
         let (mnemonic, _) = line.trim_start().split_once([' ', '\t'])?;
         let n_bytes = shift_of(mnemonic)?;
         let (before, address) = line.split_once('[')?;
@@ -152,6 +178,33 @@ fn every_index_off_by_one_is_noticed() {
         Some(format!("{before}[{base}+{offset}]{after}"))
     });
     assert!(n_mutants >= 5_000, "only {n_mutants} accesses were found");
+    assert!(
+        survivors.is_empty(),
+        "unnoticed, of {n_mutants}:\n{}",
+        survivors.join("\n")
+    );
+}
+
+#[test]
+fn every_descriptor_off_by_a_piece_is_noticed() {
+    if driver::is_real() {
+        println!("{SKIPPED}");
+        return;
+    }
+    let (n_mutants, survivors) = survivors(|ptx, line| {
+        // the constant in the instruction that makes a product's descriptor
+        let (_, operands) = line.trim_start().split_once(char::is_whitespace)?;
+        let (descriptor, rest) = operands.trim().split_once(", ")?;
+        let constant: u64 = rest.rsplit_once(", ")?.1.strip_suffix(';')?.parse().ok()?;
+        let products = ptx
+            .lines()
+            .filter(|line| line.trim_start().starts_with("wgmma.mma_async"));
+        let mut descriptors = products.filter_map(|line| line.rsplit_once("}, ")?.1.split_once(','));
+        let is_descriptor = descriptors.any(|(register, _)| register == descriptor);
+        let mutant = line.replace(&format!("{constant};"), &format!("{};", constant + 1));
+        is_descriptor.then_some(mutant)
+    });
+    assert!(n_mutants >= 8, "only {n_mutants} descriptors were found");
     assert!(
         survivors.is_empty(),
         "unnoticed, of {n_mutants}:\n{}",

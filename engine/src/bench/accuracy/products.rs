@@ -87,7 +87,7 @@ impl Saver<'_> {
                 dropout: None,
             }),
         };
-        self.cuda.linears(&x_card, &mut [linear], m)?;
+        self.cuda.linears_of_documents(&x_card, &mut [linear], m)?;
         let (y, h_values) = (self.read_act(&y, m * n)?, self.read_f32(&h, m * r)?);
         let (a, b) = params.split_at(r * k);
         let settings = [("scale", slot.scale.to_string())];

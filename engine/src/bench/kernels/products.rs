@@ -2,7 +2,7 @@
 //!
 //! Invariant: each shape that occurs in the model's blocks is measured once.
 
-use llamaduo_kernels::cuda::CudaWeight;
+use llamaduo_kernels::cuda::{CudaWeight, Kernel};
 use llamaduo_kernels::{
     Backend, Cuda, DoubleQuant, HostWeight, LinearForward, LoraForward, LoraSlot, NO_LABEL,
 };
@@ -40,7 +40,8 @@ impl Bench<'_> {
 
     /// NF4 products in both directions, at each number of rows.
     pub(super) fn products(&self, clock: &mut Clock<'_>) -> Result<()> {
-        if !clock.wants("linears") && !clock.wants("matmul_backward") {
+        let ops = ["linears", "linears_of_documents", "matmul_backward"];
+        if !ops.iter().any(|op| clock.wants(op)) {
             return Ok(());
         }
         let m_max = self.sizes.rows.iter().copied().max().unwrap_or(0);
@@ -66,6 +67,18 @@ impl Bench<'_> {
                     };
                     self.cuda.linears(&x[set % 2], &mut [linear], m)
                 });
+                // elsewhere it is the same once more
+                if self.cuda.refusal(Kernel::MatmulNf4Hopper).is_none() {
+                    let documents = work("linears_of_documents", 2.0 * count([m, n + k]));
+                    clock.measure(documents, true, n_sets, &mut |set| {
+                        let linear = LinearForward::<Cuda> {
+                            y: &mut y[set % 2],
+                            weight: &weights[set],
+                            lora: None,
+                        };
+                        self.cuda.linears_of_documents(&x[set % 2], &mut [linear], m)
+                    });
+                }
                 // what was there is read too
                 let backward = work("matmul_backward", 2.0 * count([m, n + 2 * k]));
                 clock.measure(backward, true, n_sets, &mut |set| {
@@ -116,7 +129,7 @@ impl Bench<'_> {
                     dropout: None,
                 }),
             };
-            self.cuda.linears(&x[set], &mut [linear], m)
+            self.cuda.linears_of_documents(&x[set], &mut [linear], m)
         });
         // dh, dB, dA and dx
         let backward = Work {

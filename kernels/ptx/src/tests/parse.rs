@@ -26,7 +26,7 @@ fn what_is_not_known_is_refused_with_its_line() {
 
 #[test]
 fn structures_are_parameters_of_many_bytes() {
-    let source = ".visible .entry many(.param .u32 a, .param .align 8 .b8 b[24], .param .u16 c) .maxntid 96, 2, 1 { .reg .b32 %r<2>; ld.param.u32 %r1, [b+20]; ret; }";
+    let source = ".target sm_80\n.visible .entry many(.param .u32 a, .param .align 8 .b8 b[24], .param .u16 c) .maxntid 96, 2, 1 { .reg .b32 %r<2>; ld.param.u32 %r1, [b+20]; ret; }";
     let module = Module::parse(source, &mut Memory::new(CAPACITY)).unwrap();
     let kernel = module.kernel("many").unwrap();
     let places: Vec<Parameter> = kernel.parameters().to_vec();

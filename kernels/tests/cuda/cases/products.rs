@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::f16;
 use llamaduo_kernels::cuda::{CudaAct, CudaWeight};
 use llamaduo_kernels::nf4::{BLOCK_LEN, CODE_VALUES};
 use llamaduo_kernels::{Backend, Cuda, DoubleQuant, Format, HostWeight, LinearForward, Nf4Matrix};
 
+use super::documents::scaled;
 use crate::case::{BF16, Bound, Case, EXACT, Output, activations, numbers, rounded};
 
 /// Each value of W is rounded to bf16: an error of at most 2^-9 of it, evenly spread, so 2^-9 / sqrt(3) in the mean.
@@ -21,8 +22,9 @@ pub(super) fn product(n_terms: usize) -> Bound {
     }
 }
 
-/// The backward rounds codes to bf16, as the forward does, and once more when the scale is on them: twice as much.
-fn product_backward(n_terms: usize) -> Bound {
+/// The backward, and Hopper's own forward, round codes to bf16, as the other forward does, and once more when the scale is on
+/// them: twice as much.
+pub(super) fn product_of_scaled(n_terms: usize) -> Bound {
     let once = product(n_terms);
     Bound {
         absolute: 2.0 * once.absolute,
@@ -203,7 +205,7 @@ fn quantize(cases: &mut Vec<Case>, n: usize, k: usize, format: Format) {
 }
 
 /// The value of a code in bf16, and the scale of its block.
-fn code_and_scale(weight: &Nf4Matrix, scales: &[f32], row: usize, column: usize) -> (f32, f32) {
+pub(super) fn code_and_scale(weight: &Nf4Matrix, scales: &[f32], row: usize, column: usize) -> (f32, f32) {
     let index = row * weight.shape().1 + column;
     let code = weight.codes()[index / 2] >> (4 * (1 - index % 2)) & 15;
     let value = CODE_VALUES[usize::from(code)];
@@ -258,17 +260,14 @@ fn forward_bits(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
 }
 
 /// Each row of `dy` is 1 once: `dx` is W, with the scale put onto a code as two bf16.
-fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
+pub(super) fn backward_bits(cases: &mut Vec<Case>, n: usize, k: usize) {
     let name = format!("matmul_nf4_backward, bits: M {n}, N {n}, K {k}");
     cases.push(Case::new(name, move |_, cuda| {
         let weight = weight(n, k)?;
         let scales = weight.block_scales();
         let value = |row: usize, column: usize| {
             let (code, scale) = code_and_scale(&weight, &scales, row, column);
-            let high = rounded(&[scale])[0];
-            let low = rounded(&[scale - high])[0];
-            let small = bf16::from_f64(f64::from(code) * f64::from(low));
-            bf16::from_f64(f64::from(code) * f64::from(high) + f64::from(small)).to_f32() + 0.0 // no -0 is left in a sum
+            scaled(code, scale).to_f32() + 0.0 // no -0 is left in a sum
         };
         let unit: Vec<f32> = (0..n * n).map(|i| f32::from(u8::from(i / n == i % n))).collect();
         let (dy, mut dx) = (cuda.upload_act(&unit)?, cuda.alloc_act(n * k)?);
@@ -321,7 +320,7 @@ fn forward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     }));
 }
 
-fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
+pub(super) fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
     let name = format!("matmul_nf4_backward: M {m}, N {n}, K {k}");
     cases.push(Case::new(name, move |cpu, cuda| {
         let (dx, dy, weight) = (activations(32, m * k), activations(33, m * n), weight(n, k)?);
@@ -337,7 +336,7 @@ fn backward(cases: &mut Vec<Case>, m: usize, n: usize, k: usize) {
             what: "dx",
             expected,
             got,
-            bound: product_backward(n),
+            bound: product_of_scaled(n),
         }])
     }));
 }
