@@ -5,7 +5,7 @@
 use llamaduo_kernels::cuda::{LossInputs, devices};
 use llamaduo_kernels::{
     AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Dropout, Error, HeadDims, HostWeight,
-    LinearForward, LoraForward, LoraSlot, NO_LABEL, Nf4Matrix, RmsNormSpec, SequenceSpan,
+    LinearForward, Lora, LoraForward, LoraSlot, NO_LABEL, Nf4Matrix, RmsNormSpec, SequenceSpan,
 };
 
 use crate::driver;
@@ -284,12 +284,12 @@ fn a_rows_product_does_not_depend_on_the_rows_beside_it() {
         let linear = LinearForward {
             y: &mut y,
             weight: &weight,
-            lora: Some(LoraForward {
+            lora: Some(Lora::One(LoraForward {
                 h: &mut cuda.alloc_f32(m * 20).unwrap(),
                 params: &params,
                 slot,
                 dropout,
-            }),
+            })),
         };
         let x = cuda.upload_act(&x[..m * k]).unwrap();
         cuda.linears(&x, &mut [linear], m).unwrap();
@@ -516,12 +516,12 @@ fn a_pair_that_does_not_fit_its_linear_is_refused_before_a_launch() {
         let linear = LinearForward {
             y: &mut cuda.alloc_act(2).unwrap(),
             weight: &weight,
-            lora: Some(LoraForward {
+            lora: Some(Lora::One(LoraForward {
                 h: &mut cuda.alloc_f32(1).unwrap(),
                 params: &params,
                 slot,
                 dropout: Some(Dropout { rate, key: 0 }),
-            }),
+            })),
         };
         cuda.linears(&x, &mut [linear], 1)
             .map_err(|error| error.to_string())
