@@ -4,6 +4,7 @@
 
 mod attention;
 mod lora;
+mod lora_by_row;
 mod norms;
 mod pointwise;
 mod products;
@@ -19,6 +20,7 @@ pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     attention::add_to(&mut cases);
     lora::add_to(&mut cases);
+    lora_by_row::add_to(&mut cases);
     norms::add_to(&mut cases);
     pointwise::add_to(&mut cases);
     products::add_to(&mut cases);
