@@ -36,7 +36,7 @@ pub(crate) fn run(mut arguments: Arguments, output: &Output) -> Result<Exit> {
         Command::Doctor => doctor::doctor(output),
         Command::Init(arguments) => init::init(&arguments, output),
         Command::Eval(arguments) => local_model::eval(&arguments, output),
-        Command::Generate(arguments) => local_model::generate(&arguments, output),
+        Command::Generate(arguments) => local_model::generate::generate(&arguments, output),
         Command::Bench(arguments) => bench::bench(&arguments, output),
         Command::Plan(arguments) => plan::plan(&arguments, output),
         Command::Export(arguments) => export::export(&arguments, output),

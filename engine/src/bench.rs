@@ -40,12 +40,13 @@ pub struct GenerateTimes {
     pub decode: Duration,
 }
 
-/// Times a generation: one call for the first tokens alone, one for all. Greedy.
+/// Times a generation: one call for the first tokens alone, one for all. Greedy. Prompts have the adapters in turn, where
+/// there are any.
 ///
 /// Fails on sizes of 0, and on what does not fit into the context.
 pub fn time_generation<B: Backend>(
     model: &LocalModel<B>,
-    adapter: Option<&Adapter>,
+    adapters: &[Adapter],
     sizes: GenerateSizes,
 ) -> Result<GenerateTimes> {
     let batch = BatchOptions {
@@ -56,6 +57,7 @@ pub fn time_generation<B: Backend>(
     let prompts = |max_tokens: usize| -> Vec<PromptIds> {
         let prompt = |id: usize| PromptIds {
             id: id as u64,
+            adapter: id.checked_rem(adapters.len()),
             ids: tokens(id as u64, sizes.prompt_tokens, vocab_size),
             n: 1,
             options: GenerateOptions {
@@ -69,7 +71,7 @@ pub fn time_generation<B: Backend>(
     let time = |max_tokens: usize| -> Result<Duration> {
         let prompts = prompts(max_tokens);
         let begun = Instant::now();
-        let completions = generate_ids(model, adapter, &prompts, &[], &batch, &mut |_| {
+        let completions = generate_ids(model, adapters, &prompts, &[], &batch, &mut |_| {
             ControlFlow::Continue(())
         })?;
         let elapsed = begun.elapsed();
@@ -165,7 +167,7 @@ mod tests {
             prompt_tokens: 20,
             new_tokens: 10,
         };
-        let times = time_generation(&model, None, sizes).unwrap();
+        let times = time_generation(&model, &[], sizes).unwrap();
         assert!(times.prefill > Duration::ZERO);
         let sizes = TrainSizes {
             batch: 2,

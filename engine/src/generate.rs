@@ -1,7 +1,7 @@
 //! Responses to prompts: continuous batching over a paged key/value cache.
 //!
-//! Invariant: a response is a function of (model, adapter, prompt, its options, its request id and number `k`), not of
-//! what else is in the batch.
+//! Invariant: a response is a function of (model, its adapter, prompt, its options, its request id and number `k`), not of
+//! what else is in the batch, whatever adapters that has.
 
 mod batcher;
 mod logprobs;
@@ -28,7 +28,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::local_model::LocalModel;
 use crate::lora::Adapter;
-use crate::model::AdapterOnDevice;
+use crate::model::{AdapterSet, LoadedAdapters, Model};
 
 /// How one request's responses are made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,8 +81,10 @@ impl GenerateOptions {
 /// A prompt that is to be answered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
-    /// Names the request in events and completions, and its random stream.
+    /// Names the request in events and completions, beside its adapter, and its random stream.
     pub id: u64,
+    /// Which of the adapters answers; the base alone when absent.
+    pub adapter: Option<usize>,
     /// Ends with what is to be answered.
     pub messages: Vec<Message>,
     /// Responses to this prompt; they share its pages in the cache.
@@ -163,6 +165,8 @@ impl std::fmt::Display for Finish {
 pub struct Completion {
     /// Id of its request.
     pub request: u64,
+    /// The adapter of its request.
+    pub adapter: Option<usize>,
     /// Its number among the request's responses, from 0.
     pub k: usize,
     /// Without special tokens and stop strings.
@@ -184,6 +188,8 @@ pub enum GenerateEvent<'a> {
     Text {
         /// Id of its request.
         request: u64,
+        /// The adapter of its request.
+        adapter: Option<usize>,
         /// Its number.
         k: usize,
         /// What is new; whole characters.
@@ -197,18 +203,21 @@ pub enum GenerateEvent<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct PromptIds {
     pub(crate) id: u64,
+    pub(crate) adapter: Option<usize>,
     pub(crate) ids: Vec<u32>,
     pub(crate) n: usize,
     pub(crate) options: GenerateOptions,
 }
 
-/// Answers all requests, `n` times each; completions come in the order of (request, k).
+/// Answers all requests, `n` times each, by the one of `adapters` that each of them names; completions come in the order
+/// of (request, k). Requests of different adapters share their steps.
 ///
 /// A request that cannot fit into the context is refused by its completion's [`Finish`] and harms no other. When
-/// `observe` breaks off, what is complete by then is returned. Fails on options without a meaning.
+/// `observe` breaks off, what is complete by then is returned. Fails on options without a meaning, on an adapter that is not
+/// given, and on one that was made for a model of other sizes.
 pub fn generate<B: Backend>(
     model: &LocalModel<B>,
-    adapter: Option<&Adapter>,
+    adapters: &[Adapter],
     requests: &[GenerateRequest],
     batch: &BatchOptions,
     observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
@@ -221,6 +230,7 @@ pub fn generate<B: Backend>(
         options.stop_tokens.extend(special);
         prompts.push(PromptIds {
             id: request.id,
+            adapter: request.adapter,
             ids: encode_chat(tokenizer, template, &request.messages, true)?,
             n: request.n,
             options,
@@ -229,7 +239,7 @@ pub fn generate<B: Backend>(
     let mut stop_tokens = model.config().eos.clone();
     stop_tokens.extend_from_slice(tokenizer.eos());
     stop_tokens.extend(END_OF_TURN.iter().filter_map(|text| tokenizer.token_id(text)));
-    generate_ids(model, adapter, &prompts, &stop_tokens, batch, observe)
+    generate_ids(model, adapters, &prompts, &stop_tokens, batch, observe)
 }
 
 /// Most tokens that one of the requests' responses and its prompt can have together, those that do not fit into the
@@ -256,23 +266,23 @@ const RESPONSES_MAX: usize = 1 << 20;
 /// [`generate`] on prompts that are already tokens.
 pub(crate) fn generate_ids<B: Backend>(
     model: &LocalModel<B>,
-    adapter: Option<&Adapter>,
+    adapters: &[Adapter],
     prompts: &[PromptIds],
     stop_tokens: &[u32],
     batch: &BatchOptions,
     observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>> {
-    check(prompts, batch)?;
+    check(prompts, adapters.len(), batch)?;
     let context_len = model.config().context_len;
     let (accepted, refused): (Vec<_>, Vec<_>) = prompts
         .iter()
         .enumerate()
         .partition(|(_, prompt)| prompt.ids.len().saturating_add(prompt.options.max_tokens) <= context_len);
-    let refuse = |(index, prompt): (usize, &PromptIds)| {
-        let (id, finish) = (prompt.id, prompt.refusal(context_len));
-        (0..prompt.n).map(move |k| (index, Completion::refused(id, k, finish.clone())))
-    };
-    let mut completions: Vec<(usize, Completion)> = refused.into_iter().flat_map(refuse).collect();
+    let mut completions: Vec<(usize, Completion)> = Vec::new();
+    for (index, prompt) in refused {
+        let refusal = |k| (index, Completion::refused(prompt, k, prompt.refusal(context_len)));
+        completions.extend((0..prompt.n).map(refusal));
+    }
     let mut flow = ControlFlow::Continue(());
     for (_, refused) in &completions {
         if flow.is_continue() {
@@ -280,18 +290,9 @@ pub(crate) fn generate_ids<B: Backend>(
         }
     }
     if flow.is_continue() && accepted.iter().any(|(_, prompt)| prompt.n > 0) {
-        let adapter = adapter
-            .map(|adapter| AdapterOnDevice::upload(model.inner(), adapter))
-            .transpose()?;
+        let adapters = load(model.inner(), adapters, &accepted)?;
         let tokenizer = model.tokenizer().ok();
-        let batcher = Batcher::new(
-            model.inner(),
-            adapter.as_ref(),
-            tokenizer,
-            &accepted,
-            stop_tokens,
-            batch,
-        )?;
+        let batcher = Batcher::new(model.inner(), &adapters, tokenizer, &accepted, stop_tokens, batch)?;
         batcher.run(&mut completions, observe)?;
     }
     completions.sort_by_key(|(index, completion)| (*index, completion.k));
@@ -301,10 +302,31 @@ pub(crate) fn generate_ids<B: Backend>(
         .collect())
 }
 
-/// Refuses options without a meaning and calls that could not be held in memory.
-fn check(prompts: &[PromptIds], batch: &BatchOptions) -> Result<()> {
+/// The adapters that the prompts name; one that all of them do is held alone, as in training.
+fn load<B: Backend>(
+    model: &Model<B>,
+    adapters: &[Adapter],
+    prompts: &[(usize, &PromptIds)],
+) -> Result<LoadedAdapters<B>> {
+    let mut named = prompts.iter().map(|(_, prompt)| prompt.adapter);
+    let first = named.next().flatten();
+    match named.all(|other| other == first) {
+        true => LoadedAdapters::one(model, first.map(|adapter| &adapters[adapter])),
+        false => AdapterSet::upload(model, adapters).map(LoadedAdapters::Several),
+    }
+}
+
+/// Refuses options without a meaning, adapters that are not there, and calls that could not be held in memory.
+fn check(prompts: &[PromptIds], n_adapters: usize, batch: &BatchOptions) -> Result<()> {
     at_least_one("max_batch", batch.max_batch)?;
     for prompt in prompts {
+        if let Some(adapter) = prompt.adapter.filter(|&adapter| adapter >= n_adapters) {
+            return Err(Error::GenerateOptions {
+                field: "adapter",
+                expected: "the number of one of the adapters, which begin at 0",
+                found: adapter.to_string(),
+            });
+        }
         at_least_one("tokens of the prompt", prompt.ids.len())?;
         prompt.options.validate()?;
     }
@@ -344,9 +366,10 @@ impl PromptIds {
 }
 
 impl Completion {
-    fn refused(request: u64, k: usize, finish: Finish) -> Self {
+    fn refused(request: &PromptIds, k: usize, finish: Finish) -> Self {
         Self {
-            request,
+            request: request.id,
+            adapter: request.adapter,
             k,
             text: String::new(),
             tokens: 0,

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use llamaduo_kernels::cuda::memory::{
     CONTEXT_BYTES, act, attention_backward, bf16_weight, choices, cross_entropy, kv_cache, lora_backward,
-    nf4_weight, sequences, sum_squares, words,
+    lora_pairs, nf4_weight, sequences, sum_squares, words,
 };
 use serde::Serialize;
 
@@ -42,7 +42,7 @@ pub enum Part {
     Embeddings,
     /// Norms, biases and the frequencies of the rotary embedding.
     Vectors,
-    /// The adapter's parameters.
+    /// The adapters' parameters, and where of several each lies.
     Adapter,
     /// Its gradients and both moments.
     Optimizer,
@@ -140,8 +140,8 @@ pub struct TrainingStep<'a> {
 /// Responses that grow together.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerationBatch<'a> {
-    /// Size and place of the adapter, where there is one.
-    pub lora: Option<&'a LoraConfig>,
+    /// What the responses go through, each once: adapters of this size and place, and `None` for the base alone.
+    pub adapters: &'a [Option<&'a LoraConfig>],
     /// How many responses, and how many bytes of keys and values at most.
     pub options: BatchOptions,
     /// Most tokens of a response together with its prompt.
@@ -186,8 +186,8 @@ impl Base<'_> {
         let config = self.config;
         let n_responses = batch.options.max_batch;
         let m = PREFILL_ROWS.max(n_responses);
-        let layout = batch.lora.map(|lora| LoraLayout::new(config, lora));
-        let rank = layout.as_ref().map_or(0, LoraLayout::rank);
+        let loras = || batch.adapters.iter().copied().flatten();
+        let rank = loras().map(|lora| lora.rank).max().unwrap_or(0);
         let n_pages_each = batch.context.saturating_sub(1).div_ceil(PAGE_LEN).max(1);
         let n_pages = (batch.options.n_pages_max(config))
             .min(n_responses.saturating_mul(n_pages_each))
@@ -201,10 +201,14 @@ impl Base<'_> {
         let operations = [
             sequences(config.heads, most, PAGE_LEN, n_windows),
             choices(n_responses, config.vocab_size, batch.context),
-            2 * words(&[m]), // tokens and positions
+            3 * words(&[m]), // tokens, positions and adapters
         ];
         let mut parts = self.weights();
-        parts.extend(layout.map(|layout| (Part::Adapter, words(&[layout.len()]))));
+        if rank > 0 {
+            let params = sum(loras().map(|lora| words(&[LoraLayout::new(config, lora).len()])));
+            let places = self.places_of_pairs(batch.adapters);
+            parts.push((Part::Adapter, params.saturating_add(places)));
+        }
         parts.extend([
             (Part::Cache, cache),
             (
@@ -220,6 +224,17 @@ impl Base<'_> {
             (Part::Context, CONTEXT_BYTES),
         ]);
         MemoryPlan { parts }
+    }
+
+    /// Where the pairs of several adapters are, as `AdapterSet` holds it: of each linear in which one has a pair.
+    fn places_of_pairs(&self, adapters: &[Option<&LoraConfig>]) -> u64 {
+        let loras: Vec<&LoraConfig> = adapters.iter().copied().flatten().collect();
+        let linears: BTreeSet<LinearName> = loras.iter().flat_map(|lora| lora.targets.linears()).collect();
+        let n_tables = match adapters.len() {
+            0 | 1 => 0,
+            _ => (linears.len() * self.config.n_layers) as u64,
+        };
+        n_tables.saturating_mul(lora_pairs(loras.len()))
     }
 
     /// What the base itself takes, as `Model::load` loads it.

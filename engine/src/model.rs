@@ -6,6 +6,7 @@
 //! planned once ([`Activations`]) and reused.
 
 mod activations;
+mod adapters;
 mod attention_block;
 mod cached;
 mod decoder;
@@ -14,9 +15,10 @@ mod linear;
 mod post_norm;
 
 pub(crate) use activations::{ActivationPlan, Activations, Keep};
-pub(crate) use cached::{CachePlan, CachedDecoder};
+pub(crate) use adapters::{AdapterOnDevice, AdapterSet, LoadedAdapters, PassAdapters};
+pub(crate) use cached::{CachePlan, CachedDecoder, PassInput};
 pub(crate) use decoder::{MicroBatch, Model};
-pub(crate) use linear::{AdapterOnDevice, DropoutStream};
+pub(crate) use linear::DropoutStream;
 
 use llamaduo_kernels::{Backend, Documents};
 
@@ -29,7 +31,7 @@ pub(crate) struct Pass<'a, B: Backend> {
     pub(crate) config: &'a ModelConfig,
     /// Of each row within its own sequence, `[M]`.
     pub(crate) positions: &'a B::U32,
-    pub(crate) adapter: Option<&'a AdapterOnDevice<B>>,
+    pub(crate) adapters: PassAdapters<'a, B>,
     pub(crate) dropout: Option<DropoutStream>,
     /// Rows, `M`.
     pub(crate) m: usize,

@@ -15,7 +15,7 @@ use crate::eval::{evaluate_rows, logits};
 use crate::generate::{BatchOptions, Completion, GenerateOptions, PromptIds, Sampling, generate_ids};
 use crate::local_model::{BaseQuant, LocalModel};
 use crate::lora::Adapter;
-use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Keep, MicroBatch};
+use crate::model::{CachePlan, CachedDecoder, Keep, LoadedAdapters, MicroBatch, PassInput};
 use crate::peft;
 use crate::safetensors::SafetensorsFile;
 use crate::testing::{golden, open};
@@ -130,8 +130,8 @@ fn decoded<B: Backend>(
         prefill_rows_max: 2 * prompts[0].len(),
         decode_rows_max: 2,
     };
-    let adapter = adapter.map(|adapter| AdapterOnDevice::upload(model.inner(), adapter).unwrap());
-    let mut decoder = CachedDecoder::new(model.inner(), adapter.as_ref(), plan).unwrap();
+    let adapters = LoadedAdapters::one(model.inner(), adapter).unwrap();
+    let mut decoder = CachedDecoder::new(model.inner(), &adapters, plan).unwrap();
     // Pages of the two sequences alternate, so that a mistaken page shows.
     let span = |row: usize, n_rows: usize, n_context: usize| SequenceSpan {
         first_row: row * n_rows,
@@ -143,9 +143,12 @@ fn decoded<B: Backend>(
         prompts.iter().flat_map(|ids| tokens(ids)).collect(),
         prompts[0].len(),
     );
-    decoder
-        .prefill(&prompt, &[span(0, len, len), span(1, len, len)])
-        .unwrap();
+    let input = PassInput {
+        ids: &prompt,
+        sequences: &[span(0, len, len), span(1, len, len)],
+        adapters: &[],
+    };
+    decoder.prefill(input).unwrap();
     let mut logits = [Vec::new(), Vec::new()];
     let greedy = SampleRow {
         spec: Sampling::GREEDY.spec(),
@@ -155,8 +158,12 @@ fn decoded<B: Backend>(
     for (position, pair) in follow[0].iter().zip(&follow[1]).enumerate() {
         let ids = tokens(&[*pair.0, *pair.1]);
         let n_context = len + 1 + position;
-        let spans = [span(0, 1, n_context), span(1, 1, n_context)];
-        decoder.decode(&ids, &spans, &[greedy; 2]).unwrap();
+        let input = PassInput {
+            ids: &ids,
+            sequences: &[span(0, 1, n_context), span(1, 1, n_context)],
+            adapters: &[],
+        };
+        decoder.decode(input, &[greedy; 2]).unwrap();
         for (row, logits) in logits.iter_mut().enumerate() {
             logits.extend(decoder.read_logits(row).unwrap());
         }
@@ -227,13 +234,15 @@ fn greedy<B: Backend>(
         .zip(0..)
         .map(|(ids, id)| PromptIds {
             id,
+            adapter: adapter.map(|_| 0),
             ids: tokens(ids),
             n: 1,
             options: options.clone(),
         })
         .collect();
     let observe = &mut |_: crate::generate::GenerateEvent<'_>| std::ops::ControlFlow::Continue(());
-    generate_ids(model, adapter, &prompts, &[], &BatchOptions::default(), observe).unwrap()
+    let adapters = adapter.map(std::slice::from_ref).unwrap_or_default();
+    generate_ids(model, adapters, &prompts, &[], &BatchOptions::default(), observe).unwrap()
 }
 
 #[test]

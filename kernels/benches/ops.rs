@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use llamaduo_kernels::{
     AttentionSpec, Backend, Compute, Cpu, CpuWeight, Documents, DoubleQuant, Dropout, GateActivation,
-    HeadDims, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result, RmsNormSpec,
-    SequenceSpan, random,
+    HeadDims, HostWeight, LinearForward, Lora, LoraForward, LoraSlot, Nf4Matrix, Nf4Scales, Result,
+    RmsNormSpec, SequenceSpan, random,
 };
 
 /// SmolLM2-135M: hidden, feed-forward, query heads, key heads, head dimension, vocabulary, layers.
@@ -367,7 +367,7 @@ fn lora(bench: &Bench) -> Result<()> {
                 let linear = LinearForward {
                     y: &mut y,
                     weight: &weight,
-                    lora: Some(pair),
+                    lora: Some(Lora::One(pair)),
                 };
                 cpu.linears(&x, &mut [linear], M)
             },

@@ -13,13 +13,23 @@
 #define COLUMNS 64 // that a warp makes of dx
 
 // `out [M, R] = factor * drop(x [M, C]) · W` with `W` as `A [R, C]`, or as `B [C, R]` where ACROSS. One block makes 16·MI
-// rows by 8·NJ ranks; its 4 warps share the contraction.
+// rows by 8·NJ ranks; its 4 warps share the contraction. With pairs by row R is the largest rank, `w` the flat buffer, and
+// the blocks of one pair follow those of another: each writes the rows that have its pair, as many ranks as that has.
 template <int MI, int NJ, bool ACROSS>
 DEVICE void down(float *out, const bf16 *x, const float *w, const Dropout &dropout, float factor, int m, int rank,
-                 int width) {
+                 int width, const ByRow &by_row) {
     __shared__ float sums[N_WARPS][MI * NJ * 4][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int m0 = blockIdx.y * 16 * MI, r0 = blockIdx.x * 8 * NJ;
+    int m0 = blockIdx.y * 16 * MI, r0 = blockIdx.x * 8 * NJ, stride = rank;
+    u32 number = 0;
+    if (by_row.of_row) {
+        int n_rank_blocks = (rank + 8 * NJ - 1) / (8 * NJ);
+        number = blockIdx.x / n_rank_blocks, r0 = blockIdx.x % n_rank_blocks * 8 * NJ;
+        PairAt at = by_row.pairs[number];
+        w += at.a, rank = at.rank;
+        if (r0 >= rank || by_row.next<16 * MI>(m0, m, number) != number)
+            return;
+    }
     float sum[MI][NJ][4] = {};
     for (int k0 = warp * CHUNK; k0 < width; k0 += N_WARPS * CHUNK) {
         Left<MI> left;
@@ -50,21 +60,23 @@ DEVICE void down(float *out, const bf16 *x, const float *w, const Dropout &dropo
 #pragma unroll
         for (int other = 1; other < N_WARPS; other++)
             total += sums[other][value][lane];
-        if (row < m && r < rank)
-            out[(u64)row * rank + r] = total * factor;
+        if (r < rank && by_row.has(row, m, number))
+            out[(u64)row * stride + r] = total * factor;
     }
 }
 
-KERNEL(128) lora_h_16(float *h, const bf16 *x, const float *a, Dropout dropout, int m, int rank, int width) {
-    down<1, 1, false>(h, x, a, dropout, dropout.factor, m, rank, width);
+KERNEL(128) lora_h_16(float *h, const bf16 *x, const float *a, Dropout dropout, int m, int rank, int width,
+                       const PairAt *pairs, const u32 *of_row) {
+    down<1, 1, false>(h, x, a, dropout, dropout.factor, m, rank, width, ByRow{pairs, of_row});
 }
 
-KERNEL(128) lora_h_32(float *h, const bf16 *x, const float *a, Dropout dropout, int m, int rank, int width) {
-    down<2, 4, false>(h, x, a, dropout, dropout.factor, m, rank, width);
+KERNEL(128) lora_h_32(float *h, const bf16 *x, const float *a, Dropout dropout, int m, int rank, int width,
+                       const PairAt *pairs, const u32 *of_row) {
+    down<2, 4, false>(h, x, a, dropout, dropout.factor, m, rank, width, ByRow{pairs, of_row});
 }
 
 KERNEL(128) lora_dh(float *dh, const bf16 *dy, const float *b, float scale, int m, int rank, int width) {
-    down<2, 4, true>(dh, dy, b, Dropout{}, scale, m, rank, width);
+    down<2, 4, true>(dh, dy, b, Dropout{}, scale, m, rank, width, ByRow{});
 }
 
 // A warp makes 32 rows by COLUMNS columns, a block's warps different rows. Column c of n-fragment j is column 8c + j.

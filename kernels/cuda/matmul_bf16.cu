@@ -1,7 +1,7 @@
 // Products with a weight `W [N, K]` in bf16 on tensor cores: the head, and linears that are not quantized. The logits of the
 // loss, and the backward, are in `matmul_bf16_tiles.cu`.
 //
-// `y [M, N] = x [M, K] · Wᵀ`, in bf16, with a LoRA pair `+ scale * h [M, R] · Bᵀ`; or in f32 as logits.
+// `y [M, N] = x [M, K] · Wᵀ`, in bf16, with LoRA `+ scale * h [M, R] · Bᵀ` (see `Pair`); or in f32 as logits.
 // `x` bf16, sums f32; any N and K, in whole 16-byte pieces where they are multiples of 8.
 //
 // The orders of contractions and of output columns are free, so a lane (g = lane / 4, t = lane % 4) takes whole pieces of
@@ -35,13 +35,13 @@ DEVICE void forward(Out *y, const bf16 *x, const bf16 *w, int m, int n, int k, c
 }
 
 KERNEL(128) matmul_bf16_16(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k, const float *h, const float *b,
-                           float scale, int rank) {
-    forward<1>(y, x, w, m, n, k, Pair{h, b, scale, rank});
+                           float scale, int rank, const PairAt *pairs, const u32 *of_row) {
+    forward<1>(y, x, w, m, n, k, Pair{h, b, scale, rank, {pairs, of_row}});
 }
 
 KERNEL(128) matmul_bf16_32(bf16 *y, const bf16 *x, const bf16 *w, int m, int n, int k, const float *h, const float *b,
-                           float scale, int rank) {
-    forward<2>(y, x, w, m, n, k, Pair{h, b, scale, rank});
+                           float scale, int rank, const PairAt *pairs, const u32 *of_row) {
+    forward<2>(y, x, w, m, n, k, Pair{h, b, scale, rank, {pairs, of_row}});
 }
 
 KERNEL(128) logits_16(float *y, const bf16 *x, const bf16 *w, int m, int n, int k) {

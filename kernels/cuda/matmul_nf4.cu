@@ -1,6 +1,6 @@
 // Products with an NF4 weight `W [N, K]` on tensor cores, for few rows: what generation does, where reading W is the cost.
 //
-// Forward: `y [M, N] = x [M, K] · Wᵀ`, with a LoRA pair `+ scale * h [M, R] · Bᵀ`, rounded once; or in f32 as logits.
+// Forward: `y [M, N] = x [M, K] · Wᵀ`, with LoRA `+ scale * h [M, R] · Bᵀ` (see `Pair`), rounded once; or in f32 as logits.
 // `x, y` bf16, `h, B` and sums f32. `dequantize` writes W itself, `[N, K]` bf16. The packed form is in `nf4.cuh`.
 //
 // Invariant: a row's result does not depend on M. This kernel and that of many rows (`matmul_nf4_tiles.cu`) add the same
@@ -99,8 +99,10 @@ DEVICE void forward(Out *y, const bf16 *x, const uint4 *units, const Scales &sca
 #define PRODUCT(name, MJ, WARPS)                                                                                       \
     KERNEL(32 * WARPS)                                                                                                 \
     matmul_nf4_##name(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, const u8 *codes, float offset,  \
-                      int m, int n, int k, const float *h, const float *b, float scale, int rank) {                    \
-        forward<MJ, WARPS>(y, x, units, Scales{scales, codes, offset}, m, n, k, Pair{h, b, scale, rank});              \
+                      int m, int n, int k, const float *h, const float *b, float scale, int rank, const PairAt *pairs, \
+                      const u32 *of_row) {                                                                             \
+        forward<MJ, WARPS>(y, x, units, Scales{scales, codes, offset}, m, n, k,                                        \
+                           Pair{h, b, scale, rank, {pairs, of_row}});                                                  \
     }                                                                                                                  \
     KERNEL(32 * WARPS)                                                                                                 \
     logits_nf4_##name(float *y, const bf16 *x, const uint4 *units, const float *scales, const u8 *codes, float offset, \

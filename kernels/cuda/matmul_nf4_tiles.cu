@@ -1,6 +1,6 @@
 // Products with an NF4 weight `W [N, K]` on tensor cores, for many rows: what training does, where multiplying is the cost.
 //
-// Forward:  `y [M, N] = x [M, K] · Wᵀ`, with a LoRA pair `+ scale * h [M, R] · Bᵀ`, rounded once; or in f32 as logits.
+// Forward:  `y [M, N] = x [M, K] · Wᵀ`, with LoRA `+ scale * h [M, R] · Bᵀ` (see `Pair`), rounded once; or in f32 as logits.
 // Backward: `dx [M, K] += dy [M, N] · W`, whatever M is.
 // `x, y, dx, dy` bf16, `h, B` and sums f32. The packed form, the same for both directions, is in `nf4.cuh`.
 //
@@ -180,8 +180,9 @@ DEVICE void backward(bf16 *dx, const bf16 *dy, const uint4 *units, const Scales 
 }
 
 KERNEL(THREADS) matmul_nf4_128(bf16 *y, const bf16 *x, const uint4 *units, const float *scales, const u8 *codes,
-                               float offset, int m, int n, int k, const float *h, const float *b, float scale, int rank) {
-    forward(y, x, units, Scales{scales, codes, offset}, m, n, k, Pair{h, b, scale, rank});
+                               float offset, int m, int n, int k, const float *h, const float *b, float scale, int rank,
+                               const PairAt *pairs, const u32 *of_row) {
+    forward(y, x, units, Scales{scales, codes, offset}, m, n, k, Pair{h, b, scale, rank, {pairs, of_row}});
 }
 
 KERNEL(THREADS) logits_nf4_128(float *y, const bf16 *x, const uint4 *units, const float *scales, const u8 *codes,

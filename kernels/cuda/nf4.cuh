@@ -110,35 +110,50 @@ DEVICE void add_scaled(float (&sum)[4], const float4 &part, float upper, float l
     sum[3] = __fmaf_rn(part.w, lower, sum[3]);
 }
 
-// A LoRA pair's part in the same accumulators, of rows n0 + 4g + 2f.. of B and rows m0 + 8j + g of h, 16 ranks at a time;
-// nothing where `h` is null. Both operands are split, the product of the two lower parts left out.
+// LoRA's part in the same accumulators, of rows n0 + 4g + 2f.. of B and rows m0 + 8j + g of h, 16 ranks at a time. Both
+// operands are split, the product of the two lower parts left out. Sums of rows that have another pair stay as they are, to
+// the bit.
 template <int NF, int MJ>
 DEVICE void add_turned_pair(float (&sum)[NF][MJ][4], const Pair &pair, int m0, int m, int n0, int n) {
-    if (!pair.h)
-        return;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    for (int r = 4 * t; r - 4 * t < pair.rank; r += 16) {
-        u32 high[NF][4], low[NF][4];
-#pragma unroll
-        for (int f = 0; f < NF; f++)
-#pragma unroll
-            for (int below = 0; below < 2; below++) {
-                float4 left = float_piece(pair.b, n0 + 4 * g + 2 * f + below, n, r, pair.rank);
-                Split first = split(left.x, left.y), second = split(left.z, left.w);
-                high[f][below] = first.high, high[f][2 + below] = second.high;
-                low[f][below] = first.low, low[f][2 + below] = second.low;
-            }
+    pair.each<8 * MJ>(m0, m, [&](u32 number, const float *b, float scale, int rank) {
+        // A bit for each row that a lane takes of h, and for each that its sums are of.
+        u32 has = 0, keeps = 0;
 #pragma unroll
         for (int j = 0; j < MJ; j++) {
-            float4 right = float_piece(pair.h, m0 + 8 * j + g, m, r, pair.rank);
-            Split first = split(right.x * pair.scale, right.y * pair.scale);
-            Split second = split(right.z * pair.scale, right.w * pair.scale);
+            has |= (u32)pair.by_row.has(m0 + 8 * j + g, m, number) << j;
 #pragma unroll
-            for (int f = 0; f < NF; f++) {
-                multiply_add(sum[f][j], high[f], first.high, second.high);
-                multiply_add(sum[f][j], high[f], first.low, second.low);
-                multiply_add(sum[f][j], low[f], first.high, second.high);
+            for (int e = 0; e < 2; e++)
+                keeps |= (u32)!pair.by_row.has(m0 + 8 * j + 2 * t + e, m, number) << (2 * j + e);
+        }
+        for (int r = 4 * t; r - 4 * t < rank; r += 16) {
+            u32 high[NF][4], low[NF][4];
+#pragma unroll
+            for (int f = 0; f < NF; f++)
+#pragma unroll
+                for (int below = 0; below < 2; below++) {
+                    float4 left = float_piece(b, n0 + 4 * g + 2 * f + below, n, r, rank);
+                    Split first = split(left.x, left.y), second = split(left.z, left.w);
+                    high[f][below] = first.high, high[f][2 + below] = second.high;
+                    low[f][below] = first.low, low[f][2 + below] = second.low;
+                }
+#pragma unroll
+            for (int j = 0; j < MJ; j++) {
+                float4 right = pair.left(m0 + 8 * j + g, has >> j & 1, r, rank);
+                Split first = split(right.x * scale, right.y * scale);
+                Split second = split(right.z * scale, right.w * scale);
+#pragma unroll
+                for (int f = 0; f < NF; f++) {
+                    float next[4] = {sum[f][j][0], sum[f][j][1], sum[f][j][2], sum[f][j][3]};
+                    multiply_add(next, high[f], first.high, second.high);
+                    multiply_add(next, high[f], first.low, second.low);
+                    multiply_add(next, low[f], first.high, second.high);
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!(keeps >> (2 * j + e % 2) & 1))
+                            sum[f][j][e] = next[e];
+                }
             }
         }
-    }
+    });
 }

@@ -156,43 +156,114 @@ DEVICE Split split(float first, float second) {
     return halves;
 }
 
-// A LoRA pair's part of a forward product, in the accumulators of the block's warps: `sum += scale * h · Bᵀ` with
-// `h [M, R]` and `B [N, R]` in f32; nothing where `h` is null. The columns are those of the products' forward: column c
-// of n-fragment j is row n0 + 4c + j of B. Both operands are split, the product of the two lower parts left out.
+// LoRA pairs of which each row has one of its own, or none: where they are in the flat buffer, as the host writes it, and
+// the number of each row's. Null where one pair is for all rows.
+struct PairAt {
+    u64 a, b;
+    float scale;
+    int rank; // 0: an adapter that has no pair here
+};
+
+#define NO_PAIR 0xffffffffu
+
+struct ByRow {
+    const PairAt *pairs;
+    const u32 *of_row;
+
+    __device__ __forceinline__ bool has(int row, int m, u32 number) const {
+        return row < m && (!of_row || of_row[row] == number);
+    }
+
+    // The least number from `from` on that one of rows m0.. has, the same in every lane; NO_PAIR where none has.
+    template <int ROWS> __device__ __forceinline__ u32 next(int m0, int m, u32 from) const {
+        u32 least = NO_PAIR;
+#pragma unroll
+        for (int first = 0; first < ROWS; first += 32) {
+            int row = m0 + first + threadIdx.x % 32;
+            if (first + threadIdx.x % 32 < ROWS && row < m && of_row[row] >= from)
+                least = min(least, of_row[row]);
+        }
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2)
+            least = min(least, __shfl_xor_sync(0xffffffffu, least, distance));
+        return least;
+    }
+};
+
+// LoRA's part of a forward product: `scale * h · Bᵀ` with `h [M, R]` and `B [N, R]` in f32; nothing where `h` is null. With
+// pairs by row, `b` is the flat buffer and `rank` the largest, that of the rows of `h`.
 struct Pair {
     const float *h, *b;
     float scale;
     int rank;
+    ByRow by_row;
+
+    // 4 neighbours from rank `r` of a row of h, of a pair of `n_ranks`; zeros where the row has another.
+    __device__ __forceinline__ float4 left(int row, bool has, int r, int n_ranks) const {
+        return float_piece(h + (u64)row * rank, 0, has, r, n_ranks);
+    }
+
+    // `add(number, b, scale, rank)` for each pair that one of rows m0.. has.
+    template <int ROWS, typename Add> __device__ __forceinline__ void each(int m0, int m, const Add &add) const {
+        if (!h)
+            return;
+        u32 number = 0;
+        do {
+            PairAt at = {0, 0, scale, rank};
+            if (by_row.of_row) {
+                number = by_row.next<ROWS>(m0, m, number);
+                if (number == NO_PAIR)
+                    return;
+                at = by_row.pairs[number];
+            }
+            add(number, b + at.b, at.scale, at.rank);
+            number++;
+        } while (by_row.of_row);
+    }
 };
 
+// LoRA's part in the accumulators of the block's warps. The columns are those of the products' forward: column c of
+// n-fragment j is row n0 + 4c + j of B. Both operands are split, the product of the two lower parts left out. Sums of rows
+// that have another pair stay as they are, to the bit.
 template <int MI> DEVICE void add_pair(float (&sum)[MI][4][4], const Pair &pair, int m0, int m, int n0, int n) {
-    if (!pair.h)
-        return;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    for (int r = 16 * warp + 4 * t; r - 4 * t < pair.rank; r += 16 * N_WARPS) {
-        u32 high[MI][4], low[MI][4];
+    pair.each<16 * MI>(m0, m, [&](u32 number, const float *b, float scale, int rank) {
+        bool has[MI][2];
 #pragma unroll
         for (int i = 0; i < MI; i++)
 #pragma unroll
-            for (int below = 0; below < 2; below++) {
-                float4 left = float_piece(pair.h, m0 + 16 * i + g + 8 * below, m, r, pair.rank);
-                Split first = split(left.x * pair.scale, left.y * pair.scale);
-                Split second = split(left.z * pair.scale, left.w * pair.scale);
-                high[i][below] = first.high, high[i][2 + below] = second.high;
-                low[i][below] = first.low, low[i][2 + below] = second.low;
-            }
+            for (int below = 0; below < 2; below++)
+                has[i][below] = pair.by_row.has(m0 + 16 * i + g + 8 * below, m, number);
+        for (int r = 16 * warp + 4 * t; r - 4 * t < rank; r += 16 * N_WARPS) {
+            u32 high[MI][4], low[MI][4];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float4 right = float_piece(pair.b, n0 + 4 * g + j, n, r, pair.rank);
-            Split first = split(right.x, right.y), second = split(right.z, right.w);
+            for (int i = 0; i < MI; i++)
 #pragma unroll
-            for (int i = 0; i < MI; i++) {
-                multiply_add(sum[i][j], high[i], first.high, second.high);
-                multiply_add(sum[i][j], high[i], first.low, second.low);
-                multiply_add(sum[i][j], low[i], first.high, second.high);
+                for (int below = 0; below < 2; below++) {
+                    float4 left = pair.left(m0 + 16 * i + g + 8 * below, has[i][below], r, rank);
+                    Split first = split(left.x * scale, left.y * scale);
+                    Split second = split(left.z * scale, left.w * scale);
+                    high[i][below] = first.high, high[i][2 + below] = second.high;
+                    low[i][below] = first.low, low[i][2 + below] = second.low;
+                }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float4 right = float_piece(b, n0 + 4 * g + j, n, r, rank);
+                Split first = split(right.x, right.y), second = split(right.z, right.w);
+#pragma unroll
+                for (int i = 0; i < MI; i++) {
+                    float next[4] = {sum[i][j][0], sum[i][j][1], sum[i][j][2], sum[i][j][3]};
+                    multiply_add(next, high[i], first.high, second.high);
+                    multiply_add(next, high[i], first.low, second.low);
+                    multiply_add(next, low[i], first.high, second.high);
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (has[i][e / 2])
+                            sum[i][j][e] = next[e];
+                }
             }
         }
-    }
+    });
 }
 
 // A product's result goes where it is written, in bf16 or, as logits, in f32.

@@ -6,12 +6,13 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::backend::{
-    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
-    RmsNormSpec,
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, Lora, LoraByRow, LoraForward,
+    LoraSlot, RmsNormSpec,
 };
 use crate::cpu::{Compute, Cpu, CpuChoices, CpuKvCache, CpuWeight};
 use crate::cuda::{
-    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaRecordings, CudaSequences, CudaU32, CudaWeight,
+    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaPairs, CudaRecordings, CudaSequences, CudaU32,
+    CudaWeight,
 };
 use crate::device::Device;
 use crate::dims::{Documents, HeadDims, SequenceSpan};
@@ -76,6 +77,7 @@ type U32 = Either<Vec<u32>, CudaU32>;
 type Weight = Either<CpuWeight, CudaWeight>;
 type KvCache = Either<CpuKvCache, CudaKvCache>;
 type Sequences = Either<Vec<SequenceSpan>, CudaSequences>;
+type LoraPairs = Either<Vec<Option<LoraSlot>>, CudaPairs>;
 type Choices = Either<CpuChoices, CudaChoices>;
 
 fn mixed(op: &'static str) -> Error {
@@ -146,12 +148,18 @@ macro_rules! linears {
         let mut linears = Vec::with_capacity($linears.len());
         for LinearForward { y, weight, lora } in $linears {
             let lora = match lora {
-                Some(pair) => Some(LoraForward {
+                Some(Lora::One(pair)) => Some(Lora::One(LoraForward {
                     h: pair.h.$get_mut(OP)?,
                     params: pair.params.$get(OP)?,
                     slot: pair.slot,
                     dropout: pair.dropout,
-                }),
+                })),
+                Some(Lora::ByRow(pairs)) => Some(Lora::ByRow(LoraByRow {
+                    h: pairs.h.$get_mut(OP)?,
+                    params: pairs.params.$get(OP)?,
+                    pairs: pairs.pairs.$get(OP)?,
+                    of_row: pairs.of_row.$get(OP)?,
+                })),
                 None => None,
             };
             linears.push(LinearForward {
@@ -171,6 +179,7 @@ impl Backend for AnyBackend {
     type Weight = Weight;
     type KvCache = KvCache;
     type Sequences = Sequences;
+    type LoraPairs = LoraPairs;
     type Choices = Choices;
     type Recordings = CudaRecordings;
 
@@ -338,6 +347,10 @@ impl Backend for AnyBackend {
         m: usize,
     ) -> Result<()> {
         on!(self.rope_both_backward(dq, dk, positions, frequencies; heads, m))
+    }
+
+    fn upload_pairs(&self, pairs: &[Option<LoraSlot>]) -> Result<LoraPairs> {
+        make!(self.upload_pairs(pairs))
     }
 
     fn linears(&self, x: &Act, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {

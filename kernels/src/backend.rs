@@ -10,7 +10,11 @@
 //! Every row of an output depends only on its own inputs, in an order of additions that does not depend on how
 //! many other rows the step holds: a request's text is the same whatever the batch.
 
+mod linear;
+
 use std::fmt::Debug;
+
+pub use linear::{Dropout, LinearForward, Lora, LoraByRow, LoraForward, LoraSlot, NO_PAIR};
 
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::{Error, Result};
@@ -47,57 +51,6 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// A query at position `t` sees keys in `(t - window, t]`; `None` sees `[0, t]`.
     pub window: Option<usize>,
-}
-
-/// Dropout on a LoRA input: element `i` of the input is kept iff its counter-based random number says so.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Probability of dropping, in `[0, 1)`; what is kept is scaled by `1 / (1 - rate)`.
-    pub rate: f32,
-    /// Key of the random stream: distinct for each (run seed, optimizer step, micro-batch, layer, linear).
-    pub key: u64,
-}
-
-/// One LoRA pair inside the flat parameter buffer: `A [R, K]` at `a_offset`, `B [N, R]` at `b_offset`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LoraSlot {
-    /// First element of `A`.
-    pub a_offset: usize,
-    /// First element of `B`.
-    pub b_offset: usize,
-    /// Rank `R`.
-    pub rank: usize,
-    /// Input features `K`.
-    pub n_in: usize,
-    /// Output features `N`.
-    pub n_out: usize,
-    /// `alpha / R`.
-    pub scale: f32,
-}
-
-/// One of the linears that read the same input: `y [M, N] = x [M, K] · Wᵀ`, and with a pair
-/// `y += scale * (h [M, R] = drop(x) · Aᵀ) · Bᵀ`.
-#[derive(Debug)]
-pub struct LinearForward<'a, B: Backend> {
-    /// `[M, N]`, overwritten.
-    pub y: &'a mut B::Act,
-    /// `W [N, K]`.
-    pub weight: &'a B::Weight,
-    /// The LoRA pair beside the weight.
-    pub lora: Option<LoraForward<'a, B>>,
-}
-
-/// The LoRA pair of a linear.
-#[derive(Debug)]
-pub struct LoraForward<'a, B: Backend> {
-    /// `[M, R]`, overwritten: the backward needs it.
-    pub h: &'a mut B::F32,
-    /// The flat adapter buffer.
-    pub params: &'a B::F32,
-    /// Where in it the pair is.
-    pub slot: LoraSlot,
-    /// On the pair's input alone.
-    pub dropout: Option<Dropout>,
 }
 
 /// AdamW's settings for one step (Loshchilov & Hutter 2019, as `torch.optim.AdamW`).
@@ -137,6 +90,8 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     type KvCache: Debug + Send + Sync;
     /// A step's sequences, as paged attention takes them: made once for all layers.
     type Sequences: Debug + Send + Sync;
+    /// Where the pairs of several adapters beside one linear are.
+    type LoraPairs: Debug + Send + Sync;
     /// What the next tokens of a step's rows are chosen by, and the tokens.
     type Choices: Debug + Send + Sync;
     /// Steps that were run by [`Backend::replay`].
@@ -299,6 +254,10 @@ pub trait Backend: Debug + Send + Sync + Sized + 'static {
     }
 
     // ---- matrix products ----
+
+    /// Takes in where the pairs of several adapters beside one linear are, for [`LoraByRow`]; `None` of one that has no
+    /// pair there, whose rows are those of the weight alone.
+    fn upload_pairs(&self, pairs: &[Option<LoraSlot>]) -> Result<Self::LoraPairs>;
 
     /// All linears that read `x [M, K]`, at once: see [`LinearForward`].
     ///

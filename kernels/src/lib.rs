@@ -22,8 +22,8 @@ mod weight;
 
 pub use any_backend::{AnyBackend, Either};
 pub use backend::{
-    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraForward, LoraSlot,
-    NO_LABEL, RmsNormSpec,
+    AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, Lora, LoraByRow, LoraForward,
+    LoraSlot, NO_LABEL, NO_PAIR, RmsNormSpec,
 };
 pub use cpu::{Compute, Cpu, CpuKvCache, CpuWeight, Isa};
 pub use cuda::{Cuda, DeviceError};

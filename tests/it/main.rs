@@ -3,6 +3,7 @@
 //!
 //! Invariant: what a test claims, it has seen in the files, streams and exit codes that a user sees.
 
+mod adapters;
 mod architecture;
 mod bad_input;
 mod cluster;

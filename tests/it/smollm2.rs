@@ -191,12 +191,13 @@ fn greedy_answers_are_identical_together_and_by_the_command() {
     };
     let request = |(chat, id): (&Chat, u64)| GenerateRequest {
         id,
+        adapter: None,
         messages: chat.messages.clone(),
         n: 1,
         options: options.clone(),
     };
     let requests: Vec<_> = reference.chats.iter().zip(0..).map(request).collect();
-    let together = generate(model, None, &requests, &BatchOptions::default(), &mut |_| {
+    let together = generate(model, &[], &requests, &BatchOptions::default(), &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap();

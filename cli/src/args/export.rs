@@ -54,6 +54,9 @@ pub(crate) enum ExportType {
 pub(crate) struct Export {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+    /// Directory of a PEFT adapter.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// What to write.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) to: ExportTarget,

@@ -16,9 +16,6 @@ pub(crate) struct ModelArguments {
     /// Directory, .gguf file, Hugging Face id, or known name (smollm2-135m-instruct).
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
-    /// Directory of a PEFT adapter.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
     /// How the base is held: nf4, or none for the file's own values.
     #[arg(long, value_enum, default_value_t = Quant::Nf4)]
     pub(crate) quant: Quant,
@@ -36,6 +33,9 @@ pub(crate) struct ModelArguments {
 pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+    /// Directory of a PEFT adapter.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Rows of {"messages": [...]}.
     #[arg(long, value_name = "JSONL")]
     pub(crate) data: Option<PathBuf>,
@@ -53,6 +53,9 @@ pub(crate) struct Eval {
 pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+    /// Directory of a PEFT adapter, or none for the base alone; where it is repeated, all of them answer in one batch.
+    #[arg(long = "adapter", value_name = "DIR")]
+    pub(crate) adapters: Vec<PathBuf>,
     /// What the user says.
     #[arg(long)]
     pub(crate) prompt: Option<String>,
@@ -105,11 +108,14 @@ pub(crate) enum Bench {
 pub(crate) struct BenchModel {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
+    /// Directory of a PEFT adapter; where it is repeated, the prompts have them in turn.
+    #[arg(long = "adapter", value_name = "DIR")]
+    pub(crate) adapters: Vec<PathBuf>,
     /// Compute threads; one for each core when absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     /// Make up the weights at the shapes that the model's config.json gives; it needs no other file.
-    #[arg(long, conflicts_with = "adapter")]
+    #[arg(long, conflicts_with = "adapters")]
     pub(crate) random_weights: bool,
 }
 

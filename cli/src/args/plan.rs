@@ -31,6 +31,9 @@ pub(crate) struct Plan {
     /// Rank of the adapter.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) rank: Option<u32>,
+    /// Adapters of that rank that answer in one batch; one when absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) adapters: Option<u32>,
     /// Rows of a training batch.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rows: Option<u32>,

@@ -69,7 +69,7 @@ pub(super) fn bench(arguments: &Bench, output: &Output) -> Result<Exit> {
 fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
     let Opened {
         model,
-        adapter,
+        adapters,
         load_seconds,
         threads,
     } = open(&arguments.model, output)?;
@@ -91,7 +91,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
             prompt_tokens,
             new_tokens,
         };
-        let times = time_generation(&model, adapter.as_ref(), sizes)?;
+        let times = time_generation(&model, &adapters, sizes)?;
         let (prefill, decode) = (times.prefill.as_secs_f64(), times.decode.as_secs_f64());
         runs.push(GenerateRun {
             batch: sizes.batch,
@@ -127,7 +127,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
 }
 
 fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
-    if arguments.model.model.adapter.is_some() {
+    if !arguments.model.adapters.is_empty() {
         return Err(Error::Usage(
             "bench train trains an adapter of its own; leave --adapter away and give its --rank".to_owned(),
         ));
@@ -218,26 +218,26 @@ impl<R> Measured<R> {
 
 struct Opened {
     model: LocalModel,
-    adapter: Option<llamaduo_engine::Adapter>,
+    adapters: Vec<llamaduo_engine::Adapter>,
     load_seconds: f64,
     threads: usize,
 }
 
 fn open(arguments: &BenchModel, output: &Output) -> Result<Opened> {
     let threads = arguments.threads.map(|n| n as usize);
-    let (begun, (model, adapter)) = match arguments.random_weights {
+    let (begun, (model, adapters)) = match arguments.random_weights {
         true => {
             let files = ModelFiles::with_random_weights(Path::new(&arguments.model.model))?;
             let begun = Instant::now();
             let options = model::load_options(&arguments.model, threads);
-            (begun, (LocalModel::open(files, &options)?, None))
+            (begun, (LocalModel::open(files, &options)?, Vec::new()))
         }
         false => {
-            let path = local_model::find(&arguments.model, output)?;
+            let path = local_model::find(&arguments.model, &arguments.adapters, output)?;
             let begun = Instant::now();
             (
                 begun,
-                local_model::load(&path, &arguments.model, threads, output)?,
+                local_model::load(&path, &arguments.model, &arguments.adapters, threads, output)?,
             )
         }
     };
@@ -245,7 +245,7 @@ fn open(arguments: &BenchModel, output: &Output) -> Result<Opened> {
         load_seconds: begun.elapsed().as_secs_f64(),
         threads: model.n_threads(),
         model,
-        adapter,
+        adapters,
     })
 }
 

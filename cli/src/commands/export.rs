@@ -44,8 +44,8 @@ pub(super) fn export(arguments: &Export, output: &Output) -> Result<Exit> {
         Some(path) => conversations(path)?,
         None => Vec::new(),
     };
-    let path = find(&arguments.model, output)?;
-    let adapter = match &arguments.model.adapter {
+    let path = find(&arguments.model, arguments.adapter.as_slice(), output)?;
+    let adapter = match &arguments.adapter {
         Some(directory) => Some(peft::load(directory, &ModelFiles::open(&path)?.config)?),
         None => None,
     };
@@ -84,7 +84,7 @@ fn target(arguments: &Export) -> Result<Target> {
         ));
     }
     let needs_adapter = is_adapter_alone || arguments.separate_adapter;
-    if needs_adapter && arguments.model.adapter.is_none() {
+    if needs_adapter && arguments.adapter.is_none() {
         return usage(format!(
             "--to {to} writes an adapter, but none is given; name its directory with --adapter"
         ));
@@ -189,7 +189,7 @@ fn words(arguments: &Export, report: &Report) -> String {
     if let Some(difference) = &report.exported.difference {
         text += &format!(
             "\n{}",
-            measured(arguments.to, arguments.model.adapter.is_some(), difference)
+            measured(arguments.to, arguments.adapter.is_some(), difference)
         );
     }
     if arguments.to == ExportTarget::Ollama {

@@ -27,6 +27,8 @@ struct Asked {
     train: TrainConfig,
     sizes: StepSizes,
     options: BatchOptions,
+    /// That answer in one batch.
+    n_adapters: usize,
     context: usize,
 }
 
@@ -67,6 +69,8 @@ struct TrainingSettings {
 struct GenerationSettings {
     /// Responses that grow together.
     batch: usize,
+    /// Adapters that answer them.
+    adapters: usize,
     /// Tokens of a response together with its prompt.
     context: usize,
 }
@@ -139,6 +143,7 @@ fn asked(arguments: &Plan, named: Config, model: &ModelConfig) -> Result<Asked> 
             max_batch: or(arguments.batch, infer.batch_max),
             ..BatchOptions::default()
         },
+        n_adapters: arguments.adapters.unwrap_or(1) as usize,
         context: arguments
             .context
             .map_or(max_context, |tokens| tokens as usize)
@@ -184,10 +189,12 @@ fn training(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<TrainingSe
 fn generation(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<GenerationSettings> {
     let settings = |options: BatchOptions| GenerationSettings {
         batch: options.max_batch,
+        adapters: asked.n_adapters,
         context: asked.context,
     };
+    let adapters = vec![Some(&asked.train.lora); asked.n_adapters];
     let batch = GenerationBatch {
-        lora: Some(&asked.train.lora),
+        adapters: &adapters,
         options: asked.options,
         context: asked.context,
     };
@@ -287,6 +294,10 @@ impl Words for TrainingSettings {
 
 impl Words for GenerationSettings {
     fn words(&self) -> String {
-        format!("{} responses at once of {} tokens", self.batch, self.context)
+        let by = match self.adapters {
+            1 => String::new(),
+            n => format!(" by {n} adapters"),
+        };
+        format!("{} responses at once of {} tokens{by}", self.batch, self.context)
     }
 }

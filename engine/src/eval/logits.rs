@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::local_model::LocalModel;
 use crate::lora::Adapter;
-use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder};
+use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, LoadedAdapters, PassInput};
 
 /// Logits held at once, 16 MiB of them.
 const LOGITS_MAX: usize = 4 << 20;
@@ -51,9 +51,7 @@ fn stream_in_passes<B: Backend, E: From<Error>>(
 ) -> std::result::Result<(), E> {
     check_ids(model.config(), rows)?;
     let model = model.inner();
-    let adapter = adapter
-        .map(|adapter| AdapterOnDevice::upload(model, adapter))
-        .transpose()?;
+    let adapters = LoadedAdapters::one(model, adapter)?;
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     if longest == 0 {
         return Ok(());
@@ -65,7 +63,7 @@ fn stream_in_passes<B: Backend, E: From<Error>>(
         prefill_rows_max: 0,
         decode_rows_max: rows_max.min(longest),
     };
-    let mut decoder = CachedDecoder::new(model, adapter.as_ref(), plan)?;
+    let mut decoder = CachedDecoder::new(model, &adapters, plan)?;
     let mut logits = Vec::new();
     for (number, row) in rows.iter().enumerate() {
         let mut n_context = 0;
@@ -77,7 +75,12 @@ fn stream_in_passes<B: Backend, E: From<Error>>(
                 n_context,
                 pages: (0..n_pages as u32).collect(),
             };
-            decoder.logits(ids, &[span], &mut logits)?;
+            let input = PassInput {
+                ids,
+                sequences: &[span],
+                adapters: &[],
+            };
+            decoder.logits(input, &mut logits)?;
             sink(number, &logits)?;
         }
     }

@@ -3,9 +3,11 @@
 //! Invariant: a response is only begun when pages for its longest form are held, so nothing begun ever has to wait or
 //! be thrown away.
 //!
-//! The pages that a prompt fills whole are written once and shared by all its responses, and by other prompts as far as
-//! they begin alike; the rest of the prompt, less than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
+//! The pages that a prompt fills whole are written once and shared by all its responses, and by other prompts of the same
+//! adapter as far as they begin alike; the rest of the prompt, less than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
 //! decoded row, so logits are only ever made for rows that are sampled from.
+//!
+//! Rows of one adapter follow one another, which is what the backend does best with.
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
@@ -17,7 +19,7 @@ use super::prefixes::Prefixes;
 use super::response::Response;
 use super::{BatchOptions, Completion, GenerateEvent, PromptIds, TokenLogprob};
 use crate::error::Result;
-use crate::model::{AdapterOnDevice, CachePlan, CachedDecoder, Model};
+use crate::model::{CachePlan, CachedDecoder, LoadedAdapters, Model, PassInput};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens of a page: small, since the part of a prompt beyond its last whole page is run for every response.
@@ -66,6 +68,37 @@ struct Prefill<'a> {
     ids: &'a [u32],
     range: Range<usize>,
     pages: Vec<u32>,
+    adapter: Option<usize>,
+}
+
+/// The rows of a pass, as they are gathered.
+#[derive(Default)]
+struct Rows {
+    ids: Vec<u32>,
+    sequences: Vec<SequenceSpan>,
+    adapters: Vec<Option<usize>>,
+}
+
+impl Rows {
+    /// Adds `ids`, the last of a sequence's first `n_context` tokens.
+    fn push(&mut self, ids: &[u32], n_context: usize, pages: &[u32], adapter: Option<usize>) {
+        self.sequences.push(SequenceSpan {
+            first_row: self.ids.len(),
+            n_rows: ids.len(),
+            n_context,
+            pages: pages.to_vec(),
+        });
+        self.ids.extend_from_slice(ids);
+        self.adapters.push(adapter);
+    }
+
+    fn input(&self) -> PassInput<'_> {
+        PassInput {
+            ids: &self.ids,
+            sequences: &self.sequences,
+            adapters: &self.adapters,
+        }
+    }
 }
 
 impl Prompt<'_> {
@@ -89,7 +122,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
     /// Prepares to answer `requests`, each with its place among the caller's.
     pub(crate) fn new(
         model: &'a Model<B>,
-        adapter: Option<&'a AdapterOnDevice<B>>,
+        adapters: &'a LoadedAdapters<B>,
         tokenizer: Option<&'a Tokenizer>,
         requests: &[(usize, &'a PromptIds)],
         stop_tokens: &'a [u32],
@@ -118,7 +151,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             decode_rows_max: max_batch,
         };
         Ok(Self {
-            decoder: CachedDecoder::new(model, adapter, plan)?,
+            decoder: CachedDecoder::new(model, adapters, plan)?,
             tokenizer,
             stop_tokens,
             max_batch,
@@ -153,10 +186,13 @@ impl<'a, B: Backend> Batcher<'a, B> {
             && let Some(&(index, k)) = self.waiting.front()
         {
             let prompt = &mut self.prompts[index];
-            let ids = &prompt.request.ids[..];
+            let PromptIds {
+                id, options, adapter, ..
+            } = prompt.request;
+            let (ids, adapter) = (&prompt.request.ids[..], *adapter);
             let whole = &ids[..prompt.shared_len()];
             let known = match prompt.shared.is_empty() {
-                true => self.prefixes.find(whole),
+                true => self.prefixes.find(adapter, whole),
                 false => prompt.shared.clone(),
             };
             let n_new = prompt.n_shared_pages() - known.len();
@@ -169,13 +205,14 @@ impl<'a, B: Backend> Batcher<'a, B> {
                 self.pages.retain(&known);
                 let start = known.len() * PAGE_LEN;
                 prompt.shared = [known, new].concat();
-                self.prefixes.list(whole, &prompt.shared);
+                self.prefixes.list(adapter, whole, &prompt.shared);
                 // What others have begun with is written already, or by an earlier row of the same step.
                 if start < whole.len() {
                     prefills.push(Prefill {
                         ids,
                         range: start..whole.len(),
                         pages: prompt.shared.clone(),
+                        adapter,
                     });
                 }
             }
@@ -190,9 +227,9 @@ impl<'a, B: Backend> Batcher<'a, B> {
                     ids,
                     range: tail,
                     pages: pages.clone(),
+                    adapter,
                 });
             }
-            let PromptIds { id, options, .. } = prompt.request;
             let key = random::key(&[options.seed, SAMPLING_STREAM, *id, k as u64]);
             self.active.push(Sequence {
                 prompt: index,
@@ -203,39 +240,37 @@ impl<'a, B: Backend> Batcher<'a, B> {
             });
             self.waiting.pop_front();
         }
+        // Stable: what a prompt begins with stays before what follows it.
+        prefills.sort_by_key(|prefill| prefill.adapter);
+        let prompts = &self.prompts;
+        self.active
+            .sort_by_key(|sequence| prompts[sequence.prompt].request.adapter);
         prefills
     }
 
     /// Writes prompts into the cache, in steps of bounded size.
     fn prefill(&mut self, prefills: &[Prefill<'_>]) -> Result<()> {
-        let (mut ids, mut spans) = (Vec::new(), Vec::new());
+        let mut rows = Rows::default();
         for Prefill {
-            ids: prompt,
+            ids,
             range,
             pages,
+            adapter,
         } in prefills
         {
             let mut start = range.start;
             while start < range.end {
-                let n_rows = (range.end - start).min(PREFILL_ROWS - ids.len());
-                let (first_row, n_context) = (ids.len(), start + n_rows);
-                ids.extend_from_slice(&prompt[start..n_context]);
-                spans.push(SequenceSpan {
-                    first_row,
-                    n_rows,
-                    n_context,
-                    pages: pages.clone(),
-                });
+                let n_context = range.end.min(start + PREFILL_ROWS - rows.ids.len());
+                rows.push(&ids[start..n_context], n_context, pages, *adapter);
                 start = n_context;
-                if ids.len() == PREFILL_ROWS {
-                    self.decoder.prefill(&ids, &spans)?;
-                    ids.clear();
-                    spans.clear();
+                if rows.ids.len() == PREFILL_ROWS {
+                    self.decoder.prefill(rows.input())?;
+                    rows = Rows::default();
                 }
             }
         }
-        if !ids.is_empty() {
-            self.decoder.prefill(&ids, &spans)?;
+        if !rows.ids.is_empty() {
+            self.decoder.prefill(rows.input())?;
         }
         Ok(())
     }
@@ -245,17 +280,13 @@ impl<'a, B: Backend> Batcher<'a, B> {
         &mut self,
         observe: &mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
-        let (mut ids, mut spans) = (Vec::new(), Vec::new());
-        for (row, sequence) in self.active.iter().enumerate() {
+        let mut rows = Rows::default();
+        for sequence in &self.active {
             let said = sequence.response.ids();
-            let prompt = &self.prompts[sequence.prompt].request.ids;
-            ids.extend(said.last().or(prompt.last()));
-            spans.push(SequenceSpan {
-                first_row: row,
-                n_rows: 1,
-                n_context: prompt.len() + said.len(),
-                pages: sequence.pages.clone(),
-            });
+            let request = self.prompts[sequence.prompt].request;
+            let n_context = request.ids.len() + said.len();
+            let last = said.last().or(request.ids.last()).copied();
+            rows.push(last.as_slice(), n_context, &sequence.pages, request.adapter);
         }
         let seen: Vec<Vec<u32>> = self.active.iter().map(|sequence| self.seen(sequence)).collect();
         let choices = self.active.iter().zip(&seen).map(|(sequence, seen)| SampleRow {
@@ -264,7 +295,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             seen,
         });
         let choices: Vec<SampleRow<'_>> = choices.collect();
-        let chosen = self.decoder.decode(&ids, &spans, &choices)?;
+        let chosen = self.decoder.decode(rows.input(), &choices)?;
         for (row, (sequence, id)) in self.active.iter_mut().zip(chosen).enumerate() {
             let request = self.prompts[sequence.prompt].request;
             let options = &request.options;
@@ -278,6 +309,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             if !text.is_empty() {
                 let event = GenerateEvent::Text {
                     request: request.id,
+                    adapter: request.adapter,
                     k: sequence.k,
                     text,
                 };
@@ -314,10 +346,7 @@ impl<'a, B: Backend> Batcher<'a, B> {
             if prompt.n_unfinished == 0 {
                 self.prefixes.forget(self.pages.release(&prompt.shared));
             }
-            let completion =
-                sequence
-                    .response
-                    .complete(prompt.request.id, sequence.k, &prompt.request.options);
+            let completion = sequence.response.complete(prompt.request, sequence.k);
             let flow = observe(GenerateEvent::Completed(&completion));
             completions.push((prompt.index, completion));
             flow?;
@@ -362,23 +391,33 @@ mod tests {
     use crate::testing::open;
 
     #[test]
-    fn what_prompts_begin_alike_with_is_written_once() {
+    fn what_prompts_of_one_adapter_begin_alike_with_is_written_once() {
         let model = open("llama_tied", BaseQuant::None);
-        let prompt = |id: u64, last: u32| PromptIds {
+        let prompt = |id: u64, adapter: Option<usize>, last: u32| PromptIds {
             id,
+            adapter,
             ids: (10..50).chain([last; 5]).collect(),
             n: 2,
             options: GenerateOptions::default(),
         };
-        let prompts = [prompt(0, 3), prompt(1, 4), prompt(2, 3)];
-        let requests: Vec<(usize, &PromptIds)> = prompts.iter().enumerate().collect();
-        let options = BatchOptions::default();
-        let mut batcher = Batcher::new(model.inner(), None, None, &requests, &[], &options).unwrap();
-        let n_rows =
-            |prefills: Vec<Prefill<'_>>| prefills.iter().map(|prefill| prefill.range.len()).sum::<usize>();
-        // Five whole pages of 8 for all, then four tokens up to the last for each response.
-        assert_eq!(n_rows(batcher.admit()), 40 + 6 * 4);
-        batcher.active.clear();
-        assert_eq!(n_rows(batcher.admit()), 0);
+        // Five whole pages of 8 for all that have the same adapter, then four tokens up to the last for each response.
+        for (others, n_alike) in [(None, 1), (Some(0), 2)] {
+            let prompts = [prompt(0, None, 3), prompt(1, others, 4), prompt(2, None, 3)];
+            let requests: Vec<(usize, &PromptIds)> = prompts.iter().enumerate().collect();
+            let options = BatchOptions::default();
+            let adapters = LoadedAdapters::Nothing;
+            let mut batcher = Batcher::new(model.inner(), &adapters, None, &requests, &[], &options).unwrap();
+            let n_rows = |prefills: Vec<Prefill<'_>>| {
+                prefills.iter().map(|prefill| prefill.range.len()).sum::<usize>()
+            };
+            assert_eq!(n_rows(batcher.admit()), n_alike * 40 + 6 * 4);
+            assert!(
+                batcher
+                    .active
+                    .is_sorted_by_key(|sequence| prompts[sequence.prompt].adapter)
+            );
+            batcher.active.clear();
+            assert_eq!(n_rows(batcher.admit()), 0);
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! Whole pages of prompts, found again by the tokens they hold, so that prompts which begin alike share them.
 //!
 //! Invariant: a page is listed from when it is handed out for a prompt until its last holder lets go, and holds the
-//! keys and values of just the tokens it is listed under, after those of the pages before it.
+//! keys and values of just the tokens it is listed under, after those of the pages before it, by the adapter it is listed
+//! under: another's keys and values differ.
 
 use std::collections::HashMap;
 
-/// The page before, and the tokens.
-type Key = (Option<u32>, Box<[u32]>);
+/// The adapter, the page before, and the tokens.
+type Key = (Option<usize>, Option<u32>, Box<[u32]>);
 
 /// The pages that hold prompts.
 #[derive(Debug)]
@@ -26,11 +27,11 @@ impl Prefixes {
         }
     }
 
-    /// The pages that hold the beginning of `ids`, of which only whole pages count.
-    pub(crate) fn find(&self, ids: &[u32]) -> Vec<u32> {
+    /// The pages that hold the beginning of `ids` by an adapter; only whole pages count.
+    pub(crate) fn find(&self, adapter: Option<usize>, ids: &[u32]) -> Vec<u32> {
         let mut found: Vec<u32> = Vec::new();
         for tokens in ids.chunks_exact(self.page_len) {
-            match self.pages.get(&(found.last().copied(), tokens.into())) {
+            match self.pages.get(&(adapter, found.last().copied(), tokens.into())) {
                 Some(page) => found.push(*page),
                 None => break,
             }
@@ -38,11 +39,11 @@ impl Prefixes {
         found
     }
 
-    /// Lists `pages`, which hold the whole pages of `ids` from the first on.
-    pub(crate) fn list(&mut self, ids: &[u32], pages: &[u32]) {
+    /// Lists `pages`, which hold the whole pages of `ids` by an adapter from the first on.
+    pub(crate) fn list(&mut self, adapter: Option<usize>, ids: &[u32], pages: &[u32]) {
         let mut before = None;
         for (tokens, &page) in ids.chunks_exact(self.page_len).zip(pages) {
-            let key: Key = (before, tokens.into());
+            let key: Key = (adapter, before, tokens.into());
             if self.pages.insert(key.clone(), page).is_none() {
                 self.keys.insert(page, key);
             }
@@ -67,16 +68,17 @@ mod tests {
     #[test]
     fn prompts_share_pages_as_far_as_they_begin_alike() {
         let mut prefixes = Prefixes::new(2);
-        prefixes.list(&[1, 2, 3, 4, 5], &[7, 8]);
-        assert_eq!(prefixes.find(&[1, 2, 3, 4, 9, 9]), [7, 8]);
-        assert_eq!(prefixes.find(&[1, 2, 9, 9]), [7]);
-        // The same tokens elsewhere are another page.
-        assert!(prefixes.find(&[3, 4]).is_empty());
-        prefixes.list(&[1, 2, 9, 9], &[7, 3]);
+        prefixes.list(None, &[1, 2, 3, 4, 5], &[7, 8]);
+        assert_eq!(prefixes.find(None, &[1, 2, 3, 4, 9, 9]), [7, 8]);
+        assert_eq!(prefixes.find(None, &[1, 2, 9, 9]), [7]);
+        // By an adapter they are others, and so are the same tokens elsewhere.
+        assert!(prefixes.find(Some(0), &[1, 2]).is_empty());
+        assert!(prefixes.find(None, &[3, 4]).is_empty());
+        prefixes.list(None, &[1, 2, 9, 9], &[7, 3]);
         prefixes.forget(&[8]);
-        assert_eq!(prefixes.find(&[1, 2, 3, 4]), [7]);
-        assert_eq!(prefixes.find(&[1, 2, 9, 9]), [7, 3]);
+        assert_eq!(prefixes.find(None, &[1, 2, 3, 4]), [7]);
+        assert_eq!(prefixes.find(None, &[1, 2, 9, 9]), [7, 3]);
         prefixes.forget(&[3, 7]);
-        assert!(prefixes.find(&[1, 2]).is_empty());
+        assert!(prefixes.find(None, &[1, 2]).is_empty());
     }
 }

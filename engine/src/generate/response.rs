@@ -2,7 +2,7 @@
 //!
 //! Invariant: text that was sent is never taken back: what may turn out to begin a stop string waits.
 
-use super::{Completion, Finish, GenerateOptions, TokenLogprob};
+use super::{Completion, Finish, GenerateOptions, PromptIds, TokenLogprob};
 use crate::error::Result;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
@@ -73,15 +73,16 @@ impl Response {
         Ok(&self.text[from..certain])
     }
 
-    pub(crate) fn complete(self, request: u64, k: usize, options: &GenerateOptions) -> Completion {
+    pub(crate) fn complete(self, request: &PromptIds, k: usize) -> Completion {
         let finish = self.finish.unwrap_or(Finish::Length);
         Completion {
-            request,
+            request: request.id,
+            adapter: request.adapter,
             k,
             text: self.text,
             tokens: self.ids.len(),
             ids: self.ids,
-            logprobs: options.logprobs.map(|_| self.logprobs),
+            logprobs: request.options.logprobs.map(|_| self.logprobs),
             finish,
         }
     }

@@ -1,5 +1,7 @@
 //! A text does not depend on its batch; pages are shared; what does not fit is refused alone.
 
+mod adapters;
+
 use super::*;
 use crate::chat_template::Role;
 use crate::local_model::BaseQuant;
@@ -24,6 +26,7 @@ fn prompt(id: u64, len: usize, n: usize, temperature: f32) -> PromptIds {
     };
     PromptIds {
         id,
+        adapter: None,
         ids,
         n,
         options: GenerateOptions {
@@ -35,16 +38,16 @@ fn prompt(id: u64, len: usize, n: usize, temperature: f32) -> PromptIds {
 }
 
 fn run(model: &LocalModel, prompts: &[PromptIds], batch: BatchOptions) -> Vec<Completion> {
-    run_with(model, None, prompts, batch)
+    run_with(model, &[], prompts, batch)
 }
 
-fn run_with(
-    model: &LocalModel,
-    adapter: Option<&Adapter>,
+fn run_with<B: Backend>(
+    model: &LocalModel<B>,
+    adapters: &[Adapter],
     prompts: &[PromptIds],
     batch: BatchOptions,
 ) -> Vec<Completion> {
-    generate_ids(model, adapter, prompts, &[2], &batch, &mut |_| {
+    generate_ids(model, adapters, prompts, &[2], &batch, &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap()
@@ -70,12 +73,20 @@ fn prompts() -> Vec<PromptIds> {
 fn a_text_does_not_depend_on_what_else_is_in_the_batch() {
     let model = open("llama_tied", BaseQuant::Nf4 { double: true });
     let adapter = crate::peft::load(&golden("llama_tied").join("adapter"), model.config()).unwrap();
-    let prompts = prompts();
-    let plain = run(&model, &prompts, BatchOptions::default());
-    for adapter in [None, Some(&adapter)] {
+    let mut prompts = prompts();
+    let texts = |completions: &[Completion]| -> Vec<Vec<u32>> {
+        completions
+            .iter()
+            .map(|completion| completion.ids.clone())
+            .collect()
+    };
+    let plain = texts(&run(&model, &prompts, BatchOptions::default()));
+    let adapter = std::slice::from_ref(&adapter);
+    for named in [None, Some(0)] {
+        prompts.iter_mut().for_each(|prompt| prompt.adapter = named);
         let together = run_with(&model, adapter, &prompts, BatchOptions::default());
         assert_eq!(together.len(), 30);
-        assert_eq!(together == plain, adapter.is_none());
+        assert_eq!(texts(&together) == plain, named.is_none());
         let tight = BatchOptions {
             max_batch: 5,
             cache_bytes_max: 0,
@@ -154,7 +165,7 @@ fn a_stop_token_ends_a_response_and_is_no_part_of_it() {
     let first = free.ids.iter().position(|&id| id == stop).unwrap();
     let stopped = generate_ids(
         &model,
-        None,
+        &[],
         &[request],
         &[stop],
         &BatchOptions::default(),
@@ -221,7 +232,7 @@ fn breaking_off_returns_what_is_complete() {
         max_batch: 2,
         ..BatchOptions::default()
     };
-    let completions = generate_ids(&model, None, &prompts(), &[], &batch, &mut |event| {
+    let completions = generate_ids(&model, &[], &prompts(), &[], &batch, &mut |event| {
         n_complete += usize::from(matches!(event, GenerateEvent::Completed(_)));
         if n_complete == 3 {
             ControlFlow::Break(())
@@ -244,6 +255,10 @@ fn options_without_a_meaning_are_refused() {
     };
     let empty = prompt(1, 0, 1, 0.0);
     let endless = prompt(1, 3, usize::MAX, 0.0);
+    let unknown = PromptIds {
+        adapter: Some(0),
+        ..prompt(1, 3, 1, 0.0)
+    };
     let mut endless_list = prompt(1, 3, 1, 0.0);
     endless_list.options.logprobs = Some(LOGPROBS_MAX + 1);
     let refused = [
@@ -251,6 +266,7 @@ fn options_without_a_meaning_are_refused() {
         (empty, 1),
         (endless, 1),
         (endless_list, 1),
+        (unknown, 1),
         (prompt(1, 3, 1, 0.0), 0),
     ];
     for (prompt, max_batch) in refused {
@@ -258,7 +274,7 @@ fn options_without_a_meaning_are_refused() {
             max_batch,
             ..BatchOptions::default()
         };
-        let outcome = generate_ids(&model, None, &[prompt], &[], &batch, &mut |_| {
+        let outcome = generate_ids(&model, &[], &[prompt], &[], &batch, &mut |_| {
             ControlFlow::Continue(())
         });
         assert!(matches!(outcome, Err(Error::GenerateOptions { .. })));
@@ -274,6 +290,7 @@ fn request(text: &str, n: usize, options: GenerateOptions) -> GenerateRequest {
     }];
     GenerateRequest {
         id: 7,
+        adapter: None,
         messages,
         n,
         options,
@@ -289,7 +306,7 @@ fn streamed_text_is_the_completions_text() {
     };
     let requests = [request("naïve 🙂", 6, GenerateOptions { sampling, ..OPTIONS })];
     let mut streamed = vec![String::new(); 6];
-    let completions = generate(&model, None, &requests, &BatchOptions::default(), &mut |event| {
+    let completions = generate(&model, &[], &requests, &BatchOptions::default(), &mut |event| {
         if let GenerateEvent::Text { k, text, .. } = event {
             streamed[k] += text;
         }
@@ -325,7 +342,7 @@ fn a_stop_string_ends_a_response_before_it_and_was_never_streamed() {
             },
         )];
         let mut streamed = String::new();
-        let completions = generate(&model, None, &requests, &BatchOptions::default(), &mut |event| {
+        let completions = generate(&model, &[], &requests, &BatchOptions::default(), &mut |event| {
             if let GenerateEvent::Text { text, .. } = event {
                 streamed += text;
             }
@@ -367,7 +384,7 @@ fn a_stop_string_that_names_a_special_token_stops_at_the_token() {
             ..OPTIONS
         };
         let requests = [request("hello", 24, options)];
-        generate(&model, None, &requests, &BatchOptions::default(), &mut |_| {
+        generate(&model, &[], &requests, &BatchOptions::default(), &mut |_| {
             ControlFlow::Continue(())
         })
         .unwrap()

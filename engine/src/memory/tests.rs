@@ -162,8 +162,18 @@ fn generation_takes_what_is_planned() {
     for (family, quant) in [("llama3", NF4), ("gemma", BaseQuant::None)] {
         let (model, base) = on_cuda(family, quant);
         let config = model.config();
-        let adapter = crate::peft::load(&golden(family).join("adapter"), config).unwrap();
-        for (max_batch, n_prompt, max_tokens) in [(3, 20, 5), (1, 9, 2)] {
+        let golden = crate::peft::load(&golden(family).join("adapter"), config).unwrap();
+        let lora = LoraConfig {
+            rank: 5,
+            targets: LoraTargets::Qv,
+            ..LoraConfig::default()
+        };
+        let adapters = [golden, Adapter::init(config, &lora, 1).unwrap()];
+        let mixes: [&[Option<usize>]; 3] = [&[Some(0)], &[Some(0), None], &[Some(0), Some(1), None]];
+        for (mix, (max_batch, n_prompt, max_tokens)) in
+            [(0, (3, 20, 5)), (0, (1, 9, 2)), (1, (2, 12, 3)), (2, (4, 12, 3))]
+        {
+            let mix = mixes[mix];
             let options = GenerateOptions {
                 max_tokens,
                 ..GenerateOptions::default()
@@ -171,6 +181,7 @@ fn generation_takes_what_is_planned() {
             let prompts: Vec<PromptIds> = (0..4)
                 .map(|id| PromptIds {
                     id,
+                    adapter: mix[id as usize % mix.len()],
                     ids: (0..n_prompt).map(|i| (i * 7 + id as u32 * 13) % 90).collect(),
                     n: 1,
                     options: options.clone(),
@@ -181,20 +192,25 @@ fn generation_takes_what_is_planned() {
                 ..BatchOptions::default()
             };
             let before = usage().n_bytes;
-            generate_ids(&model, Some(&adapter), &prompts, &[], &batch, &mut |_| {
+            let given = &adapters[..mix.iter().flatten().count()];
+            generate_ids(&model, given, &prompts, &[], &batch, &mut |_| {
                 std::ops::ControlFlow::Continue(())
             })
             .unwrap();
             let most = base + usage().n_bytes_max - before;
+            let sizes: Vec<Option<&LoraConfig>> = (mix.iter())
+                .map(|adapter| adapter.map(|adapter| adapters[adapter].config()))
+                .collect();
             let plan = Base { config, quant }.generation(GenerationBatch {
-                lora: Some(adapter.config()),
+                adapters: &sizes,
                 options: batch,
                 context: n_prompt as usize + max_tokens,
             });
             // The rows of a prefill, which a short prompt does not fill; and what penalties fall on, which nobody asks for.
             let unseen = 2 * words(&[1024]);
             let slack = SLACK_BYTES_PER_ROW * (PREFILL_ROWS + max_batch) as u64 + unseen;
-            check(&format!("{family}, {max_batch} at once"), &plan, most, slack);
+            let what = format!("{family}, {max_batch} at once, {} adapters", sizes.len());
+            check(&what, &plan, most, slack);
         }
     }
 }
@@ -310,7 +326,7 @@ fn large_models_take_what_their_shapes_say() {
     assert_eq!(kept(false), 1024 * (2 * 33 * 4096 + 32 * block));
     // 128 KiB of keys and values a token in bf16
     let batch = GenerationBatch {
-        lora: None,
+        adapters: &[],
         options: BatchOptions {
             max_batch: 8,
             cache_bytes_max: usize::MAX,
@@ -382,7 +398,7 @@ fn fewer_responses_grow_at_once_where_memory_is_short() {
         quant: NF4,
     };
     let batch = |max_batch| GenerationBatch {
-        lora: None,
+        adapters: &[],
         options: BatchOptions {
             max_batch,
             cache_bytes_max: usize::MAX,

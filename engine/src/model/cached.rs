@@ -2,12 +2,11 @@
 //!
 //! Invariant: a row's result depends only on its own sequence, so a response's text does not depend on its batch.
 
-use llamaduo_kernels::{Backend, SampleRow, SequenceSpan};
+use llamaduo_kernels::{Backend, NO_PAIR, SampleRow, SequenceSpan};
 
 use super::activations::{ActivationPlan, Activations, Keep};
 use super::decoder::Model;
-use super::linear::AdapterOnDevice;
-use super::{Context, Pass};
+use super::{Context, LoadedAdapters, Pass};
 use crate::error::{Error, Result};
 
 /// A model with one cache for each layer and the memory of a step.
@@ -23,7 +22,9 @@ pub(crate) struct CachedDecoder<'a, B: Backend> {
 /// step is written into it before.
 #[derive(Debug)]
 struct Step<'a, B: Backend> {
-    adapter: Option<&'a AdapterOnDevice<B>>,
+    adapters: &'a LoadedAdapters<B>,
+    /// Which of several adapters each row has, `[M]`.
+    of_row: B::U32,
     /// Rows, `M`.
     m: usize,
     ids: B::U32,
@@ -48,23 +49,31 @@ pub(crate) struct CachePlan {
     pub(crate) decode_rows_max: usize,
 }
 
+/// What a pass runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassInput<'a> {
+    /// `[M]`.
+    pub(crate) ids: &'a [u32],
+    /// Whose rows they are, one after another.
+    pub(crate) sequences: &'a [SequenceSpan],
+    /// The adapter of each sequence; not looked at unless there are several.
+    pub(crate) adapters: &'a [Option<usize>],
+}
+
 impl<'a, B: Backend> CachedDecoder<'a, B> {
-    pub(crate) fn new(
-        model: &'a Model<B>,
-        adapter: Option<&'a AdapterOnDevice<B>>,
-        plan: CachePlan,
-    ) -> Result<Self> {
+    pub(crate) fn new(model: &'a Model<B>, adapters: &'a LoadedAdapters<B>, plan: CachePlan) -> Result<Self> {
         let (backend, config) = (&model.backend, &model.config);
         let activation_plan = ActivationPlan {
             m_max: plan.prefill_rows_max.max(plan.decode_rows_max),
-            lora_rank: adapter.map_or(0, |adapter| adapter.layout.rank()),
+            lora_rank: adapters.rank(),
             keep: Keep::Nothing,
         };
         let caches = (0..config.n_layers)
             .map(|_| Ok(backend.alloc_kv_cache(config.heads, plan.n_pages, plan.page_len)?))
             .collect::<Result<_>>()?;
         let step = Step {
-            adapter,
+            adapters,
+            of_row: backend.upload_u32(&vec![0; activation_plan.m_max])?,
             m: 0,
             ids: backend.upload_u32(&vec![0; activation_plan.m_max])?,
             positions: backend.upload_u32(&vec![0; activation_plan.m_max])?,
@@ -81,42 +90,32 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
         })
     }
 
-    /// Writes the keys and values of `ids`, whose rows `sequences` describe, into the cache.
-    pub(crate) fn prefill(&mut self, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
+    /// Writes the keys and values of all rows into the cache.
+    pub(crate) fn prefill(&mut self, input: PassInput<'_>) -> Result<()> {
         let Self {
             model, caches, step, ..
         } = self;
-        step.write(&model.backend, ids, sequences)?;
+        step.write(&model.backend, input)?;
         model.backend.step(|| step.forward(&model.backend, model, caches))
     }
 
     /// As [`Self::prefill`], and leaves the logits of every row in `logits [M, V]`.
-    pub(crate) fn logits(
-        &mut self,
-        ids: &[u32],
-        sequences: &[SequenceSpan],
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
+    pub(crate) fn logits(&mut self, input: PassInput<'_>, logits: &mut Vec<f32>) -> Result<()> {
         let Self {
             model, caches, step, ..
         } = self;
         let backend = &model.backend;
-        step.write(backend, ids, sequences)?;
+        step.write(backend, input)?;
         backend.step(|| {
             step.forward(backend, model, caches)?;
             step.logits(backend, model)
         })?;
-        logits.resize(ids.len() * model.config.vocab_size, 0.0);
+        logits.resize(input.ids.len() * model.config.vocab_size, 0.0);
         Ok(backend.read_f32(&step.logits, 0, logits)?)
     }
 
     /// As [`Self::prefill`], and gives the next token of every row, chosen as its row of `choices` says.
-    pub(crate) fn decode(
-        &mut self,
-        ids: &[u32],
-        sequences: &[SequenceSpan],
-        choices: &[SampleRow<'_>],
-    ) -> Result<Vec<u32>> {
+    pub(crate) fn decode(&mut self, input: PassInput<'_>, choices: &[SampleRow<'_>]) -> Result<Vec<u32>> {
         let Self {
             model,
             caches,
@@ -124,7 +123,7 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
             recordings,
         } = self;
         let backend = &model.backend;
-        step.write(backend, ids, sequences)?;
+        step.write(backend, input)?;
         backend.write_choices(&mut step.choices, choices, model.config.vocab_size)?;
         backend.step(|| {
             backend.replay(recordings, |backend| {
@@ -150,7 +149,12 @@ impl<'a, B: Backend> CachedDecoder<'a, B> {
 
 impl<B: Backend> Step<'_, B> {
     /// Takes in what the next pass runs.
-    fn write(&mut self, backend: &B, ids: &[u32], sequences: &[SequenceSpan]) -> Result<()> {
+    fn write(&mut self, backend: &B, input: PassInput<'_>) -> Result<()> {
+        let PassInput {
+            ids,
+            sequences,
+            adapters,
+        } = input;
         let positions: Vec<u32> = sequences
             .iter()
             .flat_map(|span| span.n_context - span.n_rows..span.n_context)
@@ -159,11 +163,23 @@ impl<B: Backend> Step<'_, B> {
         self.m = ids.len();
         backend.write_u32(&mut self.ids, ids)?;
         backend.write_u32(&mut self.positions, &positions)?;
+        if let LoadedAdapters::Several(_) = self.adapters {
+            let of_sequence = sequences.iter().zip(adapters);
+            let of_row: Vec<u32> = of_sequence
+                .flat_map(|(span, adapter)| {
+                    let pair = adapter.map_or(NO_PAIR, |adapter| adapter as u32);
+                    std::iter::repeat_n(pair, span.n_rows)
+                })
+                .collect();
+            backend.write_u32(&mut self.of_row, &of_row)?;
+        }
         Ok(backend.write_sequences(&mut self.sequences, sequences)?)
     }
 
     fn forward(&mut self, backend: &B, model: &Model<B>, caches: &mut [B::KvCache]) -> Result<()> {
         let Self {
+            adapters,
+            of_row,
             ids,
             positions,
             sequences,
@@ -172,7 +188,7 @@ impl<B: Backend> Step<'_, B> {
         } = self;
         let pass = Pass {
             is_of_documents: false,
-            ..model.pass(backend, positions, self.adapter, None, self.m)
+            ..model.pass(backend, positions, adapters.pass(of_row), None, self.m)
         };
         let mut caches = caches.iter_mut();
         model.forward(&pass, ids, activations, |_| Context::Paged {

@@ -7,9 +7,9 @@ use llamaduo_kernels::{AttentionSpec, Backend, Documents};
 use super::activations::{ActivationPlan, Activations, Keep, LayerActivations, Scratch};
 use super::attention_block::{AttentionBlock, HeadNorms};
 use super::feed_forward::{FeedForwardBlock, add_norm_stream, norm_spec, norm_stream};
-use super::linear::{AdapterOnDevice, DropoutStream, Linear};
+use super::linear::{DropoutStream, Linear};
 use super::post_norm::PostNorm;
-use super::{Context, Pass};
+use super::{AdapterOnDevice, Context, Pass, PassAdapters};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::local_model::BaseQuant;
@@ -84,7 +84,7 @@ impl<B: Backend> Model<B> {
         &'a self,
         backend: &'a B,
         positions: &'a B::U32,
-        adapter: Option<&'a AdapterOnDevice<B>>,
+        adapters: PassAdapters<'a, B>,
         dropout: Option<DropoutStream>,
         m: usize,
     ) -> Pass<'a, B> {
@@ -92,7 +92,7 @@ impl<B: Backend> Model<B> {
             backend,
             config: &self.config,
             positions,
-            adapter,
+            adapters,
             dropout: dropout.filter(|stream| stream.rate > 0.0),
             m,
             is_of_documents: true,
@@ -161,7 +161,7 @@ impl<B: Backend> Model<B> {
         let documents = Documents::of_lengths([m]);
         let device_ids = backend.upload_u32(ids)?;
         let positions = backend.upload_u32(&documents.positions())?;
-        let pass = self.pass(backend, &positions, adapter, None, m);
+        let pass = self.pass(backend, &positions, adapter.into(), None, m);
         self.forward(&pass, &device_ids, &mut activations, |_| {
             Context::Packed(&documents)
         })?;
@@ -187,7 +187,7 @@ impl<B: Backend> Model<B> {
         let ids = backend.upload_u32(&batch.ids)?;
         let labels = backend.upload_u32(&batch.labels)?;
         let positions = backend.upload_u32(&batch.documents.positions())?;
-        let pass = self.pass(backend, &positions, adapter, dropout, m);
+        let pass = self.pass(backend, &positions, adapter.into(), dropout, m);
         self.forward(&pass, &ids, activations, |_| Context::Packed(&batch.documents))?;
 
         let Activations {

@@ -2,39 +2,12 @@
 //!
 //! Invariant: `backward` is the exact gradient of `forward`; the weight and the bias get none.
 
-use llamaduo_kernels::{Backend, Dropout, LinearForward, LoraForward, LoraSlot, random};
+use llamaduo_kernels::{Backend, Dropout, LinearForward, Lora, LoraByRow, LoraForward, LoraSlot, random};
 
-use super::{Model, Pass};
-use crate::error::{Error, Result};
-use crate::lora::{Adapter, LinearName, LoraLayout};
-
-/// An adapter in the backend's memory.
-#[derive(Debug)]
-pub(crate) struct AdapterOnDevice<B: Backend> {
-    pub(crate) params: B::F32,
-    pub(crate) layout: LoraLayout,
-}
-
-impl<B: Backend> AdapterOnDevice<B> {
-    /// Takes an adapter into the model's backend. Fails when it was made for a model of other sizes.
-    pub(crate) fn upload(model: &Model<B>, adapter: &Adapter) -> Result<Self> {
-        let expected = LoraLayout::new(&model.config, adapter.config());
-        if *adapter.layout() != expected {
-            return Err(Error::AdapterMismatch {
-                expected: format!(
-                    "{} parameters in {} layers",
-                    expected.len(),
-                    model.config.n_layers
-                ),
-                found: format!("{} parameters of a model of other sizes", adapter.params().len()),
-            });
-        }
-        Ok(Self {
-            params: model.backend.upload_f32(adapter.params())?,
-            layout: expected,
-        })
-    }
-}
+use super::Pass;
+use super::adapters::PassAdapters;
+use crate::error::Result;
+use crate::lora::LinearName;
 
 /// Dropout of one micro-batch: each linear draws from its own stream under this key.
 #[derive(Clone, Copy, Debug)]
@@ -54,14 +27,36 @@ impl DropoutStream {
 }
 
 impl<'a, B: Backend> Pass<'a, B> {
-    fn lora(&self, layer: usize, name: LinearName) -> Option<(&'a B::F32, LoraSlot, Option<Dropout>)> {
-        let adapter = self.adapter?;
+    /// The pair that all rows have beside a linear, with its buffer.
+    fn pair(&self, layer: usize, name: LinearName) -> Option<(&'a B::F32, LoraSlot, Option<Dropout>)> {
+        let PassAdapters::One(adapter) = self.adapters else {
+            return None;
+        };
         let slot = adapter.layout.slot(layer, name)?;
         let dropout = self.dropout.map(|stream| Dropout {
             rate: stream.rate,
             key: random::key(&[stream.key, layer as u64, name.index() as u64]),
         });
         Some((&adapter.params, slot, dropout))
+    }
+
+    /// What is beside a linear; `h [M, R]` is for it.
+    fn lora(&self, layer: usize, name: LinearName, h: &'a mut B::F32) -> Option<Lora<'a, B>> {
+        if let PassAdapters::ByRow(set, of_row) = self.adapters {
+            return Some(Lora::ByRow(LoraByRow {
+                h,
+                params: &set.params,
+                pairs: set.pairs(layer, name)?,
+                of_row,
+            }));
+        }
+        let (params, slot, dropout) = self.pair(layer, name)?;
+        Some(Lora::One(LoraForward {
+            h,
+            params,
+            slot,
+            dropout,
+        }))
     }
 }
 
@@ -92,18 +87,10 @@ pub(crate) fn forward<B: Backend, const N: usize>(
     let biases = linears
         .each_ref()
         .map(|(linear, ..)| (linear.bias.as_ref(), linear.n_out));
-    let mut calls = linears.map(|(linear, y, h)| {
-        let pair = pass.lora(linear.layer, linear.name);
-        LinearForward {
-            y,
-            weight: &linear.weight,
-            lora: pair.map(|(params, slot, dropout)| LoraForward {
-                h,
-                params,
-                slot,
-                dropout,
-            }),
-        }
+    let mut calls = linears.map(|(linear, y, h)| LinearForward {
+        y,
+        weight: &linear.weight,
+        lora: pass.lora(linear.layer, linear.name, h),
     });
     match pass.is_of_documents {
         true => pass.backend.linears_of_documents(x, &mut calls, pass.m)?,
@@ -131,7 +118,7 @@ impl<B: Backend> Linear<B> {
         if let Some(dx) = dx.as_deref_mut() {
             pass.backend.matmul_backward(dx, dy, &self.weight, pass.m)?;
         }
-        if let Some((params, slot, dropout)) = pass.lora(self.layer, self.name) {
+        if let Some((params, slot, dropout)) = pass.pair(self.layer, self.name) {
             pass.backend
                 .lora_backward(dx, grads, dy, x, h, params, slot, dropout, pass.m)?;
         }

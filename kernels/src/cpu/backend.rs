@@ -22,6 +22,7 @@ impl Backend for Cpu {
     type Weight = CpuWeight;
     type KvCache = CpuKvCache;
     type Sequences = Vec<SequenceSpan>;
+    type LoraPairs = Vec<Option<LoraSlot>>;
     type Choices = CpuChoices;
     type Recordings = ();
 
@@ -173,6 +174,10 @@ impl Backend for Cpu {
             [n_heads, head_dim, m],
             Turn::Back,
         )
+    }
+
+    fn upload_pairs(&self, pairs: &[Option<LoraSlot>]) -> Result<Vec<Option<LoraSlot>>> {
+        Ok(pairs.to_vec())
     }
 
     fn linears(&self, x: &Vec<f32>, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {

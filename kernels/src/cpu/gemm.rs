@@ -88,6 +88,7 @@ pub(super) struct Link<'a> {
 /// A result `[M, N]`, whose chains go through its links in their order.
 pub(super) struct Chains<'a> {
     pub c: &'a mut [f32],
+    pub m: usize,
     pub n: usize,
     pub links: &'a [Link<'a>],
     pub start: Start,
@@ -111,14 +112,17 @@ impl Cpu {
             left: &left,
             right: b,
         }];
-        self.multiply_all(m, vec![Chains { c, n, links, start }]);
+        self.multiply_all(vec![Chains {
+            c,
+            m,
+            n,
+            links,
+            start,
+        }]);
     }
 
-    /// Computes several results of `m` rows at once, so that the threads part and meet but once.
-    pub(super) fn multiply_all(&self, m: usize, results: Vec<Chains<'_>>) {
-        if m == 0 {
-            return;
-        }
+    /// Computes several results at once, so that the threads part and meet but once.
+    pub(super) fn multiply_all(&self, results: Vec<Chains<'_>>) {
         let links = || results.iter().flat_map(|result| result.links);
         let unpacks = links().any(|link| !matches!(link.right, Right::Floats(_)));
         let n_tasks = match self.n_threads() {
@@ -127,14 +131,15 @@ impl Cpu {
             n if unpacks => 2 * n,
             n => TASKS_PER_THREAD * n,
         };
-        let work =
-            |result: &Chains<'_>| m * result.n * result.links.iter().map(|link| link.left.k).sum::<usize>();
+        let work = |result: &Chains<'_>| {
+            result.m * result.n * result.links.iter().map(|link| link.left.k).sum::<usize>()
+        };
         let work = results.iter().map(work).sum::<usize>() / WORK_PER_ELEMENT;
         let n_tiles: usize = results.iter().map(|result| result.n.div_ceil(TILE_COLUMNS)).sum();
         let n_parts = n_tasks.div_ceil(n_tiles.max(1));
         let tasks = results
             .into_iter()
-            .flat_map(|result| split(m, result, n_parts))
+            .flat_map(|result| split(result, n_parts))
             .collect();
         self.each(tasks, work, |task| self.run(task));
     }
@@ -247,9 +252,15 @@ impl Cpu {
 }
 
 /// Cuts a result into tiles of 32 columns, and into up to `n_parts` parts of its rows.
-fn split<'c>(m: usize, result: Chains<'c>, n_parts: usize) -> Vec<Task<'c>> {
-    let Chains { c, n, links, start } = result;
-    if n == 0 {
+fn split(result: Chains<'_>, n_parts: usize) -> Vec<Task<'_>> {
+    let Chains {
+        c,
+        m,
+        n,
+        links,
+        start,
+    } = result;
+    if m == 0 || n == 0 {
         return Vec::new();
     }
     let groups = RowGroups::of(m);

@@ -1,12 +1,14 @@
-//! Products with a frozen weight `[N, K]`, with and without a LoRA pair beside it, and the logits.
+//! Products with a frozen weight `[N, K]`, with and without LoRA beside it, and the logits.
 //!
-//! Invariant: an element is one chain through the weight's inputs and then through the pair's ranks, as if the pair's
-//! scaled `h` were R more features of the input.
+//! Invariant: an element is one chain through the weight's inputs and then through its row's pair's ranks, as if the
+//! pair's scaled `h` were R more features of the input.
+
+mod by_row;
 
 use super::gemm::{Chains, Left, Link, Product, Right, Start, View};
 use super::scratch::Scratch;
 use super::{Cpu, CpuWeight, check, lora};
-use crate::backend::{Dropout, LinearForward};
+use crate::backend::{Dropout, LinearForward, Lora, LoraSlot};
 use crate::error::Result;
 
 const OP: &str = "linears";
@@ -15,7 +17,10 @@ const OP: &str = "linears";
 struct Linear<'a> {
     y: &'a mut [f32],
     weight: &'a CpuWeight,
+    /// Of all rows.
     pair: Option<Pair<'a>>,
+    /// Of rows that have pairs of their own.
+    runs: Vec<by_row::Run<'a>>,
 }
 
 /// `A [R, K]` and `B [N, R]` beside a weight.
@@ -42,36 +47,66 @@ pub(super) fn forward(cpu: &Cpu, x: &[f32], linears: &mut [LinearForward<'_, Cpu
     let packed = cpu.pack(View::rows(x, k), m, k);
     let pairs = linears.iter_mut().filter_map(|linear| linear.pair.as_mut());
     down(cpu, x, &packed, pairs.collect(), m);
-    up(cpu, &packed, linears, m);
+    up(cpu, &packed, &mut linears, m);
+    by_row::add(cpu, x, linears);
     Ok(())
 }
 
 fn checked<'a>(linear: &'a mut LinearForward<'_, Cpu>, k: usize, m: usize) -> Result<Linear<'a>> {
     let (n, n_in) = linear.weight.shape();
     check::same(OP, "K of the weights", n_in, k)?;
-    let pair = match &mut linear.lora {
-        Some(lora) => {
-            check::same(OP, "n_in of the pair", lora.slot.n_in, k)?;
-            check::same(OP, "n_out of the pair", lora.slot.n_out, n)?;
+    let (mut pair, mut runs) = (None, Vec::new());
+    match &mut linear.lora {
+        Some(Lora::One(lora)) => {
             lora::check_rate(OP, lora.dropout)?;
-            let (a, b) = lora::factors(OP, lora.params, lora.slot)?;
-            let rank = lora.slot.rank;
-            Some(Pair {
-                h: check::part_mut(OP, "h", lora.h, &[m, rank])?,
-                a,
-                b,
-                rank,
-                scale: lora.slot.scale,
+            let h = check::part_mut(OP, "h", lora.h, &[m, lora.slot.rank])?;
+            let of_all = Pair::new(h, lora.params, lora.slot, [n, k])?;
+            pair = Some(Pair {
                 dropout: lora.dropout,
-            })
+                ..of_all
+            });
         }
-        None => None,
-    };
+        Some(Lora::ByRow(lora)) => runs = by_row::runs(lora, [m, n, k])?,
+        None => {}
+    }
     Ok(Linear {
         y: check::part_mut(OP, "y", linear.y, &[m, n])?,
         weight: linear.weight,
         pair,
+        runs,
     })
+}
+
+impl<'a> Pair<'a> {
+    /// The pair at `slot`, without dropout. Fails when it does not fit a linear of these N and K.
+    fn new(h: &'a mut [f32], params: &'a [f32], slot: LoraSlot, [n, k]: [usize; 2]) -> Result<Self> {
+        check::same(OP, "n_in of the pair", slot.n_in, k)?;
+        check::same(OP, "n_out of the pair", slot.n_out, n)?;
+        let (a, b) = lora::factors(OP, params, slot)?;
+        Ok(Self {
+            h,
+            a,
+            b,
+            rank: slot.rank,
+            scale: slot.scale,
+            dropout: None,
+        })
+    }
+
+    /// `A` as the right operand of a product of rows of K.
+    fn down(&self, k: usize) -> Right<'a> {
+        Right::Floats(View::rows(self.a, k).transposed())
+    }
+
+    /// `B` as the right operand of a product of rows of R.
+    fn up(&self) -> Right<'a> {
+        Right::Floats(View::rows(self.b, self.rank).transposed())
+    }
+
+    /// `scale * h` of `m` rows.
+    fn scaled<'h>(&'h self, cpu: &'h Cpu, m: usize) -> Left<'h> {
+        cpu.pack_scaled(View::rows(self.h, self.rank), m, self.rank, self.scale)
+    }
 }
 
 /// `h = drop(x) · Aᵀ` of every pair.
@@ -94,31 +129,29 @@ fn down(cpu: &Cpu, x: &[f32], packed: &Left<'_>, mut pairs: Vec<&mut Pair<'_>>, 
         .map(|(pair, dropped)| {
             [Link {
                 left: dropped.as_ref().unwrap_or(packed),
-                right: Right::Floats(View::rows(pair.a, k).transposed()),
+                right: pair.down(k),
             }]
         })
         .collect();
     let results = pairs.iter_mut().zip(&links).map(|(pair, links)| Chains {
         c: &mut *pair.h,
+        m,
         n: pair.rank,
         links,
         start: Start::Zero,
     });
-    cpu.multiply_all(m, results.collect());
+    cpu.multiply_all(results.collect());
 }
 
-/// `y = x · Wᵀ + scale * h · Bᵀ` of every linear.
-fn up(cpu: &Cpu, packed: &Left<'_>, linears: Vec<Linear<'_>>, m: usize) {
+/// `y = x · Wᵀ + scale * h · Bᵀ` of every linear, with the pairs of all rows.
+fn up(cpu: &Cpu, packed: &Left<'_>, linears: &mut [Linear<'_>], m: usize) {
     let (ys, beside): (Vec<_>, Vec<_>) = linears
-        .into_iter()
-        .map(|linear| (linear.y, (linear.weight, linear.pair)))
+        .iter_mut()
+        .map(|linear| (&mut *linear.y, (linear.weight, linear.pair.as_ref())))
         .unzip();
     let scaled: Vec<Option<Left<'_>>> = beside
         .iter()
-        .map(|(_, pair)| {
-            let Pair { h, rank, scale, .. } = pair.as_ref()?;
-            Some(cpu.pack_scaled(View::rows(h, *rank), m, *rank, *scale))
-        })
+        .map(|(_, pair)| Some(pair.as_ref()?.scaled(cpu, m)))
         .collect();
     let links: Vec<Vec<Link<'_>>> = beside
         .iter()
@@ -130,7 +163,7 @@ fn up(cpu: &Cpu, packed: &Left<'_>, linears: Vec<Linear<'_>>, m: usize) {
             };
             let pair = pair.as_ref().zip(scaled.as_ref()).map(|(pair, left)| Link {
                 left,
-                right: Right::Floats(View::rows(pair.b, pair.rank).transposed()),
+                right: pair.up(),
             });
             [weight].into_iter().chain(pair).collect()
         })
@@ -140,11 +173,12 @@ fn up(cpu: &Cpu, packed: &Left<'_>, linears: Vec<Linear<'_>>, m: usize) {
         .zip(beside.iter().zip(&links))
         .map(|(c, ((weight, _), links))| Chains {
             n: weight.shape().0,
+            m,
             c,
             links,
             start: Start::Zero,
         });
-    cpu.multiply_all(m, results.collect());
+    cpu.multiply_all(results.collect());
 }
 
 /// `logits [M, V] = x [M, C] · headᵀ`.

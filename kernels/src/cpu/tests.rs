@@ -5,6 +5,7 @@ mod attention;
 mod attention_paged;
 mod bf16;
 mod integers;
+mod lora_by_row;
 mod loss;
 mod math;
 mod memory;

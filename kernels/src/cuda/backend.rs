@@ -4,8 +4,8 @@
 //! `self.add(..)` is that one and not this.
 
 use super::{
-    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaRecordings, CudaSequences, CudaU32, CudaWeight,
-    LossInputs,
+    Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaPairs, CudaRecordings, CudaSequences, CudaU32,
+    CudaWeight, LossInputs,
 };
 use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, LoraSlot, RmsNormSpec,
@@ -23,6 +23,7 @@ impl Backend for Cuda {
     type Weight = CudaWeight;
     type KvCache = CudaKvCache;
     type Sequences = CudaSequences;
+    type LoraPairs = CudaPairs;
     type Choices = CudaChoices;
     type Recordings = CudaRecordings;
 
@@ -185,6 +186,10 @@ impl Backend for Cuda {
         m: usize,
     ) -> Result<()> {
         self.rope_both_backward(dq, dk, positions, frequencies, heads, m)
+    }
+
+    fn upload_pairs(&self, pairs: &[Option<LoraSlot>]) -> Result<CudaPairs> {
+        self.upload_pairs(pairs)
     }
 
     fn linears(&self, x: &CudaAct, linears: &mut [LinearForward<'_, Self>], m: usize) -> Result<()> {

@@ -7,8 +7,9 @@ use cudarc::driver::CudaView;
 
 use super::launch::Launch;
 use super::lora::check_pair;
-use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaNf4, Kernel, check};
-use crate::backend::LinearForward;
+use super::lora_by_row::check_by_row;
+use super::{Cuda, CudaAct, CudaBf16, CudaF32, CudaIndices, CudaNf4, Kernel, check};
+use crate::backend::{LinearForward, Lora};
 use crate::error::Result;
 use crate::weight::HostWeight;
 
@@ -35,17 +36,26 @@ impl CudaWeight {
 #[derive(Debug)]
 pub(super) struct PairEnd<'a> {
     pub(super) h: &'a CudaF32,
+    /// Of several pairs the whole buffer that they are in.
     pub(super) b: CudaView<'a, f32>,
+    /// Of one pair.
     pub(super) scale: f32,
+    /// Of several pairs the largest.
     pub(super) rank: i32,
+    /// Of several pairs where they are, and which of them each row has.
+    pub(super) by_row: Option<[&'a CudaIndices; 2]>,
 }
 
 impl<'a> Launch<'a> {
-    /// The pair as a product's last four parameters; null pointers for none.
+    /// What is beside the weight as a product's last six parameters; null pointers for nothing.
     pub(super) fn with_pair(self, pair: Option<&'a PairEnd<'_>>) -> Self {
-        match pair {
+        let launch = match pair {
             Some(pair) => self.with(pair.h).with(&pair.b).with(&pair.scale).with(&pair.rank),
             None => self.with(&0u64).with(&0u64).with(&0f32).with(&0i32),
+        };
+        match pair.and_then(|pair| pair.by_row) {
+            Some([several, of_row]) => launch.with(several).with(of_row),
+            None => launch.with(&0u64).with(&0u64),
         }
     }
 }
@@ -98,7 +108,8 @@ impl Cuda {
         }
         for LinearForward { y, weight, lora } in linears {
             let end = match lora {
-                Some(pair) => Some(self.lora_h(pair, x, m)?),
+                Some(Lora::One(pair)) => Some(self.lora_h(pair, x, m)?),
+                Some(Lora::ByRow(pairs)) => self.lora_h_by_row(pairs, x, [m, weight.shape().1])?,
                 None => None,
             };
             match weight {
@@ -147,7 +158,8 @@ fn check_linear(x: &CudaAct, linear: &LinearForward<'_, Cuda>, m: usize) -> Resu
     check::holds(OP, "y", linear.y, &[m, n])?;
     check::holds(OP, "x", x, &[m, k])?;
     match &linear.lora {
-        Some(pair) => check_pair(OP, pair, [m, n, k]),
+        Some(Lora::One(pair)) => check_pair(OP, pair, [m, n, k]),
+        Some(Lora::ByRow(pairs)) => check_by_row(pairs, [m, n, k]),
         None => Ok(()),
     }
 }

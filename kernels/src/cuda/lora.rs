@@ -48,7 +48,7 @@ fn places(op: &'static str, buffer: &CudaF32, slot: LoraSlot) -> Result<Places> 
 }
 
 /// The mask as the kernels take it: a rate of 0 keeps all.
-fn mask(op: &'static str, dropout: Option<Dropout>) -> Result<DropoutMask> {
+pub(super) fn mask(op: &'static str, dropout: Option<Dropout>) -> Result<DropoutMask> {
     let Dropout { rate, key } = dropout.unwrap_or(Dropout { rate: 0.0, key: 0 });
     check::setting(op, "dropout rate", "in [0, 1)", (0.0..1.0).contains(&rate))?;
     let factor = 1.0 / (1.0 - rate);
@@ -56,23 +56,36 @@ fn mask(op: &'static str, dropout: Option<Dropout>) -> Result<DropoutMask> {
 }
 
 /// Blocks of `ranks` ranks along the first axis.
-fn rank_blocks(op: &'static str, rank: usize, ranks: usize) -> Result<u32> {
+pub(super) fn rank_blocks(op: &'static str, rank: usize, ranks: usize) -> Result<u32> {
     check::blocks(op, "ranks", rank.div_ceil(ranks))
 }
 
-/// Fails unless the pair fits a linear of these M, N, K.
-pub(super) fn check_pair(
+/// Ranks that a block of one of the kernels of h makes.
+pub(super) fn ranks_of_block(kernel: Kernel) -> usize {
+    match kernel {
+        Kernel::LoraHRows16 => FEW_RANKS,
+        _ => RANKS,
+    }
+}
+
+/// Fails unless the pair at `slot` fits a linear of these M, N, K.
+pub(super) fn check_slot(
     op: &'static str,
-    pair: &LoraForward<'_, Cuda>,
+    params: &CudaF32,
+    slot: LoraSlot,
     [m, n, k]: [usize; 3],
 ) -> Result<()> {
-    let slot = pair.slot;
     check::same(op, "n_in of the pair", slot.n_in, k)?;
     check::same(op, "n_out of the pair", slot.n_out, n)?;
-    places(op, pair.params, slot)?;
-    mask(op, pair.dropout)?;
-    check::holds(op, "h", pair.h, &[m, slot.rank])?;
+    places(op, params, slot)?;
     dims(op, [m, slot.rank, k]).map(|_| ())
+}
+
+/// Fails unless the pair fits a linear of these M, N, K.
+pub(super) fn check_pair(op: &'static str, pair: &LoraForward<'_, Cuda>, shape: [usize; 3]) -> Result<()> {
+    check_slot(op, pair.params, pair.slot, shape)?;
+    mask(op, pair.dropout)?;
+    check::holds(op, "h", pair.h, &[shape[0], pair.slot.rank])
 }
 
 impl Cuda {
@@ -89,16 +102,12 @@ impl Cuda {
         let mask = mask(OP, pair.dropout)?;
         let [m_int, rank, k] = dims(OP, [m, slot.rank, slot.n_in])?;
         let (kernel, blocks_y) = rows(OP, [Kernel::LoraHRows16, Kernel::LoraHRows32], m)?;
-        let ranks = if kernel == Kernel::LoraHRows16 {
-            FEW_RANKS
-        } else {
-            RANKS
-        };
-        let grid = (rank_blocks(OP, slot.rank, ranks)?, blocks_y);
+        let grid = (rank_blocks(OP, slot.rank, ranks_of_block(kernel))?, blocks_y);
         let a = pair.params.slice(places.a);
         let launch = self.launch_grid(OP, kernel, grid, PRODUCT_THREADS);
         let launch = launch.with(&mut *pair.h).with(x).with(&a).with(&mask);
         let launch = launch.with(&m_int).with(&rank).with(&k);
+        let launch = launch.with(&0u64).with(&0u64);
         // SAFETY: `h` holds m rows of rank, `x` m rows of n_in, `a` rank rows of n_in.
         unsafe { launch.run() }?;
         Ok(PairEnd {
@@ -106,6 +115,7 @@ impl Cuda {
             b: pair.params.slice(places.b),
             scale: slot.scale,
             rank,
+            by_row: None,
         })
     }
 

@@ -11,6 +11,7 @@ use super::attention_paged::{
 use super::choose::{Row, seen_room};
 use super::cross_entropy::LOGITS_BYTES_MAX;
 use super::lora::PART_ROWS;
+use super::lora_by_row::PAIR_WORDS;
 use super::matmul_nf4::{TILE_K, TILE_N};
 use crate::dims::HeadDims;
 use crate::nf4::{SCALE_BLOCK_LEN, scale_values};
@@ -86,6 +87,11 @@ pub fn lora_backward(m: usize, rank: usize, widths: impl IntoIterator<Item = usi
         .into_iter()
         .map(parts)
         .fold(words(&[m, rank]), u64::saturating_add)
+}
+
+/// Where the pairs of `n_adapters` adapters beside one linear are.
+pub fn lora_pairs(n_adapters: usize) -> u64 {
+    words(&[n_adapters, PAIR_WORDS])
 }
 
 /// Beside its operands, attention's gradients of `m` rows; tiles of a single row each, which is the most there can be.

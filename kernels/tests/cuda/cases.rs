@@ -5,6 +5,7 @@
 mod attention;
 mod documents;
 mod lora;
+mod lora_by_row;
 mod norms;
 mod pointwise;
 mod products;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Case> {
     let mut cases = of_products();
     attention::add_to(&mut cases);
     lora::add_to(&mut cases);
+    lora_by_row::add_to(&mut cases);
     norms::add_to(&mut cases);
     pointwise::add_to(&mut cases);
     sampling::add_to(&mut cases);

@@ -5,7 +5,7 @@
 use llamaduo_kernels::cuda::{LossInputs, devices};
 use llamaduo_kernels::{
     AttentionSpec, Cuda, Device, DeviceError, Documents, DoubleQuant, Dropout, Error, HeadDims, HostWeight,
-    LinearForward, LoraForward, LoraSlot, NO_LABEL, Nf4Matrix, RmsNormSpec, SequenceSpan,
+    LinearForward, Lora, LoraForward, LoraSlot, NO_LABEL, Nf4Matrix, RmsNormSpec, SequenceSpan,
 };
 
 use crate::driver;
@@ -453,12 +453,12 @@ fn a_pair_that_does_not_fit_its_linear_is_refused_before_a_launch() {
         let linear = LinearForward {
             y: &mut cuda.alloc_act(2).unwrap(),
             weight: &weight,
-            lora: Some(LoraForward {
+            lora: Some(Lora::One(LoraForward {
                 h: &mut cuda.alloc_f32(1).unwrap(),
                 params: &params,
                 slot,
                 dropout: Some(Dropout { rate, key: 0 }),
-            }),
+            })),
         };
         cuda.linears(&x, &mut [linear], 1)
             .map_err(|error| error.to_string())

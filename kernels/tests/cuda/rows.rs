@@ -4,7 +4,7 @@
 
 use llamaduo_kernels::cuda::{CudaAct, Kernel};
 use llamaduo_kernels::{
-    Cuda, DoubleQuant, Dropout, Error, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix,
+    Cuda, DoubleQuant, Dropout, Error, HostWeight, LinearForward, Lora, LoraForward, LoraSlot, Nf4Matrix,
 };
 
 use crate::driver;
@@ -83,12 +83,12 @@ fn check_rows_of_products(cuda: &Cuda, linears: Linears) -> Vec<f32> {
         let linear = LinearForward {
             y: &mut y,
             weight: &weight,
-            lora: Some(LoraForward {
+            lora: Some(Lora::One(LoraForward {
                 h: &mut cuda.alloc_f32(m * 20).unwrap(),
                 params: &params,
                 slot,
                 dropout,
-            }),
+            })),
         };
         let x = cuda.upload_act(&x[..m * k]).unwrap();
         linears(cuda, &x, &mut [linear], m).unwrap();

@@ -136,7 +136,7 @@ async fn locally(
     let path = bench.models.resolve_for(&local_model.reference, attempt).await?;
     let (quantization, compute) = (local_model.quantization, local_model.compute);
     attempt.progress(progress(0, n_responses(&prompts, task), "responses"));
-    let requests = requests(&prompts, &task.settings, task.seed);
+    let requests = requests(&prompts, adapter.as_ref().map(|_| 0), &task.settings, task.seed);
     let samples: BTreeMap<u64, SampleId> = prompts
         .iter()
         .map(|(prompt_index, sample)| (u64::from(*prompt_index), sample.id()))
@@ -174,7 +174,7 @@ async fn locally(
                 ControlFlow::Continue(())
             }
         };
-        let completions = generate(model, adapter.as_ref(), &requests, &batch, &mut observe)?;
+        let completions = generate(model, adapter.as_slice(), &requests, &batch, &mut observe)?;
         attempt.check()?;
         let completions = completions.into_iter();
         completions
@@ -200,7 +200,7 @@ fn fitted(
         ..options
     };
     let batch = GenerationBatch {
-        lora: adapter.map(Adapter::config),
+        adapters: &[adapter.map(Adapter::config)],
         options,
         context: context_max(model, requests)?,
     };
@@ -212,7 +212,12 @@ fn fitted(
     Ok(fitted)
 }
 
-fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> Vec<GenerateRequest> {
+fn requests(
+    prompts: &[(u32, Sample)],
+    adapter: Option<usize>,
+    settings: &InferSettings,
+    seed: u64,
+) -> Vec<GenerateRequest> {
     let sampling = Sampling {
         temperature: settings.temperature,
         top_k: settings.top_k.unwrap_or(0) as usize,
@@ -230,6 +235,7 @@ fn requests(prompts: &[(u32, Sample)], settings: &InferSettings, seed: u64) -> V
     };
     let request = |(prompt_index, sample): &(u32, Sample)| GenerateRequest {
         id: u64::from(*prompt_index),
+        adapter,
         messages: super::train::messages(sample.prompt()),
         n: settings.responses_per_prompt as usize,
         options: options.clone(),

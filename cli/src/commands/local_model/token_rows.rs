@@ -53,7 +53,7 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
             path.display()
         )));
     }
-    let (model, adapter) = open(&arguments.model, output)?;
+    let (model, adapter) = open(&arguments.model, arguments.adapter.as_ref(), output)?;
     check_ids(model.config(), &rows).map_err(|error| refused(path, error))?;
     let loss = match n_predicted {
         0 => None,

@@ -4,7 +4,7 @@
 
 use llamaduo_kernels::cuda::CudaWeight;
 use llamaduo_kernels::{
-    Backend, Cuda, DoubleQuant, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix,
+    Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Lora, LoraForward, LoraSlot, Nf4Matrix,
 };
 
 use super::Saver;
@@ -80,12 +80,12 @@ impl Saver<'_> {
         let linear = LinearForward::<Cuda> {
             y: &mut y,
             weight: &weight,
-            lora: Some(LoraForward {
+            lora: Some(Lora::One(LoraForward {
                 h: &mut h,
                 params: &params_card,
                 slot,
                 dropout: None,
-            }),
+            })),
         };
         self.cuda.linears_of_documents(&x_card, &mut [linear], m)?;
         let (y, h_values) = (self.read_act(&y, m * n)?, self.read_f32(&h, m * r)?);

@@ -4,7 +4,7 @@
 
 use llamaduo_kernels::cuda::{CudaWeight, Kernel};
 use llamaduo_kernels::{
-    Backend, Cuda, DoubleQuant, HostWeight, LinearForward, LoraForward, LoraSlot, NO_LABEL,
+    Backend, Cuda, DoubleQuant, HostWeight, LinearForward, Lora, LoraForward, LoraSlot, NO_LABEL,
 };
 
 use super::clock::Clock;
@@ -122,12 +122,12 @@ impl Bench<'_> {
             let linear = LinearForward::<Cuda> {
                 y: &mut y[set],
                 weight: &weights[set],
-                lora: Some(LoraForward {
+                lora: Some(Lora::One(LoraForward {
                     h: &mut h,
                     params: &params,
                     slot,
                     dropout: None,
-                }),
+                })),
             };
             self.cuda.linears_of_documents(&x[set], &mut [linear], m)
         });

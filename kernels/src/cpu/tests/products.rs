@@ -6,7 +6,8 @@ use super::support::*;
 use crate::cpu::Isa;
 use crate::golden::assert_same_bits;
 use crate::{
-    Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, LoraForward, LoraSlot, Nf4Matrix,
+    Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, Lora, LoraForward, LoraSlot,
+    Nf4Matrix,
 };
 
 fn nf4(n: usize, k: usize) -> HostWeight {
@@ -204,15 +205,15 @@ fn slot() -> LoraSlot {
     }
 }
 
-struct Lora {
+struct LoraCase {
     x: Vec<f32>,
     params: Vec<f32>,
     dy: Vec<f32>,
 }
 
-fn lora_case() -> Lora {
+fn lora_case() -> LoraCase {
     let slot = slot();
-    Lora {
+    LoraCase {
         x: values(1, M * slot.n_in),
         params: values(2, slot.b_offset + slot.n_out * slot.rank + 3),
         dy: values(3, M * slot.n_out),
@@ -232,14 +233,14 @@ fn lora_forward(cpu: &Cpu, x: &[f32], params: &[f32], dropout: Option<Dropout>) 
     let linear = LinearForward {
         y: &mut y,
         weight: &cpu.load_weight(zero).unwrap(),
-        lora: Some(pair),
+        lora: Some(Lora::One(pair)),
     };
     cpu.linears(&x.to_vec(), &mut [linear], M).unwrap();
     (y, h)
 }
 
 /// `dx` and the gradients of the flat parameters, each added to what was there.
-fn lora_backward(cpu: &Cpu, case: &Lora, dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
+fn lora_backward(cpu: &Cpu, case: &LoraCase, dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
     let slot = slot();
     let (_, h) = lora_forward(cpu, &case.x, &case.params, dropout);
     let (mut dx, mut grads) = (vec![0.0; M * slot.n_in], vec![0.0; case.params.len()]);
@@ -301,7 +302,7 @@ fn linears_of_one_input_are_chains_through_the_weight_and_then_the_pair() {
         let with_pair = LinearForward {
             y: first,
             weight: &on_device[0],
-            lora: Some(pair),
+            lora: Some(Lora::One(pair)),
         };
         let without = LinearForward {
             y: second,
@@ -380,7 +381,7 @@ fn dropout_keeps_the_share_it_should_and_scales_it() {
         let linear = LinearForward {
             y: &mut vec![0.0; m],
             weight: &weight,
-            lora: Some(pair),
+            lora: Some(Lora::One(pair)),
         };
         cpu.linears(&vec![1.0; m * k], &mut [linear], m)
     };

@@ -3,7 +3,7 @@
 //! Invariant: see the table; the rows are the same on every card.
 
 use half::bf16;
-use llamaduo_kernels::{Backend, Cpu, Cuda, HostWeight, LinearForward, LoraForward, LoraSlot};
+use llamaduo_kernels::{Backend, Cpu, Cuda, HostWeight, LinearForward, Lora, LoraForward, LoraSlot};
 
 use super::products::{backward, backward_bits, code_and_scale, product_of_scaled, weight};
 use crate::case::{Case, EXACT, Output, Outputs, activations, numbers};
@@ -96,12 +96,12 @@ fn on_cpu(
     let linear = LinearForward {
         y: &mut y,
         weight: &cpu.load_weight(weight)?,
-        lora: (slot.rank > 0).then_some(LoraForward {
+        lora: (slot.rank > 0).then_some(Lora::One(LoraForward {
             h: &mut h,
             params: &params,
             slot,
             dropout: None,
-        }),
+        })),
     };
     cpu.linears_of_documents(&x.to_vec(), &mut [linear], m)?;
     Ok(y)
@@ -120,12 +120,12 @@ fn on_cuda(
     let linear = LinearForward {
         y: &mut y,
         weight: &cuda.load_weight(weight)?,
-        lora: (slot.rank > 0).then_some(LoraForward {
+        lora: (slot.rank > 0).then_some(Lora::One(LoraForward {
             h: &mut h,
             params: &params,
             slot,
             dropout: None,
-        }),
+        })),
     };
     cuda.linears_of_documents(&cuda.upload_act(x)?, &mut [linear], m)?;
     let mut got = vec![0.0; m * slot.n_out];

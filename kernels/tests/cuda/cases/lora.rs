@@ -2,7 +2,7 @@
 //!
 //! Invariant: see the table.
 
-use llamaduo_kernels::{Backend, Dropout, Error, HostWeight, LinearForward, LoraForward, LoraSlot};
+use llamaduo_kernels::{Backend, Dropout, Error, HostWeight, LinearForward, Lora, LoraForward, LoraSlot};
 
 use super::products::{SAME_WEIGHTS, product, weight};
 use crate::case::{Bound, Case, Output, activations, numbers};
@@ -129,24 +129,24 @@ fn linear(cases: &mut Vec<Case>, shape: Shape, is_nf4: bool, dropout: Option<Dro
             let mut linears = [LinearForward {
                 y: &mut expected_y,
                 weight: &cpu.load_weight(host.clone())?,
-                lora: Some(LoraForward {
+                lora: Some(Lora::One(LoraForward {
                     h: &mut expected_h,
                     params: &params,
                     slot,
                     dropout,
-                }),
+                })),
             }];
             cpu.linears(&x, &mut linears, m)?;
             let (mut y, mut h) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * rank)?);
             let linear = LinearForward {
                 y: &mut y,
                 weight: &cuda.load_weight(host)?,
-                lora: Some(LoraForward {
+                lora: Some(Lora::One(LoraForward {
                     h: &mut h,
                     params: &cuda.upload_f32(&params)?,
                     slot,
                     dropout,
-                }),
+                })),
             };
             cuda.linears(&cuda.upload_act(&x)?, &mut [linear], m)?;
             let (mut got_y, mut got_h) = (vec![0.0; m * n], vec![0.0; m * rank]);
