@@ -132,7 +132,7 @@ struct Keys {
     template <bool COUNT> __device__ __forceinline__ u64 find(u64 place) {
         u64 known = 0, above = 0;
         for (int shift = 62; shift >= 0; shift -= 2) {
-            u64 sums[5] = {0, 0, 0, 0, 0}; // from digit 1, 2 and 3 on; number and sum of the keys that may be it
+            u64 sums[5] = {0, 0, 0, 0, 0}; // from digit 1, 2 and 3 on; sum and number of the keys that may be it
             for (int i = threadIdx.x % 32; i < n_mine; i += 32) {
                 u64 key = mine[i], measure = COUNT ? 1 : key >> ID_BITS;
                 if ((key ^ known) >> shift >> 2)
@@ -140,12 +140,12 @@ struct Keys {
 #pragma unroll
                 for (int digit = 1; digit < 4; digit++)
                     sums[digit - 1] += (key >> shift & 3) >= digit ? measure : 0;
-                sums[3] += 1;
-                sums[4] += key;
+                sums[3] += key;
+                sums[4] += 1;
             }
             sum(sums);
-            if (sums[3] == 1)
-                return sums[4];
+            if (sums[4] == 1)
+                return sums[3];
             u64 rest = place - above;
             u64 digit = sums[2] > rest ? 3 : sums[1] > rest ? 2 : sums[0] > rest ? 1 : 0;
             above += digit == 3 ? 0 : digit == 2 ? sums[2] : digit == 1 ? sums[1] : sums[0];

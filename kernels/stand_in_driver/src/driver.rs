@@ -29,6 +29,7 @@ pub(crate) struct Driver {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Function {
+    module_handle: u64,
     pub(crate) module: Arc<Module>,
     pub(crate) kernel: String,
     /// Most dynamic shared memory a launch may ask for.
@@ -122,12 +123,15 @@ impl Driver {
 
     pub(crate) fn unload(&mut self, module: u64) -> Result<(), Code> {
         let known = self.modules.remove(&module).is_some();
+        self.functions
+            .retain(|_, function| function.module_handle != module);
         known
             .then_some(())
             .ok_or_else(|| fail(INVALID_HANDLE, "no such module"))
     }
 
     pub(crate) fn function(&mut self, module: u64, kernel: String) -> Result<u64, Code> {
+        let module_handle = module;
         let module = self
             .modules
             .get(&module)
@@ -136,6 +140,7 @@ impl Driver {
             return Err(fail(NOT_FOUND, &format!("the module has no kernel {kernel}")));
         }
         let function = Function {
+            module_handle,
             module: Arc::clone(module),
             kernel,
             shared_bytes_max: SHARED_BYTES_PLAIN,

@@ -29,7 +29,7 @@ pub(crate) unsafe extern "C" fn cuModuleLoadData(module: *mut Handle, image: *co
     }
 }
 
-/// Forgets a module; its functions keep what they need.
+/// Forgets a module and its functions; graphs keep what they need.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn cuModuleUnload(module: Handle) -> Code {
     code(driver().unload(as_number(module)))

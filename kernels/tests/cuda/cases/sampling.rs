@@ -52,41 +52,90 @@ fn logits(row: usize, n_vocab: usize) -> Vec<f32> {
     }
 }
 
+/// A row of a case.
+struct Row {
+    logits: Vec<f32>,
+    spec: SampleSpec,
+    random: u64,
+    seen: Vec<u32>,
+}
+
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for n_vocab in [1, 31, 33, 257, 2053] {
         for (index, spec) in SPECS.chunks(1).enumerate() {
-            choose(cases, n_vocab, 15, index, spec);
+            turns(cases, n_vocab, 15, index, spec);
         }
-        choose(cases, n_vocab, 33, 8, &SPECS);
+        turns(cases, n_vocab, 33, 8, &SPECS);
     }
-    choose(cases, 128_256, 2, 9, &SPECS[6..]);
+    turns(cases, 128_256, 2, 9, &SPECS[6..]);
+    for (index, spec) in [0, 3, 4, 5].map(|index| SPECS[index]).into_iter().enumerate() {
+        let name = format!("choose: one likely token, settings {index}");
+        choose(cases, name, LIKELY_VOCAB, move || likely(spec));
+    }
 }
 
 /// `m` rows that take the settings by turns.
-fn choose(cases: &mut Vec<Case>, n_vocab: usize, m: usize, seed: usize, specs: &'static [SampleSpec]) {
+fn turns(cases: &mut Vec<Case>, n_vocab: usize, m: usize, seed: usize, specs: &'static [SampleSpec]) {
+    let row = move |row: usize| Row {
+        logits: logits(row, n_vocab),
+        spec: specs[row % specs.len()],
+        random: match row % 7 {
+            5 => 0,
+            6 => (1 << 53) - 1,
+            _ => (u64::from(random::word(seed as u64, row as u64)) << 21) | row as u64,
+        },
+        seen: (0..7 * row as u32)
+            .map(|i| (i * 37 + row as u32) % (n_vocab as u32 + 3))
+            .collect(),
+    };
     let name = format!("choose: V {n_vocab}, M {m}, settings {seed}");
+    choose(cases, name, n_vocab, move || (0..m).map(row).collect());
+}
+
+/// So many that a thread of a block reads four logits, and a lane four keys of its warp.
+const LIKELY_VOCAB: usize = 4 * 1024;
+
+/// Rows of one likely token, one half as likely and others that are not; in each the likely one is where another turn of
+/// the kernel's loops begins to read. The largest random number asks for the last token that is left, 0 for the first.
+fn likely(spec: SampleSpec) -> Vec<Row> {
+    let of_blocks = (0..4).map(|turn| 1024 * turn);
+    let of_warps = (1..4).map(|turn| 32 * turn);
+    let row = |likely: usize| {
+        let mut logits = vec![-9.0; LIKELY_VOCAB];
+        logits[likely] = 4.0;
+        logits[7] = 3.3;
+        let spec = SampleSpec {
+            top_k: spec.top_k.min(2),
+            top_p: spec.top_p.max(0.75),
+            ..spec
+        };
+        [0, (1 << 53) - 1].map(|random| Row {
+            logits: logits.clone(),
+            spec,
+            random,
+            seen: Vec::new(),
+        })
+    };
+    of_blocks.chain(of_warps).flat_map(row).collect()
+}
+
+/// The rows on both backends.
+fn choose(
+    cases: &mut Vec<Case>,
+    name: String,
+    n_vocab: usize,
+    make: impl Fn() -> Vec<Row> + Send + Sync + 'static,
+) {
     cases.push(Case::new(name, move |cpu, cuda| {
-        let all: Vec<f32> = (0..m).flat_map(|row| logits(row, n_vocab)).collect();
-        let seen: Vec<Vec<u32>> = (0..m as u32)
-            .map(|row| {
-                (0..7 * row)
-                    .map(|i| (i * 37 + row) % (n_vocab as u32 + 3))
-                    .collect()
-            })
-            .collect();
-        let rows: Vec<SampleRow<'_>> = seen
-            .iter()
-            .enumerate()
-            .map(|(row, seen)| SampleRow {
-                spec: specs[row % specs.len()],
-                random: match row % 7 {
-                    5 => 0,
-                    6 => (1 << 53) - 1,
-                    _ => (u64::from(random::word(seed as u64, row as u64)) << 21) | row as u64,
-                },
-                seen,
-            })
-            .collect();
+        let made = make();
+        let m = made.len();
+        let all: Vec<f32> = made.iter().flat_map(|row| row.logits.iter().copied()).collect();
+        let rows = made.iter().map(|row| SampleRow {
+            spec: row.spec,
+            random: row.random,
+            seen: &row.seen,
+        });
+        let rows: Vec<SampleRow<'_>> = rows.collect();
         let (mut expected, mut got) = (vec![0; m], vec![0; m]);
         let mut choices = cpu.alloc_choices(m)?;
         cpu.write_choices(&mut choices, &rows, n_vocab)?;
