@@ -73,6 +73,9 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
             }
         }
     }
+    // the only pair of a block is that of the row with which the second half of a warp's rows begins
+    let (m, n, k, is_nf4) = (97, 33, 64, true);
+    by_row(cases, Shape { m, n, k, is_nf4 }, Mix::Last);
     for (n, k) in [(1, 1), (31, 33), (40, 264)] {
         for m in [1, 2, 16, 17, 33] {
             for mix in [Mix::Alternating, Mix::Sorted, Mix::Last] {
