@@ -2,8 +2,15 @@
 //!
 //! Invariant: a value made by one device is never given to another: that is an error that names the operation.
 
+mod dispatch;
+mod either;
+
 use std::fmt;
 use std::time::Duration;
+
+use dispatch::{linears, make, on};
+pub use either::Either;
+use either::mixed;
 
 use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, Lora, LoraByRow, LoraForward,
@@ -62,15 +69,6 @@ impl AnyBackend {
     }
 }
 
-/// What one of the two holds.
-#[derive(Debug)]
-pub enum Either<C, D> {
-    /// In the machine's memory.
-    Cpu(C),
-    /// In a device's memory.
-    Cuda(D),
-}
-
 type Act = Either<Vec<f32>, CudaAct>;
 type F32 = Either<Vec<f32>, CudaF32>;
 type U32 = Either<Vec<u32>, CudaU32>;
@@ -79,98 +77,6 @@ type KvCache = Either<CpuKvCache, CudaKvCache>;
 type Sequences = Either<Vec<SequenceSpan>, CudaSequences>;
 type LoraPairs = Either<Vec<Option<LoraSlot>>, CudaPairs>;
 type Choices = Either<CpuChoices, CudaChoices>;
-
-fn mixed(op: &'static str) -> Error {
-    Error::Setting {
-        op,
-        what: "all operands",
-        expected: "on the device that computes",
-    }
-}
-
-impl<C, D> Either<C, D> {
-    fn cpu(&self, op: &'static str) -> Result<&C> {
-        match self {
-            Self::Cpu(value) => Ok(value),
-            Self::Cuda(_) => Err(mixed(op)),
-        }
-    }
-
-    fn cpu_mut(&mut self, op: &'static str) -> Result<&mut C> {
-        match self {
-            Self::Cpu(value) => Ok(value),
-            Self::Cuda(_) => Err(mixed(op)),
-        }
-    }
-
-    fn cuda(&self, op: &'static str) -> Result<&D> {
-        match self {
-            Self::Cuda(value) => Ok(value),
-            Self::Cpu(_) => Err(mixed(op)),
-        }
-    }
-
-    fn cuda_mut(&mut self, op: &'static str) -> Result<&mut D> {
-        match self {
-            Self::Cuda(value) => Ok(value),
-            Self::Cpu(_) => Err(mixed(op)),
-        }
-    }
-}
-
-/// An operation whose operands are all on the device that computes.
-macro_rules! on {
-    ($backend:ident.$op:ident($($operand:ident),*; $($value:expr),*)) => {
-        match ($backend, $($operand),*) {
-            (Self::Cpu(backend), $(Either::Cpu($operand)),*) => Backend::$op(backend, $($operand,)* $($value),*),
-            (Self::Cuda(backend), $(Either::Cuda($operand)),*) => {
-                Backend::$op(&**backend, $($operand,)* $($value),*)
-            }
-            _ => Err(mixed(stringify!($op))),
-        }
-    };
-}
-
-/// What makes a value.
-macro_rules! make {
-    ($backend:ident.$op:ident($($value:expr),*)) => {
-        match $backend {
-            Self::Cpu(backend) => Backend::$op(backend, $($value),*).map(Either::Cpu),
-            Self::Cuda(backend) => Backend::$op(&**backend, $($value),*).map(Either::Cuda),
-        }
-    };
-}
-
-/// The same linears with the operands of one device, given to its `$op`.
-macro_rules! linears {
-    ($backend:expr, $op:ident, $x:expr, $linears:expr, $m:expr, $get:ident, $get_mut:ident) => {{
-        const OP: &str = stringify!($op);
-        let mut linears = Vec::with_capacity($linears.len());
-        for LinearForward { y, weight, lora } in $linears {
-            let lora = match lora {
-                Some(Lora::One(pair)) => Some(Lora::One(LoraForward {
-                    h: pair.h.$get_mut(OP)?,
-                    params: pair.params.$get(OP)?,
-                    slot: pair.slot,
-                    dropout: pair.dropout,
-                })),
-                Some(Lora::ByRow(pairs)) => Some(Lora::ByRow(LoraByRow {
-                    h: pairs.h.$get_mut(OP)?,
-                    params: pairs.params.$get(OP)?,
-                    pairs: pairs.pairs.$get(OP)?,
-                    of_row: pairs.of_row.$get(OP)?,
-                })),
-                None => None,
-            };
-            linears.push(LinearForward {
-                y: y.$get_mut(OP)?,
-                weight: weight.$get(OP)?,
-                lora,
-            });
-        }
-        Backend::$op($backend, $x.$get(OP)?, &mut linears, $m)
-    }};
-}
 
 impl Backend for AnyBackend {
     type Act = Act;

@@ -11,5 +11,6 @@ mod conformance;
 mod device;
 mod driver;
 mod mutations;
+mod neighbours;
 mod replay;
 mod rows;
