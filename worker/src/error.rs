@@ -237,7 +237,9 @@ impl Error {
 fn device_failure(error: &DeviceError) -> FailureKind {
     match error {
         DeviceError::OutOfMemory { .. } => FailureKind::OutOfMemory,
-        DeviceError::DriverTooOld { .. } | DeviceError::DeviceTooOld { .. } => FailureKind::Permanent,
+        DeviceError::DriverTooOld { .. }
+        | DeviceError::DeviceTooOld { .. }
+        | DeviceError::NoKernel { .. } => FailureKind::Permanent,
         DeviceError::NoDriver
         | DeviceError::DriverFails { .. }
         | DeviceError::NoDevice { .. }
