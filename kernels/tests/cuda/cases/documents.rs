@@ -20,12 +20,14 @@ pub(crate) fn add_to(cases: &mut Vec<Case>) {
     ] {
         linear(cases, [m, n, k], None);
     }
-    // a pair of ranks that are no whole step, of more than a stage holds, and one that begins anywhere
+    // a pair of ranks that are no whole step, of more than a stage holds, one that begins anywhere, and one of rows that
+    // are not aligned, whose last piece is not whole
     for (m, n, k, rank, a_offset) in [
         (1, 33, 64, 5, 0),
         (257, 40, 320, 32, 1),
         (70, 64, 64, 80, 0),
         (40, 136, 128, 64, 2),
+        (40, 72, 64, 63, 0),
     ] {
         linear(cases, [m, n, k], Some((rank, a_offset)));
     }
