@@ -282,6 +282,16 @@ pub enum Error {
         /// What came out.
         value: f64,
     },
+    /// A response from which no token can be chosen.
+    #[error(
+        "no next token can be chosen {}: the largest logit is not a finite number; the model's or the adapter's numbers are \
+         damaged, take an earlier adapter or fetch the files again",
+        match adapter { Some(number) => format!("with adapter {number}, counted from 0"), None => "by the base".to_owned() }
+    )]
+    NoToken {
+        /// The number of the adapter that the response goes through.
+        adapter: Option<usize>,
+    },
     /// An adapter is of a kind that the engine cannot run.
     #[error(
         "the adapter uses {what}, which is not supported; supported is plain LoRA on the blocks' linears"

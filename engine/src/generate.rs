@@ -302,7 +302,7 @@ pub(crate) fn generate_ids<B: Backend>(
         .collect())
 }
 
-/// The adapters that the prompts name; one that all of them do is held alone, as in training.
+/// One adapter that all prompts name is held alone, as in training; where they differ, all that were given are.
 fn load<B: Backend>(
     model: &Model<B>,
     adapters: &[Adapter],

@@ -53,7 +53,8 @@ pub(crate) struct Eval {
 pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
-    /// Directory of a PEFT adapter, or none for the base alone; where it is repeated, all of them answer in one batch.
+    /// Directory of a PEFT adapter, or none for the base alone (a directory of that name is ./none); where it is repeated,
+    /// all of them answer in one batch.
     #[arg(long = "adapter", value_name = "DIR")]
     pub(crate) adapters: Vec<PathBuf>,
     /// What the user says.
@@ -108,14 +109,11 @@ pub(crate) enum Bench {
 pub(crate) struct BenchModel {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
-    /// Directory of a PEFT adapter; where it is repeated, the prompts have them in turn.
-    #[arg(long = "adapter", value_name = "DIR")]
-    pub(crate) adapters: Vec<PathBuf>,
     /// Compute threads; one for each core when absent.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     /// Make up the weights at the shapes that the model's config.json gives; it needs no other file.
-    #[arg(long, conflicts_with = "adapters")]
+    #[arg(long)]
     pub(crate) random_weights: bool,
 }
 
@@ -123,6 +121,9 @@ pub(crate) struct BenchModel {
 pub(crate) struct BenchGenerate {
     #[command(flatten)]
     pub(crate) model: BenchModel,
+    /// Directory of a PEFT adapter; where it is repeated, the prompts of a batch have them in turn.
+    #[arg(long = "adapter", value_name = "DIR", conflicts_with = "random_weights")]
+    pub(crate) adapters: Vec<PathBuf>,
     /// Prompts answered together; one run for each number.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: Vec<u32>,

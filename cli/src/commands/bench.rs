@@ -4,7 +4,7 @@
 
 mod kernels;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llamaduo_engine::bench::{GenerateSizes, TrainSizes, time_generation, time_training};
@@ -34,6 +34,8 @@ struct Measured<R> {
 #[derive(Serialize)]
 struct GenerateRun {
     batch: usize,
+    /// Adapters that the prompts had in turn; a batch of fewer prompts has as many.
+    adapters: usize,
     prompt_tokens: usize,
     new_tokens: usize,
     /// Prompt tokens in a second, until every response has its first token.
@@ -72,7 +74,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
         adapters,
         load_seconds,
         threads,
-    } = open(&arguments.model, output)?;
+    } = open(&arguments.model, &arguments.adapters, output)?;
     let (prompt_tokens, new_tokens) = (arguments.prompt_tokens as usize, arguments.new_tokens as usize);
     let context_len = model.config().context_len;
     if prompt_tokens + new_tokens > context_len {
@@ -95,6 +97,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
         let (prefill, decode) = (times.prefill.as_secs_f64(), times.decode.as_secs_f64());
         runs.push(GenerateRun {
             batch: sizes.batch,
+            adapters: adapters.len().min(sizes.batch),
             prompt_tokens,
             new_tokens,
             prefill_tokens_per_s: (sizes.batch * prompt_tokens) as f64 / prefill,
@@ -113,8 +116,12 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
     output.result(&measured, || {
         let mut lines = vec![measured.heading()];
         lines.extend(measured.runs.iter().map(|run| {
+            let adapters = match run.adapters {
+                0 | 1 => String::new(),
+                n => format!("   {n} adapters"),
+            };
             format!(
-                "batch {:>3}   prefill {:>8.1} tokens/s   decode {:>8.1} tokens/s   together {:>8.1} tokens/s",
+                "batch {:>3}   prefill {:>8.1} tokens/s   decode {:>8.1} tokens/s   together {:>8.1} tokens/s{adapters}",
                 run.batch,
                 run.prefill_tokens_per_s,
                 run.decode_tokens_per_s.unwrap_or(f64::NAN),
@@ -127,11 +134,6 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
 }
 
 fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
-    if !arguments.model.adapters.is_empty() {
-        return Err(Error::Usage(
-            "bench train trains an adapter of its own; leave --adapter away and give its --rank".to_owned(),
-        ));
-    }
     let compute = arguments.model.model.compute;
     if compute != compute.for_training() {
         return Err(Error::Usage(format!(
@@ -144,7 +146,7 @@ fn train(arguments: &BenchTrain, output: &Output) -> Result<Exit> {
         load_seconds,
         threads,
         ..
-    } = open(&arguments.model, output)?;
+    } = open(&arguments.model, &[], output)?;
     let sizes = TrainSizes {
         batch: arguments.batch as usize,
         seq: arguments.seq as usize,
@@ -223,7 +225,7 @@ struct Opened {
     threads: usize,
 }
 
-fn open(arguments: &BenchModel, output: &Output) -> Result<Opened> {
+fn open(arguments: &BenchModel, adapters: &[PathBuf], output: &Output) -> Result<Opened> {
     let threads = arguments.threads.map(|n| n as usize);
     let (begun, (model, adapters)) = match arguments.random_weights {
         true => {
@@ -233,11 +235,11 @@ fn open(arguments: &BenchModel, output: &Output) -> Result<Opened> {
             (begun, (LocalModel::open(files, &options)?, Vec::new()))
         }
         false => {
-            let path = local_model::find(&arguments.model, &arguments.adapters, output)?;
+            let path = local_model::find(&arguments.model, adapters, output)?;
             let begun = Instant::now();
             (
                 begun,
-                local_model::load(&path, &arguments.model, &arguments.adapters, threads, output)?,
+                local_model::load(&path, &arguments.model, adapters, threads, output)?,
             )
         }
     };

@@ -4,8 +4,9 @@
 //! be thrown away.
 //!
 //! The pages that a prompt fills whole are written once and shared by all its responses, and by other prompts of the same
-//! adapter as far as they begin alike; the rest of the prompt, less than a page, is run again for each. Prefill stops one token short: the prompt's last token is a response's first
-//! decoded row, so logits are only ever made for rows that are sampled from.
+//! adapter as far as they begin alike; the rest of the prompt, less than a page, is run again for each. Prefill stops one
+//! token short: the prompt's last token is a response's first decoded row, so logits are only ever made for rows that are
+//! sampled from.
 //!
 //! Rows of one adapter follow one another, which is what the backend does best with.
 
@@ -18,7 +19,7 @@ use super::pages::Pages;
 use super::prefixes::Prefixes;
 use super::response::Response;
 use super::{BatchOptions, Completion, GenerateEvent, PromptIds, TokenLogprob};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{CachePlan, CachedDecoder, LoadedAdapters, Model, PassInput};
 use crate::tokenizer::Tokenizer;
 
@@ -295,7 +296,10 @@ impl<'a, B: Backend> Batcher<'a, B> {
             seen,
         });
         let choices: Vec<SampleRow<'_>> = choices.collect();
-        let chosen = self.decoder.decode(rows.input(), &choices)?;
+        let chosen = self
+            .decoder
+            .decode(rows.input(), &choices)
+            .map_err(|error| self.name_adapter(error))?;
         for (row, (sequence, id)) in self.active.iter_mut().zip(chosen).enumerate() {
             let request = self.prompts[sequence.prompt].request;
             let options = &request.options;
@@ -319,6 +323,19 @@ impl<'a, B: Backend> Batcher<'a, B> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Says in the words of a request whose row no token could be chosen from.
+    fn name_adapter(&self, error: Error) -> Error {
+        let Error::Kernel(llamaduo_kernels::Error::NotFinite { row, .. }) = &error else {
+            return error;
+        };
+        match self.active.get(*row) {
+            Some(sequence) => Error::NoToken {
+                adapter: self.prompts[sequence.prompt].request.adapter,
+            },
+            None => error,
+        }
     }
 
     /// What was asked and said so far, where it matters.

@@ -89,7 +89,13 @@ pub fn fit_generation(base: Base<'_>, batch: GenerationBatch<'_>, room: u64) -> 
         }
         if fitted.options.max_batch <= 1 {
             return Err(Error::NotEnoughMemory {
-                what: format!("one response of up to {} tokens with its prompt", batch.context),
+                what: match batch.adapters.len() {
+                    0 | 1 => format!("one response of up to {} tokens with its prompt", batch.context),
+                    n => format!(
+                        "one response of up to {} tokens with its prompt, by one of {n} adapters,",
+                        batch.context
+                    ),
+                },
                 needed,
                 room,
                 remedy: generation_remedy(base, fitted, room),
@@ -136,6 +142,14 @@ fn generation_remedy(base: Base<'_>, batch: GenerationBatch<'_>, room: u64) -> S
         remedies.push(format!(
             "prompts and responses of together at most {context} tokens"
         ));
+    }
+    let n_adapters = batch.adapters.len();
+    let fewer = largest(n_adapters, |n| {
+        let adapters = &batch.adapters[..n];
+        fits(base, GenerationBatch { adapters, ..batch })
+    });
+    if let Some(n) = fewer.filter(|_| n_adapters > 1) {
+        remedies.push(format!("at most {n} adapters at a time"));
     }
     with_base(
         base,

@@ -271,8 +271,12 @@ fn try_in_processes(test: &str) -> Tried {
         })
         .collect();
     let mut tried = Tried::default();
-    for process in processes {
-        let output = process.wait_with_output().unwrap();
+    // all have ended before one's failure is told
+    let outputs: Vec<_> = processes
+        .into_iter()
+        .map(|process| process.wait_with_output().unwrap())
+        .collect();
+    for output in outputs {
         let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         assert!(output.status.success(), "{out}\n{err}");
         tried.add(&out);

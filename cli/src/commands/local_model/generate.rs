@@ -117,7 +117,11 @@ pub(in crate::commands) fn generate(arguments: &Generate, output: &Output) -> Re
         },
         (None, _) => ControlFlow::Continue(()),
     };
-    let batch = BatchOptions::default();
+    // so that all answers grow at once: the pages are those that they need, however many that are
+    let batch = BatchOptions {
+        cache_bytes_max: usize::MAX,
+        ..BatchOptions::default()
+    };
     let completions = llamaduo_engine::generate(&model, &adapters, &requests, &batch, observe)?;
     if let Some(failure) = printed.as_mut().and_then(Printed::failure) {
         return match failure.kind() {
