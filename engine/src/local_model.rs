@@ -71,6 +71,11 @@ impl LocalModel<AnyBackend> {
         self.model.backend.load_time()
     }
 
+    /// Why a CUDA device runs without the kernels that are best for it, if it does.
+    pub fn kernels_left_out(&self) -> Option<&str> {
+        self.model.backend.kernels_left_out()
+    }
+
     /// What the model runs on, in words.
     pub fn device(&self) -> String {
         self.model.backend.to_string()

@@ -52,7 +52,9 @@ pub(crate) fn open_on_hopper(family: &str, quant: BaseQuant) -> LocalModel<Cuda>
     llamaduo_stand_in_driver::play(Some((9, 0)));
     let cuda = Cuda::new(0);
     llamaduo_stand_in_driver::play(None);
-    LocalModel::with_backend(cuda.unwrap(), golden_model(family), quant).unwrap()
+    let cuda = cuda.unwrap();
+    assert_eq!((cuda.info().capability, cuda.left_out()), ((9, 0), None));
+    LocalModel::with_backend(cuda, golden_model(family), quant).unwrap()
 }
 
 /// ChatML, as its templates have it.

@@ -58,7 +58,7 @@ struct Weight {
         int first_row = m0 + threadIdx.x / STEP_PIECES;
 #pragma unroll 1 // it is rare: registers matter more
         for (int i = 0; i < ROW_COPIES; i++)
-            stage.rows[i * ROWS_APART][rows.slot] = row_piece(dy, first_row + i * ROWS_APART, m, column, n);
+            *(stage.rows[i * ROWS_APART] + rows.slot) = row_piece(dy, first_row + i * ROWS_APART, m, column, n);
     }
 
     __device__ __forceinline__ void copy_units(Stage &stage, int) {

@@ -60,6 +60,14 @@ impl AnyBackend {
         }
     }
 
+    /// Why Hopper's own kernels are left out on a card that could run them, if they are.
+    pub fn kernels_left_out(&self) -> Option<&str> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(backend) => backend.left_out(),
+        }
+    }
+
     /// Threads that compute: the CPU's, or the one that gives a CUDA device its work.
     pub fn n_threads(&self) -> usize {
         match self {

@@ -21,6 +21,7 @@ pub(crate) mod device;
 mod elementwise;
 mod embed;
 mod gated;
+mod hopper_check;
 mod launch;
 mod linear;
 mod lora;
@@ -77,6 +78,8 @@ pub struct Cuda {
     /// By [`Kernel`]'s number; `None` for what this card does not run.
     functions: Arc<[Option<CudaFunction>]>,
     info: DeviceInfo,
+    /// Why Hopper's own kernels are left out on a card that could run them; `None` where they are not.
+    left_out: Option<Arc<str>>,
     load_time: Duration,
     /// What operations leave for one another.
     kept: Arc<Kept>,
@@ -87,19 +90,37 @@ pub struct Cuda {
 impl Cuda {
     /// Opens device `ordinal` and lets the driver compile the kernels for it. Fails with a sentence where there is no
     /// driver, no such device, or one that is too old.
+    ///
+    /// Hopper's own kernels are compared with those for every card first, by a few launches; where they do not load or
+    /// differ they are left out, and [`Cuda::left_out`] says why.
     pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        let begin = Instant::now();
+        let opened = Self::open_unchecked(ordinal)?;
+        let cuda = match opened.architectures().contains(&Architecture::Hopper) {
+            true => hopper_check::checked(opened)?,
+            false => opened,
+        };
+        Ok(Self {
+            load_time: begin.elapsed(),
+            ..cuda
+        })
+    }
+
+    /// The same without comparing: for tests of kernels that are wrong on purpose.
+    pub fn open_unchecked(ordinal: usize) -> Result<Self, DeviceError> {
         let info = device::find(ordinal)?;
         let begin = Instant::now();
         let context = device::open(ordinal)?;
         let stream = context
             .new_stream()
             .map_err(|error| DeviceError::driver("making a stream", error))?;
-        let functions = ptx::load(&context, info.capability)?;
+        let (functions, left_out) = ptx::load(&context, info.capability)?;
         let kept = Arc::new(Kept::new(&stream, false));
         Ok(Self {
             stream,
             functions: functions.into(),
             info,
+            left_out: left_out.map(Arc::from),
             load_time: begin.elapsed(),
             kept,
             recorder: None,
@@ -115,12 +136,21 @@ impl Cuda {
         }
     }
 
+    /// The same without Hopper's own kernels, and why.
+    fn without_hopper(self, reason: &str) -> Self {
+        Self {
+            left_out: Some(Arc::from(reason)),
+            ..self
+        }
+    }
+
     /// The same device, and the same recorder if there is one.
     pub(crate) fn share(&self) -> Self {
         Self {
             stream: Arc::clone(&self.stream),
             functions: Arc::clone(&self.functions),
             info: self.info.clone(),
+            left_out: self.left_out.clone(),
             load_time: self.load_time,
             kept: Arc::clone(&self.kept),
             recorder: self.recorder.clone(),
@@ -140,9 +170,23 @@ impl Cuda {
         &self.info
     }
 
-    /// How long opening the device took, the driver's compilation of the kernels included; the driver caches that.
+    /// How long opening the device took, the driver's compilation of the kernels and their check included; the driver caches
+    /// what it has compiled.
     pub fn load_time(&self) -> Duration {
         self.load_time
+    }
+
+    /// Whose kernels it runs, the best for it last.
+    pub fn architectures(&self) -> Vec<Architecture> {
+        let mut architectures = self.info.architectures();
+        architectures.retain(|architecture| self.left_out.is_none() || *architecture != Architecture::Hopper);
+        architectures
+    }
+
+    /// Why Hopper's own kernels are left out on a card that could run them, if they are: those for every card are used in
+    /// their place.
+    pub fn left_out(&self) -> Option<&str> {
+        self.left_out.as_deref()
     }
 
     /// Why this card does not run `kernel`, if it does not.
@@ -150,8 +194,14 @@ impl Cuda {
         self.function(kernel).err()
     }
 
-    /// Fails with [`DeviceError::NoKernel`] where the card does not run it.
+    /// Fails with [`DeviceError::NoKernel`] where the card does not run it, with [`DeviceError::LeftOut`] where it might.
     fn function(&self, kernel: Kernel) -> Result<&CudaFunction, DeviceError> {
+        if let (Some(reason), Architecture::Hopper) = (&self.left_out, kernel.source().architecture()) {
+            return Err(DeviceError::LeftOut {
+                kernel: kernel.name(),
+                reason: Arc::clone(reason),
+            });
+        }
         let function = self.functions[kernel as usize].as_ref();
         function.ok_or(DeviceError::NoKernel {
             kernel: kernel.name(),

@@ -239,7 +239,8 @@ fn device_failure(error: &DeviceError) -> FailureKind {
         DeviceError::OutOfMemory { .. } => FailureKind::OutOfMemory,
         DeviceError::DriverTooOld { .. }
         | DeviceError::DeviceTooOld { .. }
-        | DeviceError::NoKernel { .. } => FailureKind::Permanent,
+        | DeviceError::NoKernel { .. }
+        | DeviceError::LeftOut { .. } => FailureKind::Permanent,
         DeviceError::NoDriver
         | DeviceError::DriverFails { .. }
         | DeviceError::NoDevice { .. }

@@ -1,6 +1,7 @@
 //! `doctor`: what this machine has to run local models on.
 //!
-//! Invariant: what is said to work was tried just now: kernels that are said to load were loaded.
+//! Invariant: what is said to work was tried just now: kernels that are said to load were loaded, and Hopper's own compared
+//! with the others.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ struct CudaFound {
     driver_cuda: String,
     /// Whose kernels were loaded, the best for it last: `baseline` for every card, `Hopper` its own.
     kernels: Vec<&'static str>,
+    /// Why Hopper's own kernels are left out where the card could run them; null where they are not.
+    kernels_left_out: Option<String>,
     /// Seconds that opening it with all of them took; null where it failed.
     kernels_load_seconds: Option<f64>,
     /// Why the kernels cannot be loaded.
@@ -87,9 +90,8 @@ fn kernel_cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
 
 fn try_device(info: &DeviceInfo) -> CudaFound {
     let opened: std::result::Result<Cuda, DeviceError> = Cuda::new(info.ordinal);
-    let loaded = opened
-        .as_ref()
-        .map_or(Vec::new(), |cuda| cuda.info().architectures());
+    let loaded = opened.as_ref().map_or(Vec::new(), Cuda::architectures);
+    let left_out = opened.as_ref().ok().and_then(Cuda::left_out);
     CudaFound {
         device: format!("cuda:{}", info.ordinal),
         name: info.name.clone(),
@@ -98,6 +100,7 @@ fn try_device(info: &DeviceInfo) -> CudaFound {
         multiprocessors: info.n_multiprocessors,
         driver_cuda: format!("{}.{}", info.cuda_version / 1000, info.cuda_version % 1000 / 10),
         kernels: loaded.into_iter().map(Architecture::name).collect(),
+        kernels_left_out: left_out.map(str::to_owned),
         kernels_load_seconds: opened.as_ref().ok().map(|cuda| cuda.load_time().as_secs_f64()),
         problem: opened.err().map(|error| error.to_string()),
     }
@@ -129,6 +132,9 @@ impl Machine {
                 }
                 (None, None) => String::new(),
             });
+            lines.extend(found.kernels_left_out.as_ref().map(|reason| {
+                format!("  Hopper's own kernels are left out, training uses the baseline's: {reason}")
+            }));
         }
         if !self.cuda.is_empty() {
             lines.push(match &self.kernel_cache {
@@ -189,9 +195,18 @@ mod tests {
         assert_eq!(with(&[]), None);
     }
 
-    #[test]
-    fn a_card_that_is_too_old_is_listed_with_the_reason() {
-        let found = CudaFound {
+    /// On a machine with this card.
+    fn text_with(found: CudaFound) -> String {
+        let machine = Machine {
+            cuda: vec![found],
+            no_cuda: None,
+            ..look()
+        };
+        machine.text()
+    }
+
+    fn old_card() -> CudaFound {
+        CudaFound {
             device: "cuda:0".to_owned(),
             name: "Old".to_owned(),
             compute_capability: "7.5".to_owned(),
@@ -199,23 +214,39 @@ mod tests {
             multiprocessors: 40,
             driver_cuda: "12.4".to_owned(),
             kernels: Vec::new(),
+            kernels_left_out: None,
             kernels_load_seconds: None,
             problem: Some("too old".to_owned()),
-        };
-        let machine = Machine {
-            cuda: vec![found],
-            no_cuda: None,
-            ..look()
-        };
-        let text = machine.text();
+        }
+    }
+
+    #[test]
+    fn a_card_that_is_too_old_is_listed_with_the_reason() {
+        let text = text_with(old_card());
         assert!(
             text.contains("cuda:0: Old, compute capability 7.5, 15.9 GiB"),
             "{text}"
         );
         assert!(text.contains("its kernels do not load: too old"), "{text}");
+        assert!(!text.contains("left out"), "{text}");
         assert!(
             text.contains("the driver keeps compiled kernels in") || text.contains("CUDA_CACHE_PATH"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn kernels_that_are_left_out_are_told_with_the_reason() {
+        let text = text_with(CudaFound {
+            compute_capability: "9.0".to_owned(),
+            kernels: vec![Architecture::Baseline.name()],
+            kernels_left_out: Some("a product differs".to_owned()),
+            kernels_load_seconds: Some(1.0),
+            problem: None,
+            ..old_card()
+        });
+        assert!(text.contains("its kernels (baseline) load in 1.00 s"), "{text}");
+        let left_out = "Hopper's own kernels are left out, training uses the baseline's: a product differs";
+        assert!(text.contains(left_out), "{text}");
     }
 }

@@ -69,6 +69,14 @@ pub enum DeviceError {
         /// The device's, major and minor.
         capability: (i32, i32),
     },
+    /// A kernel that the card could run but for what came out when it was opened.
+    #[error("kernel {kernel} is left out on this card, with all that are Hopper's own: {reason}")]
+    LeftOut {
+        /// Its name.
+        kernel: &'static str,
+        /// What came out.
+        reason: Arc<str>,
+    },
     /// The device's memory is full.
     #[error(
         "the CUDA device has no room {}; take a smaller batch or shorter samples, or see with `nvidia-smi` who else uses it",

@@ -46,8 +46,8 @@ pub(super) struct Call {
     starts: Vec<usize>,
 }
 
-/// Most parameters of a kernel, about: room that is set aside.
-const N_PARAMETERS: usize = 12;
+/// Room that is set aside: a product with an NF4 weight and pairs has most, of which none is longer than a word.
+const N_PARAMETERS: usize = 15;
 
 /// A launch whose parameters are being gathered; its buffers are held until it runs.
 pub(super) struct Launch<'a> {

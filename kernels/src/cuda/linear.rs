@@ -47,12 +47,17 @@ pub(super) struct PairEnd<'a> {
 }
 
 impl<'a> Launch<'a> {
-    /// What is beside the weight as a product's last six parameters; null pointers for nothing.
-    pub(super) fn with_pair(self, pair: Option<&'a PairEnd<'_>>) -> Self {
-        let launch = match pair {
+    /// One pair as four parameters; null pointers for none.
+    pub(super) fn with_one_pair(self, pair: Option<&'a PairEnd<'_>>) -> Self {
+        match pair {
             Some(pair) => self.with(pair.h).with(&pair.b).with(&pair.scale).with(&pair.rank),
             None => self.with(&0u64).with(&0u64).with(&0f32).with(&0i32),
-        };
+        }
+    }
+
+    /// What is beside the weight as a product's last six parameters; null pointers for nothing.
+    pub(super) fn with_pair(self, pair: Option<&'a PairEnd<'_>>) -> Self {
+        let launch = self.with_one_pair(pair);
         match pair.and_then(|pair| pair.by_row) {
             Some([several, of_row]) => launch.with(several).with(of_row),
             None => launch.with(&0u64).with(&0u64),
@@ -82,7 +87,7 @@ impl Cuda {
     }
 
     /// See [`Backend::linears_of_documents`](crate::Backend::linears_of_documents): with NF4 weights Hopper has a kernel of
-    /// its own.
+    /// its own, but for linears whose pairs differ from row to row.
     pub fn linears_of_documents(
         &self,
         x: &CudaAct,

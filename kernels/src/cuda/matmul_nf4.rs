@@ -224,7 +224,8 @@ impl Cuda {
         self.tiles(op, kernel, [m, n_columns], HOPPER_TILE)
     }
 
-    /// The same by Hopper's own kernel, for any number of rows. Fails on another card.
+    /// The same by Hopper's own kernel, for any number of rows. It knows one pair for all of them: others are left to the
+    /// kernels for every card. Fails on another card.
     pub(super) fn forward_nf4_hopper(
         &self,
         y: &mut CudaAct,
@@ -234,14 +235,19 @@ impl Cuda {
         m: usize,
     ) -> Result<()> {
         const OP: &str = "matmul_nf4_hopper";
+        if pair.is_some_and(|pair| pair.by_row.is_some()) {
+            return self.forward_nf4(y, x, weight, pair, m);
+        }
         let (n, k) = weight.shape();
         check::holds(OP, "y", y, &[m, n])?;
         check::holds(OP, "x", x, &[m, k])?;
         let [m_int, n_int, k_int] = dims(OP, [m, n, k])?;
         let launch = self.hopper(OP, Kernel::MatmulNf4Hopper, [m, n], k)?;
         let launch = launch.with(y).with(x).with_nf4(weight);
-        let launch = launch.with(&m_int).with(&n_int).with(&k_int).with_pair(pair);
-        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked.
+        let launch = launch.with(&m_int).with(&n_int).with(&k_int);
+        let launch = launch.with_one_pair(pair);
+        // SAFETY: `y` holds m rows of n, `x` m rows of k; the weight was packed for n and k; the pair was checked, and is
+        // one for all rows, as the kernel's last four parameters have it.
         unsafe { launch.run() }
     }
 

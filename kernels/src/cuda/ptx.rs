@@ -183,25 +183,45 @@ impl Kernel {
     }
 }
 
-/// Loads the modules that a card of this compute capability runs; a function for each kernel, by its number, `None` where
-/// it is in none of them.
+/// A function for each kernel, by its number; `None` where it is in no module that was loaded.
+type Functions = Vec<Option<CudaFunction>>;
+
+/// Loads the modules that a card of this compute capability runs. Where one of Hopper's own does not load, all of them are
+/// left out, and the second part says why. Fails where one for every card does not load, or the device fails.
 pub(super) fn load(
     context: &Arc<CudaContext>,
     capability: (i32, i32),
-) -> Result<Vec<Option<CudaFunction>>, DeviceError> {
-    let mut modules = Vec::with_capacity(Source::ALL.len());
-    for source in Source::ALL {
-        let is_run = source.architecture().runs_on(capability);
-        let module = is_run.then(|| context.load_module(Ptx::from_src(source.ptx())));
-        let module = module.transpose();
-        modules.push(
-            module.map_err(|error| DeviceError::driver("compiling the kernels for the device", error))?,
-        );
+) -> Result<(Functions, Option<String>), DeviceError> {
+    let mut functions: Functions = Kernel::ALL.iter().map(|_| None).collect();
+    let mut left_out = None;
+    for &source in Source::ALL {
+        let architecture = source.architecture();
+        if !architecture.runs_on(capability) {
+            continue;
+        }
+        match (load_source(source, context, &mut functions), architecture) {
+            (Ok(()), _) => {}
+            (Err(error @ DeviceError::Driver { .. }), Architecture::Hopper) => {
+                left_out = Some(format!("{}.ptx: {error}", source.name()));
+            }
+            (Err(error), _) => return Err(error),
+        }
     }
-    let function = |kernel: &Kernel| match &modules[kernel.source() as usize] {
-        Some(module) => kernel.load(module).map(Some),
-        None => Ok(None),
-    };
-    let functions: Result<_, DriverError> = Kernel::ALL.iter().map(function).collect();
-    functions.map_err(|error| DeviceError::driver("finding a kernel", error))
+    Ok((functions, left_out))
+}
+
+fn load_source(
+    source: Source,
+    context: &Arc<CudaContext>,
+    functions: &mut Functions,
+) -> Result<(), DeviceError> {
+    let module = context.load_module(Ptx::from_src(source.ptx()));
+    let module =
+        module.map_err(|error| DeviceError::driver("compiling the kernels for the device", error))?;
+    for &kernel in Kernel::ALL.iter().filter(|kernel| kernel.source() == source) {
+        let function = kernel.load(&module);
+        functions[kernel as usize] =
+            Some(function.map_err(|error| DeviceError::driver("finding a kernel", error))?);
+    }
+    Ok(())
 }

@@ -5,7 +5,8 @@
 //! step holds just now, and what a step does differently, if only in the size of a grid, is another graph.
 //!
 //! What changes from step to step lies in buffers that are overwritten before. Within a step nothing is allocated, copied
-//! or waited for; one that does any of that runs launch by launch.
+//! or waited for; one that does any of that runs launch by launch, each time after a try to record it, so that its host's part
+//! is done twice. This crate logs nothing, so that shows only in [`CudaRecordings::is_empty`] and in its time.
 #![expect(unsafe_code, reason = "launching, and graphs that another thread may hold")]
 
 use std::fmt;
@@ -117,15 +118,28 @@ impl Cuda {
         Ok(self.launch_all(recordings, recorded.calls)?)
     }
 
-    /// Launches the graph of `calls`, which is made if there is none.
+    /// Launches `calls` as a graph; one by one where there is no room for the graph.
     fn launch_all(&self, recordings: &mut CudaRecordings, calls: Vec<Call>) -> Result<()> {
+        match self.launch_graph(recordings, &calls) {
+            Err(error) if matches!(error.device(), Some(DeviceError::OutOfMemory { .. })) => {
+                // Nothing was launched. Later steps are recorded again, with the room that this gives.
+                recordings.steps.clear();
+                self.kept.clear();
+                self.submit_all(&calls)
+            }
+            done => done,
+        }
+    }
+
+    /// Launches the graph of `calls`, which is made if there is none.
+    fn launch_graph(&self, recordings: &mut CudaRecordings, calls: &[Call]) -> Result<()> {
         let steps = &mut recordings.steps;
-        match steps.iter().position(|(of, _)| *of == calls) {
+        match steps.iter().position(|(of, _)| of == calls) {
             Some(known) => steps[..=known].rotate_right(1),
             None => {
-                let graph = self.capture(&calls)?;
+                let graph = self.capture(calls)?;
                 steps.truncate(GRAPHS_MAX - 1);
-                steps.insert(0, (calls, graph));
+                steps.insert(0, (calls.to_vec(), graph));
             }
         }
         match steps.first_mut() {
@@ -137,14 +151,19 @@ impl Cuda {
         }
     }
 
+    /// Gives all launches of the calling step to the driver.
+    fn submit_all(&self, calls: &[Call]) -> Result<()> {
+        // SAFETY: each was made with its parameters for this step, which still borrows their buffers.
+        calls.iter().try_for_each(|call| unsafe { self.submit(OP, call) })
+    }
+
     fn capture(&self, calls: &[Call]) -> Result<Graph> {
         let stream = self.stream(OP)?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream
             .begin_capture(mode)
             .map_err(|error| failed("capturing a step", error))?;
-        // SAFETY: the launches of the calling step, whose buffers it still borrows.
-        let given = calls.iter().try_for_each(|call| unsafe { self.submit(OP, call) });
+        let given = self.submit_all(calls);
         // A capture that has begun is ended whatever came of it: the stream is of no use before.
         let captured = stream.end_capture(sys::CUgraphInstantiate_flags(0));
         given?;

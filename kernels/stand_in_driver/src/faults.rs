@@ -19,6 +19,8 @@ pub(crate) enum Call {
     Move,
     /// A kernel or a graph is launched.
     Launch,
+    /// What a graph launches is made of a capture.
+    Instantiate,
     /// A module is loaded.
     Load,
     /// The context is asked for.
@@ -33,6 +35,7 @@ impl Call {
             "allocate" => Some(Self::Allocate),
             "move" => Some(Self::Move),
             "launch" => Some(Self::Launch),
+            "instantiate" => Some(Self::Instantiate),
             "load" => Some(Self::Load),
             "open" => Some(Self::Open),
             _ => None,
@@ -56,7 +59,7 @@ struct Faults {
     /// Who holds the context.
     n_holders: usize,
     /// Calls so far, by [`Call`].
-    n_calls: [u64; 6],
+    n_calls: [u64; 7],
 }
 
 /// Errors after which the driver's header calls a context unusable: a device's memory or a kernel failed.

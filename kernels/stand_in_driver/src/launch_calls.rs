@@ -149,6 +149,9 @@ pub(crate) unsafe extern "C" fn cuGraphInstantiateWithFlags(
     graph: Handle,
     _flags: u64,
 ) -> Code {
+    if let Err(code) = check(Call::Instantiate) {
+        return code;
+    }
     let mut driver = driver();
     let Some(work) = driver.graphs.get(&as_number(graph)).cloned() else {
         return INVALID_HANDLE;

@@ -53,7 +53,7 @@ fn fail(call: &str, nth: u64, code: i32, everywhere: bool) {
     assert!(known, "there is no call {call}");
 }
 
-/// This thread's `nth` call from now on of `allocate`, `move`, `launch`, `load` or `open` fails with `code`.
+/// This thread's `nth` call from now on of `allocate`, `move`, `launch`, `instantiate`, `load` or `open` fails with `code`.
 pub fn fail_here(call: &str, nth: u64, code: i32) {
     fail(call, nth, code, false);
 }

@@ -21,6 +21,7 @@ pub(crate) const LENGTHS: [usize; 6] = [1, 31, 33, 257, 2048, 2053];
 pub(crate) fn of_documents() -> Vec<Case> {
     let mut cases = Vec::new();
     documents::add_to(&mut cases);
+    lora_by_row::add_documents_to(&mut cases);
     cases
 }
 

@@ -11,7 +11,9 @@ use crate::{cases, driver};
 
 #[test]
 fn the_device_agrees_with_the_cpu() {
-    println!("{}", check(&driver::open().unwrap(), cases::all()));
+    let cuda = driver::open().unwrap();
+    assert_eq!(cuda.left_out(), None);
+    println!("{}", check(&cuda, cases::all()));
 }
 
 #[test]
@@ -21,6 +23,7 @@ fn so_does_hopper_with_its_own_kernels() {
         return;
     }
     let cuda = driver::open_as(driver::HOPPER).unwrap();
+    assert_eq!(cuda.info().capability, driver::HOPPER);
     println!("{}", check(&cuda, cases::of_products()));
 }
 

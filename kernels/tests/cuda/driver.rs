@@ -39,22 +39,48 @@ pub(crate) const ADA: (i32, i32) = (8, 9);
 /// The only compute capability for which there are kernels of its own.
 pub(crate) const HOPPER: (i32, i32) = (9, 0);
 
+/// A way to open a device by its number.
+type Open = fn(usize) -> Result<Cuda, DeviceError>;
+
 /// A stand-in of this compute capability, opened anew.
 pub(crate) fn open_as(capability: (i32, i32)) -> Result<Cuda, DeviceError> {
+    playing(capability, Cuda::new)
+}
+
+fn playing(capability: (i32, i32), open: Open) -> Result<Cuda, DeviceError> {
     // SAFETY: the signature is the one of the stand-in's source.
     let play: Symbol<'_, extern "C" fn(c_int, c_int)> =
         unsafe { stand_in().get(b"stand_in_play\0") }.unwrap();
     play(capability.0, capability.1);
-    let cuda = Cuda::new(0);
+    let cuda = open(0);
     play(0, 0);
     cuda
 }
 
-/// The same with `replacement` in the place of the module `original`.
+/// The same with `replacement` in the place of the module `original`, which runs however wrong it is.
 pub(crate) fn open_with(
     capability: (i32, i32),
     original: &str,
     replacement: &str,
+) -> Result<Cuda, DeviceError> {
+    replacing(original, replacement, || {
+        playing(capability, Cuda::open_unchecked)
+    })
+}
+
+/// The same as a program opens it.
+pub(crate) fn open_checked_with(
+    capability: (i32, i32),
+    original: &str,
+    replacement: &str,
+) -> Result<Cuda, DeviceError> {
+    replacing(original, replacement, || open_as(capability))
+}
+
+fn replacing(
+    original: &str,
+    replacement: &str,
+    open: impl FnOnce() -> Result<Cuda, DeviceError>,
 ) -> Result<Cuda, DeviceError> {
     // SAFETY: the signature is the one of the stand-in's source.
     let replace: Symbol<'_, unsafe extern "C" fn(*const c_char, *const c_char)> =
@@ -62,7 +88,7 @@ pub(crate) fn open_with(
     let [from, to] = [original, replacement].map(|text| CString::new(text).unwrap());
     // SAFETY: both texts end with a zero byte and are copied.
     unsafe { replace(from.as_ptr(), to.as_ptr()) };
-    let cuda = open_as(capability);
+    let cuda = open();
     // SAFETY: null ends the replacement.
     unsafe { replace(ptr::null(), ptr::null()) };
     cuda

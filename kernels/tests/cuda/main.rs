@@ -10,6 +10,7 @@ mod cases;
 mod conformance;
 mod device;
 mod driver;
+mod hopper_check;
 mod mutations;
 mod neighbours;
 mod replay;

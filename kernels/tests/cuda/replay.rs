@@ -185,6 +185,50 @@ fn a_step_that_a_graph_does_not_hold_runs_without_one() {
 }
 
 #[test]
+fn a_step_for_whose_graph_there_is_no_room_runs_without_one() {
+    if driver::is_real() {
+        println!("skipped: a real device is not made to fail");
+        return;
+    }
+    llamaduo_stand_in_driver::load().unwrap();
+    const OUT_OF_MEMORY: i32 = 2;
+    let cuda = driver::open().unwrap();
+    let mut recordings = CudaRecordings::default();
+    let x = cuda.upload_act(&[1.0, 2.0]).unwrap();
+    let mut y = cuda.alloc_act(2).unwrap();
+    let mut expected = [0.0; 2];
+    let mut step = |recordings: &mut CudaRecordings, n_adds: usize| {
+        cuda.replay_step(recordings, |cuda| {
+            (0..n_adds).try_for_each(|_| cuda.add(&mut y, &x, 2))
+        })
+        .unwrap();
+        let mut sum = [0.0; 2];
+        cuda.read_act(&y, 0, &mut sum).unwrap();
+        let added = n_adds as f32;
+        expected = [expected[0] + added, expected[1] + 2.0 * added];
+        assert_eq!(sum, expected);
+        graphs_launched()
+    };
+    graphs_launched();
+    // while the second launch is captured, when the graph is made of them, when it is launched for the first time
+    for (call, nth) in [("launch", 2), ("instantiate", 1), ("launch", 4)] {
+        assert_eq!(step(&mut recordings, 1), (vec![1], 0));
+        assert_eq!(recordings.len(), 1);
+        llamaduo_stand_in_driver::fail_here(call, nth, OUT_OF_MEMORY);
+        assert_eq!(step(&mut recordings, 3), (vec![], 3), "{call}");
+        // others go too, which makes room
+        assert!(recordings.is_empty());
+        assert_eq!(step(&mut recordings, 3), (vec![3], 0));
+        assert_eq!(recordings.len(), 1);
+        recordings = CudaRecordings::default();
+    }
+    // any other failure is one
+    llamaduo_stand_in_driver::fail_here("instantiate", 1, 1);
+    let failed = cuda.replay_step(&mut recordings, |cuda| cuda.add(&mut y, &x, 2));
+    assert!(matches!(failed, Err(Error::Device { .. })), "{failed:?}");
+}
+
+#[test]
 fn a_step_that_fails_has_launched_nothing() {
     let cuda = driver::open().unwrap();
     let mut recordings = CudaRecordings::default();

@@ -72,6 +72,13 @@ impl Loaded {
                 let model = LocalModel::open(files, &options)?;
                 let kernels_load_seconds = model.kernels_load_time().map(|time| time.as_secs_f64());
                 tracing::debug!(device = model.device(), kernels_load_seconds, "model loaded");
+                if let Some(reason) = model.kernels_left_out() {
+                    tracing::warn!(
+                        device = model.device(),
+                        reason,
+                        "Hopper's own kernels are left out, those for every card are used in their place"
+                    );
+                }
                 model
             }
         };

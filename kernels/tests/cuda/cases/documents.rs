@@ -3,6 +3,7 @@
 //! Invariant: see the table; the rows are the same on every card.
 
 use half::bf16;
+use llamaduo_kernels::cuda::Kernel;
 use llamaduo_kernels::{Backend, Cpu, Cuda, HostWeight, LinearForward, Lora, LoraForward, LoraSlot};
 
 use super::products::{backward, backward_bits, code_and_scale, product_of_scaled, weight};
@@ -138,13 +139,13 @@ fn on_cuda(
     Ok(got)
 }
 
-/// Each row of `x` is 1 once: `y` is W, whose bits are known. Every card but Hopper multiplies codes and scales the sum.
+/// Each row of `x` is 1 once: `y` is W, whose bits are known. Every kernel but Hopper's multiplies codes and scales the sum.
 fn bits(cases: &mut Vec<Case>, n: usize, k: usize) {
     let name = format!("linears_of_documents, bits: M {k}, N {n}, K {k}");
     cases.push(Case::new(name, move |_, cuda| -> Outputs {
         let host = weight(n, k)?;
         let scales = host.block_scales();
-        let is_hopper = cuda.info().capability == (9, 0);
+        let is_hopper = cuda.refusal(Kernel::MatmulNf4Hopper).is_none();
         let value = |row: usize, column: usize| {
             let (code, scale) = code_and_scale(&host, &scales, row, column);
             let value = match is_hopper {

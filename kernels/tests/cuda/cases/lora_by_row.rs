@@ -1,6 +1,7 @@
 //! Linears whose rows have pairs of different adapters beside them.
 //!
-//! Invariant: beside the CPU's result, the very bits that the device gives a row with its pair alone.
+//! Invariant: beside the CPU's result, the very bits that the device gives a row with its pair alone, by the kernels for
+//! every card.
 
 use llamaduo_kernels::{
     Backend, Cpu, Cuda, Error, HostWeight, LinearForward, Lora, LoraByRow, LoraForward, LoraSlot, NO_PAIR,
@@ -20,6 +21,28 @@ struct Shape {
     n: usize,
     k: usize,
     is_nf4: bool,
+}
+
+/// What is asked for the linears.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Linears,
+    LinearsOfDocuments,
+}
+
+impl Asked {
+    fn run<B: Backend>(
+        self,
+        backend: &B,
+        x: &B::Act,
+        linear: LinearForward<'_, B>,
+        m: usize,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Linears => backend.linears(x, &mut [linear], m),
+            Self::LinearsOfDocuments => backend.linears_of_documents(x, &mut [linear], m),
+        }
+    }
 }
 
 /// How rows have their pairs.
@@ -64,33 +87,45 @@ fn slots(n: usize, k: usize) -> Vec<Option<LoraSlot>> {
     slots
 }
 
+/// Those of documents, which Hopper leaves to the kernels for every card.
+pub(crate) fn add_documents_to(cases: &mut Vec<Case>) {
+    let (m, n, k, is_nf4) = (70, 40, 192, true);
+    for mix in [Mix::Alternating, Mix::Last] {
+        by_row(cases, Shape { m, n, k, is_nf4 }, mix, Asked::LinearsOfDocuments);
+    }
+}
+
 pub(crate) fn add_to(cases: &mut Vec<Case>) {
     for (n, k) in [(33, 64), (40, 192)] {
         for m in [1, 2, 8, 9, 16, 17, 33, 65, 131] {
             for mix in [Mix::Alternating, Mix::Sorted, Mix::Last] {
                 let is_nf4 = true;
-                by_row(cases, Shape { m, n, k, is_nf4 }, mix);
+                by_row(cases, Shape { m, n, k, is_nf4 }, mix, Asked::Linears);
             }
         }
     }
     // the only pair of a block is that of the row with which the second half of a warp's rows begins
     let (m, n, k, is_nf4) = (97, 33, 64, true);
-    by_row(cases, Shape { m, n, k, is_nf4 }, Mix::Last);
+    by_row(cases, Shape { m, n, k, is_nf4 }, Mix::Last, Asked::Linears);
     for (n, k) in [(1, 1), (31, 33), (40, 264)] {
         for m in [1, 2, 16, 17, 33] {
             for mix in [Mix::Alternating, Mix::Sorted, Mix::Last] {
                 let is_nf4 = false;
-                by_row(cases, Shape { m, n, k, is_nf4 }, mix);
+                by_row(cases, Shape { m, n, k, is_nf4 }, mix, Asked::Linears);
             }
         }
     }
 }
 
-fn by_row(cases: &mut Vec<Case>, shape: Shape, mix: Mix) {
+fn by_row(cases: &mut Vec<Case>, shape: Shape, mix: Mix, asked: Asked) {
     let Shape { m, n, k, is_nf4 } = shape;
     let form = if is_nf4 { "NF4" } else { "bf16" };
+    let op = match asked {
+        Asked::Linears => "linears",
+        Asked::LinearsOfDocuments => "linears_of_documents",
+    };
     cases.push(Case::new(
-        format!("linears with LoRA by row: {form}, M {m}, N {n}, K {k}, {mix:?}"),
+        format!("{op} with LoRA by row: {form}, M {m}, N {n}, K {k}, {mix:?}"),
         move |cpu, cuda| {
             let host = match is_nf4 {
                 true => HostWeight::Nf4(weight(n, k)?),
@@ -105,8 +140,8 @@ fn by_row(cases: &mut Vec<Case>, shape: Shape, mix: Mix) {
                 slots,
                 params,
             };
-            let expected = operands.on_cpu(cpu, &host, shape)?;
-            let got = operands.on_device(cuda, &host, shape)?;
+            let expected = operands.on_cpu(cpu, &host, shape, asked)?;
+            let got = operands.on_device(cuda, &host, shape, asked)?;
             let alone = operands.alone(cuda, &host, shape)?;
             Ok(vec![
                 Output {
@@ -134,7 +169,13 @@ struct Operands {
 }
 
 impl Operands {
-    fn on_cpu(&self, cpu: &Cpu, weight: &HostWeight, Shape { m, n, .. }: Shape) -> Result<Vec<f32>, Error> {
+    fn on_cpu(
+        &self,
+        cpu: &Cpu,
+        weight: &HostWeight,
+        Shape { m, n, .. }: Shape,
+        asked: Asked,
+    ) -> Result<Vec<f32>, Error> {
         let (mut y, mut h) = (vec![0.0; m * n], vec![0.0; m * 80]);
         let linear = LinearForward {
             y: &mut y,
@@ -146,7 +187,7 @@ impl Operands {
                 of_row: &self.of_row,
             })),
         };
-        cpu.linears(&self.x, &mut [linear], m)?;
+        asked.run(cpu, &self.x, linear, m)?;
         Ok(y)
     }
 
@@ -155,6 +196,7 @@ impl Operands {
         cuda: &Cuda,
         weight: &HostWeight,
         Shape { m, n, .. }: Shape,
+        asked: Asked,
     ) -> Result<Vec<f32>, Error> {
         let (mut y, mut h) = (cuda.alloc_act(m * n)?, cuda.alloc_f32(m * 80)?);
         let linear = LinearForward {
@@ -167,7 +209,7 @@ impl Operands {
                 of_row: &cuda.upload_u32(&self.of_row)?,
             })),
         };
-        cuda.linears(&cuda.upload_act(&self.x)?, &mut [linear], m)?;
+        asked.run(cuda, &cuda.upload_act(&self.x)?, linear, m)?;
         let mut got = vec![0.0; m * n];
         cuda.read_act(&y, 0, &mut got)?;
         Ok(got)
