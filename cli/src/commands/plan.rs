@@ -141,7 +141,7 @@ fn asked(arguments: &Plan, named: Config, model: &ModelConfig) -> Result<Asked> 
         },
         options: BatchOptions {
             max_batch: or(arguments.batch, infer.batch_max),
-            ..BatchOptions::default()
+            cache_bytes_max: usize::MAX,
         },
         n_adapters: arguments.adapters.unwrap_or(1) as usize,
         context: arguments

@@ -173,7 +173,9 @@ fn with_base(
     if base.quant == BaseQuant::None && fits(quantized) {
         remedies.push("the base held in NF4".to_owned());
     }
-    remedies.push(format!("a card with {:.1} GiB for it", gib(needed())));
+    // rounded up: a card of what is said does hold it
+    let tenths = (gib(needed()) * 10.0).ceil();
+    remedies.push(format!("a card with {:.1} GiB for it", tenths / 10.0));
     if remedies.len() == 1 {
         remedies.insert(0, "a smaller base model".to_owned());
     }

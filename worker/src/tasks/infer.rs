@@ -160,6 +160,11 @@ async fn locally(
                     config: model.config(),
                     quant: base_quant(quantization),
                 };
+                // what a card holds is known; only the machine's own memory needs a bound of its own
+                let batch = BatchOptions {
+                    cache_bytes_max: usize::MAX,
+                    ..batch
+                };
                 fitted(model, base, adapter.as_ref(), &requests, batch, room, &attempt)?
             }
             None => batch,
