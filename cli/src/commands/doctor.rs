@@ -29,7 +29,8 @@ struct Machine {
 #[derive(Serialize)]
 struct CpuFound {
     threads: usize,
-    instructions: String,
+    /// The best instruction set of those that there is code for.
+    instructions: &'static str,
 }
 
 #[derive(Serialize)]
@@ -69,7 +70,7 @@ fn look() -> Machine {
     Machine {
         cpu: CpuFound {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            instructions: format!("{:?}", Isa::detect()).to_lowercase(),
+            instructions: Isa::detect().name(),
         },
         cuda,
         no_cuda,
@@ -169,6 +170,8 @@ mod tests {
             text.starts_with("cpu: ") && text.contains("--device auto is cpu"),
             "{text}"
         );
+        let instructions = ["AVX-512", "AVX2 with FMA", "portable code"];
+        assert!(instructions.contains(&machine.cpu.instructions), "{text}");
         assert_eq!(machine.cuda.is_empty(), machine.no_cuda.is_some());
         let json = serde_json::to_value(&machine).unwrap();
         assert_eq!(json["auto"], "cpu");

@@ -153,7 +153,11 @@ impl Step {
             None => self.aggregate(Aggregate::Gate { cycle }),
             Some(gate) if gate.passed => self.end(RunStatus::Passed, &gate.reason),
             Some(gate) if cycle.0 >= spec.cycles_max => {
-                let reason = format!("all {} cycles were used: {}", spec.cycles_max, gate.reason);
+                let used = match spec.cycles_max {
+                    1 => "its only cycle was used".to_owned(),
+                    n => format!("all {n} cycles were used"),
+                };
+                let reason = format!("{used}: {}", gate.reason);
                 self.end(RunStatus::GateNotReached, &reason);
             }
             Some(_) => self.advance_synthesis(spec, cycle, record.curation),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llamaduo_proto::event::RunEventKind;
 use llamaduo_proto::ids::{Cycle, TaskId};
-use llamaduo_proto::run::{Budget, Quantization, RunStatus, Subject, TrainFrom};
+use llamaduo_proto::run::{Budget, Quantization, RunSpec, RunStatus, Subject, TrainFrom};
 use llamaduo_proto::task::{FailureKind, TaskSpec, TaskStatus};
 
 use super::world::{World, digest, service, spec};
@@ -86,6 +86,8 @@ fn a_run_that_never_passes_ends_after_its_cycles_and_can_be_given_more() {
         (world.run.head.status, world.run.head.cycle),
         (RunStatus::GateNotReached, Cycle(3))
     );
+    let reason = &world.run.head.reason;
+    assert!(reason.starts_with("all 3 cycles were used: "), "{reason}");
     assert_eq!(
         world.run.best_adapter(),
         world.run.adapter(Cycle(3)),
@@ -118,6 +120,18 @@ fn a_run_that_never_passes_ends_after_its_cycles_and_can_be_given_more() {
         world.step(Event::Resume(Amendment::default())),
         Err(Refusal::Passed)
     );
+}
+
+#[test]
+fn a_run_of_one_cycle_does_not_speak_of_all_of_them() {
+    let only = RunSpec {
+        cycles_max: 1,
+        ..spec()
+    };
+    let mut world = World::new(Work::Migration(Box::new(only)), 0);
+    world.do_all();
+    let reason = &world.run.head.reason;
+    assert!(reason.starts_with("its only cycle was used: "), "{reason}");
 }
 
 #[test]

@@ -23,6 +23,15 @@ impl Isa {
         Self::all()[0]
     }
 
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Set::Avx512 => "AVX-512",
+            Set::Avx2 => "AVX2 with FMA",
+            Set::Portable => "portable code",
+        }
+    }
+
     /// Its name, to choose code by.
     pub(crate) fn set(self) -> Set {
         self.0
