@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use llamaduo_data::report::{CycleReport, Report, SubjectReport, Who};
+use llamaduo_data::report::{CycleReport, Report, SubjectReport, TIME_SPAN, Who};
 use llamaduo_data::score::MetricScore;
 use serde_json::Value;
 
@@ -49,7 +49,7 @@ fn text(report: &Report, directory: &Path) -> String {
         },
     );
     lines.push(format!(
-        "{} calls, {} tokens in, {} out, {cost}; {}",
+        "{} calls, {} tokens in, {} out, {cost}; {} {TIME_SPAN}",
         grouped(report.cost.calls),
         grouped(report.cost.input_tokens),
         grouped(report.cost.output_tokens),
@@ -63,8 +63,10 @@ fn text(report: &Report, directory: &Path) -> String {
     }
     lines.push(format!("report: {}", directory.join("report.html").display()));
     if directory.join("adapter").is_dir() {
+        let choice = report.adapter_choice().map(|choice| format!(", {choice}"));
+        let choice = choice.unwrap_or_default();
         let cycle = report.about.adapter_cycle;
-        let of = cycle.map_or_else(String::new, |cycle| format!(" (of cycle {cycle})"));
+        let of = cycle.map_or_else(String::new, |cycle| format!(" (of cycle {cycle}{choice})"));
         lines.push(format!("adapter: {}{of}", directory.join("adapter").display()));
     }
     lines.join("\n")

@@ -11,7 +11,7 @@ mod plots;
 use serde::{Deserialize, Serialize};
 
 pub use about::{About, Compute, Quantization, Training, Who};
-pub use page::thousands;
+pub use page::{TIME_SPAN, thousands};
 
 use crate::Error;
 use crate::curate::CurationCounts;
@@ -304,6 +304,19 @@ impl Report {
             json: self.to_json()?,
             html,
             files,
+        })
+    }
+
+    /// How the cycle was chosen whose adapter is delivered, in a phrase; absent before anything was trained.
+    pub fn adapter_choice(&self) -> Option<&'static str> {
+        let delivered = self.about.adapter_cycle?;
+        let cycle = self.cycles.iter().find(|cycle| cycle.cycle == delivered)?;
+        let n_trained = self.cycles.iter().filter(|cycle| cycle.train.is_some()).count();
+        Some(match &cycle.gate {
+            Some(gate) if gate.passed => "the one that passed the gate",
+            _ if n_trained < 2 => "the only one",
+            Some(_) => "the one nearest to passing, by its weakest comparison with the gate",
+            None => "the newest, since none was held against the gate",
         })
     }
 

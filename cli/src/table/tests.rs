@@ -58,7 +58,7 @@ fn a_report_reads_like_this() {
         tuned, cycle 2                      61.2     40 %       61.2     40 %  passed
 
         passed: both metrics reach 0.9
-        1,234 calls, 56,789 tokens in, 4,321 out, $0.0123 at a made-up price; 6 min 52 s
+        1,234 calls, 56,789 tokens in, 4,321 out, $0.0123 at a made-up price; 6 min 52 s from submission to end, pauses included
         3 calls of unknown outcome may have been billed too
         report: out/report.html"#]]
     .assert_eq(&report_text(&report(), Path::new("out")));

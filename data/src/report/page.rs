@@ -135,7 +135,7 @@ impl<'a> Page<'a> {
             rows: report.subjects().into_iter().map(subject_row).collect(),
             cycles: report.cycles.iter().map(cycle_row).collect(),
             plots: plots.collect(),
-            facts: facts(&report.about),
+            facts: facts(report),
             floor: floor(&report.about),
             coverage_score: chart::tick_label(report.about.coverage_score),
         }
@@ -189,12 +189,15 @@ fn tiles(report: &Report) -> Vec<Tile> {
         label: "time".to_owned(),
         value: duration(report.about.seconds),
         note: match report.cycles.len() {
-            1 => "from submission to end · 1 cycle".to_owned(),
-            cycles => format!("from submission to end · {cycles} cycles"),
+            1 => format!("{TIME_SPAN} · 1 cycle"),
+            cycles => format!("{TIME_SPAN} · {cycles} cycles"),
         },
     });
     tiles
 }
+
+/// What a run's time is counted over: nobody sees when a process that was killed has stopped.
+pub const TIME_SPAN: &str = "from submission to end, pauses included";
 
 fn cost_tile(report: &Report) -> Tile {
     let cost = &report.cost;
@@ -221,7 +224,8 @@ fn cost_tile(report: &Report) -> Tile {
 }
 
 /// What "The run" says.
-fn facts(about: &About) -> Vec<Fact> {
+fn facts(report: &Report) -> Vec<Fact> {
+    let about = &report.about;
     let stand_in = |is: bool, model: &str| match is {
         true => format!("{model} (stand-in)"),
         false => model.to_owned(),
@@ -231,7 +235,7 @@ fn facts(about: &About) -> Vec<Fact> {
         facts.push(("submitted", date(about.submitted_at_ms)));
     }
     facts.extend([
-        ("time", duration(about.seconds)),
+        ("time", format!("{}, {TIME_SPAN}", duration(about.seconds))),
         ("local model", about.local_model.clone()),
         ("its quantization", about.quantization.name().to_owned()),
         ("its matrix products", about.compute.name().to_owned()),
@@ -259,7 +263,9 @@ fn facts(about: &About) -> Vec<Fact> {
         facts.push(("training", settings));
     }
     if let Some(cycle) = about.adapter_cycle {
-        facts.push(("adapter delivered", format!("of cycle {cycle}")));
+        let choice = report.adapter_choice().map(|choice| format!(", {choice}"));
+        let choice = choice.unwrap_or_default();
+        facts.push(("adapter delivered", format!("of cycle {cycle}{choice}")));
     }
     facts.push(("seed", about.seed.to_string()));
     if !about.program_version.is_empty() {

@@ -356,8 +356,29 @@ fn the_large_numbers_are_those_of_the_adapter_that_is_delivered() {
         report.about.adapter_cycle = delivered;
         let html = report.render().unwrap().html;
         assert!(html.contains(shown), "{delivered:?}");
-        assert_eq!(html.contains("<dd>of cycle 1</dd>"), delivered.is_some());
+        assert_eq!(
+            html.contains("<dd>of cycle 1, the one nearest to passing"),
+            delivered.is_some()
+        );
     }
+}
+
+#[test]
+fn it_says_how_the_delivered_adapter_was_chosen() {
+    let mut report = report();
+    let choice = |report: &Report| report.adapter_choice().unwrap_or("nothing").to_owned();
+    assert_eq!(choice(&report), "the one that passed the gate");
+    report.about.adapter_cycle = Some(1);
+    assert!(choice(&report).starts_with("the one nearest to passing"));
+    for cycle in &mut report.cycles {
+        cycle.gate = None;
+    }
+    report.about.adapter_cycle = Some(2);
+    assert!(choice(&report).starts_with("the newest"));
+    report.cycles.remove(0);
+    assert_eq!(choice(&report), "the only one");
+    report.about.adapter_cycle = None;
+    assert_eq!(choice(&report), "nothing");
 }
 
 #[test]
