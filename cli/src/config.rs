@@ -92,6 +92,16 @@ pub(crate) enum Error {
         #[source]
         source: Box<llamaduo_prompts::Error>,
     },
+    /// A coverage dataset that cannot be split as asked.
+    #[error("`{key}` is {value}, which cannot be had of {file}; {remedy}")]
+    Split {
+        key: &'static str,
+        value: String,
+        file: String,
+        remedy: String,
+        #[source]
+        source: Box<llamaduo_data::Error>,
+    },
     /// A coverage dataset that cannot be used.
     #[error("the coverage dataset cannot be used")]
     Coverage(#[source] Box<llamaduo_data::Error>),

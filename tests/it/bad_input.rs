@@ -86,8 +86,20 @@ fn an_unknown_key_suggests_the_nearest() {
 #[test]
 fn splits_and_values_without_a_meaning_are_refused() {
     let site = Site::new();
-    refused_at_once(&site, &["data.test_count=0"], &["test split", "empty"]);
-    refused_at_once(&site, &["data.test_count=24"], &["train split", "empty"]);
+    refused_at_once(
+        &site,
+        &["data.test_count=0"],
+        &["`data.test_count` is 0", "1 or more", "test split empty"],
+    );
+    refused_at_once(
+        &site,
+        &["data.test_count=90"],
+        &[
+            "`data.test_count` is 90",
+            "less than the 24 pairs",
+            "train split empty",
+        ],
+    );
     refused_at_once(&site, &["data.test_count=1"], &["data.test_count", "at least 2"]);
     refused_at_once(
         &site,

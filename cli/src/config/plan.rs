@@ -150,13 +150,46 @@ pub(crate) fn coverage_split(section: &DataSection, directory: &Path) -> Result<
             first.line, first.first_line
         ));
     }
-    let split = split(samples, size, section.seed).map_err(coverage_error)?;
+    let split = split(samples, size, section.seed).map_err(|error| split_error(error, size, file))?;
     notes.push(format!(
         "{file}: {}, {}",
         counted(split.train.len() as u64, "train pair", "train pairs"),
         counted(split.test.len() as u64, "test pair", "test pairs"),
     ));
     Ok((split, notes))
+}
+
+/// In the words of the key that says how much goes to the test split.
+fn split_error(error: llamaduo_data::Error, size: TestSize, file: &str) -> Error {
+    use llamaduo_data::Error::{EmptySplit, Ratio};
+    let (key, value) = match size {
+        TestSize::Count(count) => ("data.test_count", count.to_string()),
+        TestSize::Ratio(ratio) => ("data.test_ratio", ratio.to_string()),
+    };
+    let remedy = match (&error, size) {
+        (Ratio { .. }, _) => "set it to a number above 0 and below 1".to_owned(),
+        // What is short are prompts, whatever is asked for.
+        (EmptySplit { prompts: 0 | 1, .. }, _) => {
+            "all its pairs share one prompt, which is either trained on or tested on: add pairs with other prompts".to_owned()
+        }
+        (EmptySplit { test, samples, .. }, TestSize::Count(_)) if test >= samples => {
+            format!("set it to less than the {samples} pairs that are there, or add pairs")
+        }
+        (EmptySplit { test: 0, .. }, TestSize::Count(_)) => "set it to 1 or more".to_owned(),
+        (EmptySplit { empty: "train", .. }, TestSize::Ratio(_)) => "set it lower, or add pairs".to_owned(),
+        (EmptySplit { .. }, TestSize::Ratio(_)) => "set it higher, or add pairs".to_owned(),
+        (EmptySplit { .. }, TestSize::Count(_)) => {
+            "set it to another number, or add pairs with other prompts: pairs of one prompt stay together".to_owned()
+        }
+        _ => return coverage_error(error),
+    };
+    Error::Split {
+        key,
+        value,
+        file: file.to_owned(),
+        remedy,
+        source: Box::new(error),
+    }
 }
 
 /// Test prompts below which an interval says little.

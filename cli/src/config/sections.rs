@@ -220,7 +220,7 @@ pub(crate) struct TrainSection {
     pub(crate) loss_on: LossOn,
     /// Whether short samples share a row.
     pub(crate) packing: bool,
-    /// Absent: a checkpoint at the end of each epoch.
+    /// Absent: a checkpoint at the end of each epoch, and one a minute between.
     pub(crate) checkpoint_steps: Option<u32>,
     pub(crate) recompute: bool,
     pub(crate) train_from: TrainFrom,

@@ -164,8 +164,14 @@ fn a_plan_splits_and_names_its_artifacts() {
 #[test]
 fn what_would_fail_later_fails_before_anything_is_spent() {
     let directory = coverage(10);
-    let cases: [(&[&str], &str); 14] = [
-        (&["data.test_count=0"], "coverage dataset"),
+    let cases: [(&[&str], &str); 17] = [
+        (&["data.test_count=0"], "`data.test_count` is 0"),
+        (&["data.test_count=90"], "set it to less than the 10 pairs"),
+        (
+            &["data.test_ratio=0.01"],
+            "`data.test_ratio` is 0.01, which cannot be had of coverage.jsonl; set it higher",
+        ),
+        (&["data.test_ratio=1.5"], "set it to a number above 0 and below 1"),
         (
             &["data.test_count=1"],
             "`data.test_count` is 1; expected at least 2",
