@@ -264,6 +264,17 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// The same of an adapter whose files say what it was trained on.
+    #[error(
+        "the adapter does not fit this model; its adapter_config.json says that it was trained on {base:?}: use it with that one"
+    )]
+    AdapterOfOtherModel {
+        /// A name or a path, as whoever trained it called the model.
+        base: String,
+        /// What does not fit.
+        #[source]
+        source: Box<Error>,
+    },
     /// An adapter holds what is no number to compute with.
     #[error("the adapter holds {value} in layer {layer}'s {module}, expected finite numbers; train it anew")]
     AdapterNotFinite {

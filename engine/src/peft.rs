@@ -145,12 +145,34 @@ pub fn to_files(adapter: &Adapter, base_model: &str) -> Result<AdapterFiles> {
 }
 
 /// Reads an adapter for a model. Fails when the files are damaged, hold what is no plain LoRA of the blocks'
-/// linears, or belong to a model of other sizes.
+/// linears, or belong to a model of other sizes; then it names the model that they say they were trained on.
 pub fn from_files(files: AdapterFiles, model: &ModelConfig) -> Result<Adapter> {
-    let lora = parse_config(&files.config)?;
+    let AdapterFiles { config, tensors } = files;
+    let lora = parse_config(&config)?;
     lora.validate()?;
+    let file = SafetensorsFile::from_bytes(Path::new(TENSORS_FILE), Arc::new(tensors))?;
+    fitted(lora, &file, model).map_err(|error| match (error, trained_on(&config)) {
+        (source @ (Error::AdapterMismatch { .. } | Error::TensorMissing { .. }), Some(base)) => {
+            Error::AdapterOfOtherModel {
+                base,
+                source: Box::new(source),
+            }
+        }
+        (error, _) => error,
+    })
+}
+
+/// What the settings call the model that they were trained on.
+fn trained_on(config: &[u8]) -> Option<String> {
+    let config: PeftConfig = serde_json::from_slice(config).ok()?;
+    config
+        .base_model_name_or_path
+        .filter(|base| !base.trim().is_empty())
+}
+
+/// The tensors as an adapter of `model`; all of them, and no other.
+fn fitted(lora: LoraConfig, file: &SafetensorsFile, model: &ModelConfig) -> Result<Adapter> {
     let layout = LoraLayout::new(model, &lora);
-    let file = SafetensorsFile::from_bytes(Path::new(TENSORS_FILE), Arc::new(files.tensors))?;
     let mut params = vec![0.0; layout.len()];
     let mut n_tensors = 0;
     for (name, expected, range) in tensors(&layout) {

@@ -112,7 +112,19 @@ fn an_adapter_of_another_model_is_refused() {
     )
     .unwrap();
     let files = to_files(&adapter, "org/base").unwrap();
-    let error = from_files(files.clone(), &golden_model("llama3").config).unwrap_err();
+    let other = golden_model("llama3").config;
+    let error = from_files(files.clone(), &other).unwrap_err();
+    assert!(error.to_string().contains("trained on \"org/base\""), "{error}");
+    let Error::AdapterOfOtherModel { source, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(matches!(*source, Error::AdapterMismatch { .. }), "{source}");
+    let nameless = String::from_utf8(files.config.clone()).unwrap();
+    let nameless = AdapterFiles {
+        config: nameless.replace("\"org/base\"", "null").into_bytes(),
+        ..files.clone()
+    };
+    let error = from_files(nameless, &other).unwrap_err();
     assert!(matches!(error, Error::AdapterMismatch { .. }), "{error}");
     let cut = AdapterFiles {
         tensors: files.tensors[..1000].to_vec(),
