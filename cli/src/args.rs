@@ -10,16 +10,17 @@ mod plan;
 mod runs;
 mod stages;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use llamaduo_kernels::Device;
 
 pub(crate) use cluster::{Coordinator, Remote, StandInService, TokenFile, Worker};
 pub(crate) use export::{Export, ExportTarget, ExportType};
 pub(crate) use models::{
-    Bench, BenchGenerate, BenchKernels, BenchModel, BenchTrain, Eval, Generate, ModelArguments,
+    AdapterChoice, Bench, BenchGenerate, BenchKernels, BenchModel, BenchTrain, Eval, Generate, ModelArguments,
 };
 pub(crate) use plan::Plan;
 pub(crate) use runs::{Cancel, Demo, Init, Report, Run, Status, Submit, Watch};
@@ -40,6 +41,31 @@ pub(crate) struct Arguments {
     pub(crate) device: Device,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Parses the words of a command line, the program's name first.
+pub(crate) fn parse<W: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = W>,
+) -> Result<Arguments, clap::Error> {
+    let matches = definition().try_get_matches_from(words)?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut definition()))
+}
+
+/// The whole definition: what is derived, and what is said of all options or commands alike.
+fn definition() -> clap::Command {
+    with_negative_numbers(device::hidden_where_useless(Arguments::command()))
+}
+
+/// A negative number is the value of the option before it, which then says what it takes, and no unknown option.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(
+            |arg| match !arg.is_positional() && arg.get_action().takes_values() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            },
+        )
+        .mut_subcommands(with_negative_numbers)
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage or config, 3 gate not reached, 4 budget spent, \

@@ -88,6 +88,10 @@ fn several_adapters_answer_as_each_of_them_alone() {
 fn adapters_that_cannot_answer_are_named_before_the_model_is_loaded() {
     let site = site();
     generate(site.path(), &["a", "b", "a"], &[]).assert_refused(2, &["--adapter a is given twice"]);
+    generate(site.path(), &["a", "a/../a"], &[]).assert_refused(
+        2,
+        &["--adapter a/../a is the same as --adapter a; name each once"],
+    );
     generate(site.path(), &["a", "model"], &[]).assert_refused(2, &["model holds no adapter"]);
     let output = generate(site.path(), &["a", "none"], &["--max-tokens", "100000"]);
     output.assert_refused(2, &["or less, or shorten the prompt"]);

@@ -207,9 +207,9 @@ fn an_answer_tells_its_likelihoods_and_ends_before_a_stop_text() {
     assert_ne!(json(&penalized)["text"], whole["text"]);
     for (more, said) in [
         (&["--logprobs", "1"][..], "-o json"),
-        (&["--min-p", "2"], "min_p"),
-        (&["--repetition-penalty", "0"], "repetition_penalty"),
-        (&["--temperature=-1"], "temperature"),
+        (&["--min-p", "2"], "--min-p is 2; expected at least 0 and below 1"),
+        (&["--repetition-penalty", "0"], "--repetition-penalty is 0; expected"),
+        (&["--temperature=-1"], "--temperature is -1; expected 0 or more"),
     ] {
         let output = generate(more);
         output.assert_refused(2, &[said]);
@@ -306,6 +306,70 @@ fn a_place_that_cannot_take_the_result_is_refused_before_the_work() {
         output.assert_refused(2, &[said]);
     }
     assert!(!site.path(".llamaduo").exists(), "nothing was begun");
+}
+
+#[test]
+fn an_adapter_is_replaced_by_no_other() {
+    let site = Site::new();
+    let train = |settings: &[&str]| {
+        let words = ["train", "--out", "mine"];
+        stage(&site, "http://127.0.0.1:9/v1", &words, settings)
+    };
+    let trained = train(&[]);
+    assert_eq!(trained.code(), 0, "{}", trained.stderr);
+    let tensors = || fs::read(site.path("mine/adapter_model.safetensors")).unwrap();
+    let before = tensors();
+    train(&["train.epochs=1"]).assert_refused(
+        2,
+        &["mine holds another adapter", "name another directory with --out"],
+    );
+    assert!(tensors() == before, "it is what it was");
+    // The same again is no other, also where a part of it is gone, as after a kill between its two files.
+    fs::remove_file(site.path("mine/adapter_config.json")).unwrap();
+    let again = train(&[]);
+    assert_eq!(again.code(), 0, "{}", again.stderr);
+    assert!(again.stderr.contains("reused from .llamaduo"), "{}", again.stderr);
+    assert!(site.path("mine/adapter_config.json").is_file() && tensors() == before);
+    // Of another origin: not even where the same inputs gave an adapter before.
+    fs::write(site.path("mine/adapter_config.json"), "{}").unwrap();
+    train(&[]).assert_refused(2, &["mine holds another adapter"]);
+    assert_eq!(
+        fs::read_to_string(site.path("mine/adapter_config.json")).unwrap(),
+        "{}"
+    );
+}
+
+#[test]
+fn what_is_asked_of_a_model_has_a_meaning_or_is_refused_in_words() {
+    let site = Site::new();
+    let said = |words: &[&str]| process::run(llamaduo().args(words).current_dir(site.root()));
+    let generate = |more: &[&str]| said(&[&["generate", "--model", "model"][..], more].concat());
+    generate(&["--prompt", " "]).assert_refused(2, &["--prompt holds no text"]);
+    site.write("empty.json", r#"[{"role": "user", "content": ""}]"#);
+    generate(&["--messages", "empty.json"])
+        .assert_refused(2, &["--messages names a conversation without any text"]);
+    generate(&["--prompt", "a", "--temperature", "-1"])
+        .assert_refused(2, &["error: --temperature is -1; expected 0 or more"]);
+    generate(&["--prompt", "a", "--repetition-penalty", "-0.5"])
+        .assert_refused(2, &["--repetition-penalty is -0.5; expected a positive number"]);
+
+    let row = |role: &str| format!("{{\"messages\": [{{\"role\": \"{role}\", \"content\": \"word\"}}]}}\n");
+    site.write("rows.jsonl", &(row("assistant") + "\n" + &row("user")));
+    let eval = |more: &[&str]| said(&[&["eval", "--model", "model"][..], more].concat());
+    eval(&["--data", "rows.jsonl"])
+        .assert_refused(2, &["rows.jsonl, line 3: ", "no message of the assistant"]);
+    site.write("rows.jsonl", &row("assistant"));
+    let plain = eval(&["--data", "rows.jsonl"]);
+    assert_eq!(plain.code(), 0, "{}", plain.stderr);
+    assert!(
+        plain.stdout.contains("prompt and template as well as answer"),
+        "{}",
+        plain.stdout
+    );
+    assert_eq!(
+        eval(&["--data", "rows.jsonl", "--adapter", "none"]).stdout,
+        plain.stdout
+    );
 }
 
 #[test]

@@ -6,6 +6,39 @@ use llamaduo_kernels::Device;
 
 use super::{Bench, Command};
 
+/// The commands that run no local model: those for which [`Command::set_device`] does nothing, and stages that only call a
+/// service LLM.
+const WITHOUT_MODEL: [&str; 12] = [
+    "init",
+    "coordinator",
+    "submit",
+    "status",
+    "watch",
+    "cancel",
+    "judge",
+    "synth",
+    "export",
+    "report",
+    "doctor",
+    "stand-in-service",
+];
+
+/// Leaves `--device` out of the help of commands that run no local model. They take it all the same, since it is a general
+/// option.
+pub(super) fn hidden_where_useless(mut definition: clap::Command) -> clap::Command {
+    let device = definition
+        .get_arguments()
+        .find(|arg| arg.get_id() == "device")
+        .cloned();
+    if let Some(device) = device {
+        for name in WITHOUT_MODEL {
+            let hidden = device.clone().hide(true);
+            definition = definition.mut_subcommand(name, |command| command.arg(hidden));
+        }
+    }
+    definition
+}
+
 impl Command {
     /// Sets what its local models run on.
     pub(crate) fn set_device(&mut self, device: Device) {

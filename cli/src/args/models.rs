@@ -2,7 +2,9 @@
 //!
 //! Invariant: all of them name a model by the same arguments.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, Subcommand};
 use llamaduo_engine::Compute;
@@ -28,18 +30,60 @@ pub(crate) struct ModelArguments {
     pub(crate) device: Device,
 }
 
+/// How the base alone is named where an adapter is.
+const THE_BASE: &str = "none";
+
+/// What `--adapter` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AdapterChoice {
+    /// The base alone.
+    Base,
+    /// The directory of an adapter.
+    Directory(PathBuf),
+}
+
+impl AdapterChoice {
+    /// The directory, where it is one.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Base => None,
+            Self::Directory(directory) => Some(directory),
+        }
+    }
+}
+
+impl From<OsString> for AdapterChoice {
+    fn from(given: OsString) -> Self {
+        match given == THE_BASE {
+            true => Self::Base,
+            false => Self::Directory(given.into()),
+        }
+    }
+}
+
+impl fmt::Display for AdapterChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base => f.write_str(THE_BASE),
+            Self::Directory(directory) => write!(f, "{}", directory.display()),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("measured").args(["data", "ids"]).required(true))]
 pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
-    /// Directory of a PEFT adapter.
+    /// Directory of a PEFT adapter, or none for the base alone, as without it (a directory of that name is ./none).
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
-    /// Rows of {"messages": [...]}.
+    pub(crate) adapter: Option<AdapterChoice>,
+    /// Rows of {"messages": [...]}, each with an assistant's message. The loss is over all tokens of a conversation, those of
+    /// the prompt as those of the answer.
     #[arg(long, value_name = "JSONL")]
     pub(crate) data: Option<PathBuf>,
-    /// Rows of token ids instead of text, [[1, 2, 3], ...]; the model needs no tokenizer.
+    /// Rows of token ids instead of text, [[1, 2, 3], ...]; the model needs no tokenizer. The loss is over all of them but the
+    /// first of each row.
     #[arg(long, value_name = "JSON")]
     pub(crate) ids: Option<PathBuf>,
     /// Also write the logits after each token, [rows, tokens, vocabulary] of 32-bit floats. Rows shorter than the longest
@@ -56,7 +100,7 @@ pub(crate) struct Generate {
     /// Directory of a PEFT adapter, or none for the base alone (a directory of that name is ./none); where it is repeated,
     /// all of them answer in one batch.
     #[arg(long = "adapter", value_name = "DIR")]
-    pub(crate) adapters: Vec<PathBuf>,
+    pub(crate) adapters: Vec<AdapterChoice>,
     /// What the user says.
     #[arg(long)]
     pub(crate) prompt: Option<String>,
@@ -121,9 +165,10 @@ pub(crate) struct BenchModel {
 pub(crate) struct BenchGenerate {
     #[command(flatten)]
     pub(crate) model: BenchModel,
-    /// Directory of a PEFT adapter; where it is repeated, the prompts of a batch have them in turn.
+    /// Directory of a PEFT adapter, or none for the base alone, as without it; where it is repeated, the prompts of a batch
+    /// have them in turn.
     #[arg(long = "adapter", value_name = "DIR", conflicts_with = "random_weights")]
-    pub(crate) adapters: Vec<PathBuf>,
+    pub(crate) adapters: Vec<AdapterChoice>,
     /// Prompts answered together; one run for each number.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: Vec<u32>,

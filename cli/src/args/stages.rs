@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use llamaduo_kernels::Device;
 
 use super::cluster::coordinator_url;
-use super::{ConfigArguments, TokenFile};
+use super::{AdapterChoice, ConfigArguments, TokenFile};
 
 /// Where a single stage runs: in this process, or by a coordinator's workers.
 #[derive(Clone, Debug, Args)]
@@ -44,9 +44,9 @@ pub(crate) struct Infer {
     pub(crate) config: ConfigArguments,
     #[command(flatten)]
     pub(crate) stage: StageArguments,
-    /// Directory of an adapter; the bare base answers when absent.
+    /// Directory of an adapter, or none for the base alone, as without it.
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<AdapterChoice>,
     /// Let the service LLM answer.
     #[arg(long)]
     pub(crate) service: bool,

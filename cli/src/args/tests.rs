@@ -1,15 +1,62 @@
-use clap::CommandFactory;
-
 use super::cluster::coordinator_url;
 use super::*;
 
 fn parse(words: &str) -> Result<Arguments, clap::Error> {
-    Arguments::try_parse_from(words.split(' '))
+    super::parse(words.split(' '))
 }
 
 #[test]
 fn definition_is_consistent() {
-    Arguments::command().debug_assert();
+    definition().debug_assert();
+}
+
+#[test]
+fn a_negative_number_is_a_value_and_no_option() {
+    let arguments = parse("llamaduo generate --model m --prompt p --temperature -1 --top-p -0.5").unwrap();
+    let Command::Generate(generate) = arguments.command else {
+        panic!("{:?}", arguments.command)
+    };
+    assert_eq!((generate.temperature, generate.top_p), (-1.0, Some(-0.5)));
+    let said = parse("llamaduo generate --model m --prompt p --top-k -4")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("invalid value '-4' for '--top-k <TOP_K>'"),
+        "{said}"
+    );
+    assert!(parse("llamaduo status -1").is_err(), "no run is called so");
+}
+
+#[test]
+fn the_device_is_in_the_help_of_commands_that_use_it_and_taken_by_all() {
+    let help = |command: &str| {
+        parse(&format!("llamaduo {command} --help"))
+            .unwrap_err()
+            .to_string()
+    };
+    for command in [
+        "run",
+        "demo",
+        "train",
+        "infer",
+        "eval",
+        "generate",
+        "plan",
+        "worker",
+        "bench kernels",
+    ] {
+        assert!(help(command).contains("--device"), "{command}");
+    }
+    for command in [
+        "judge", "synth", "status", "doctor", "export", "report", "submit", "init",
+    ] {
+        assert!(!help(command).contains("--device"), "{command}");
+    }
+    let words = ["llamaduo status --device cpu", "llamaduo --device cpu status"];
+    for words in words {
+        assert_eq!(parse(words).unwrap().device, Device::Cpu, "{words}");
+    }
+    assert_eq!(parse("llamaduo run --device cpu").unwrap().device, Device::Cpu);
 }
 
 #[test]

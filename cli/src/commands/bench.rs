@@ -4,7 +4,7 @@
 
 mod kernels;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use llamaduo_engine::bench::{GenerateSizes, TrainSizes, time_generation, time_training};
@@ -12,7 +12,7 @@ use llamaduo_engine::{LocalModel, LoraConfig, ModelFiles};
 use serde::Serialize;
 
 use super::local_model;
-use crate::args::{Bench, BenchGenerate, BenchModel, BenchTrain};
+use crate::args::{AdapterChoice, Bench, BenchGenerate, BenchModel, BenchTrain};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::model::{self, Held};
@@ -74,7 +74,7 @@ fn generate(arguments: &BenchGenerate, output: &Output) -> Result<Exit> {
         adapters,
         load_seconds,
         threads,
-    } = open(&arguments.model, &arguments.adapters, output)?;
+    } = open(&arguments.model, &adapters_of(&arguments.adapters)?, output)?;
     let (prompt_tokens, new_tokens) = (arguments.prompt_tokens as usize, arguments.new_tokens as usize);
     let context_len = model.config().context_len;
     if prompt_tokens + new_tokens > context_len {
@@ -225,7 +225,20 @@ struct Opened {
     threads: usize,
 }
 
-fn open(arguments: &BenchModel, adapters: &[PathBuf], output: &Output) -> Result<Opened> {
+/// The adapters that are named; none where that is what is named.
+fn adapters_of(named: &[AdapterChoice]) -> Result<Vec<&Path>> {
+    let directories: Vec<&Path> = named.iter().filter_map(AdapterChoice::directory).collect();
+    match directories.is_empty() || directories.len() == named.len() {
+        true => Ok(directories),
+        false => Err(Error::Usage(
+            "--adapter none stands beside others, but the prompts of a batch all have an adapter or all have none; measure the \
+             base in a run of its own"
+                .to_owned(),
+        )),
+    }
+}
+
+fn open(arguments: &BenchModel, adapters: &[&Path], output: &Output) -> Result<Opened> {
     let threads = arguments.threads.map(|n| n as usize);
     let (begun, (model, adapters)) = match arguments.random_weights {
         true => {

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use llamaduo_data::import::ROW_FORM;
 use llamaduo_engine::train::Conversation;
-use llamaduo_engine::{Adapter, EvalLoss, LocalModel, evaluate_observed, peft};
+use llamaduo_engine::{Adapter, EvalLoss, LocalModel, Role, evaluate_observed, peft};
 use llamaduo_worker::models::{Places, resolve};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Eval, ModelArguments};
+use crate::args::{AdapterChoice, Eval, ModelArguments};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::model::{self, Held};
@@ -47,7 +47,8 @@ fn eval_conversations(path: &Path, arguments: &Eval, output: &Output) -> Result<
     if rows.is_empty() {
         return Err(Error::Usage(format!("{name} holds no rows; expected {ROW_FORM}")));
     }
-    let (model, adapter) = open(&arguments.model, arguments.adapter.as_ref(), output)?;
+    refuse_unanswered(&name, &lines, &rows)?;
+    let (model, adapter) = open(arguments, output)?;
     let mut told = Told::new("eval", output);
     let loss = evaluate_observed(&model, adapter.as_ref(), &rows, &mut |n_done, n| {
         told.tell(n_done, n)
@@ -67,10 +68,24 @@ fn eval_conversations(path: &Path, arguments: &Eval, output: &Output) -> Result<
     })?;
     let measured = Measured {
         loss,
+        over: OVER_CONVERSATIONS,
         held: Held::from(&arguments.model),
     };
-    output.result(&measured, || loss_in_words(loss, measured.held))?;
+    output.result(&measured, || loss_in_words(loss, measured.over, measured.held))?;
     Ok(Exit::Ok)
+}
+
+/// A conversation that nobody answers says nothing of how a model answers: it is a slip in the file.
+fn refuse_unanswered(name: &str, lines: &[u64], rows: &[Conversation]) -> Result<()> {
+    let is_unanswered =
+        |row: &Conversation| row.messages.iter().all(|message| message.role != Role::Assistant);
+    match lines.iter().zip(rows).find(|(_, row)| is_unanswered(row)) {
+        Some((line, _)) => Err(Error::Usage(format!(
+            "{name}, line {line}: the conversation has no message of the assistant, so there is no answer to measure; expected \
+             {ROW_FORM}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A loss, and of what.
@@ -78,13 +93,23 @@ fn eval_conversations(path: &Path, arguments: &Eval, output: &Output) -> Result<
 struct Measured {
     #[serde(flatten)]
     loss: EvalLoss,
+    /// Which tokens the mean is over.
+    over: &'static str,
     #[serde(flatten)]
     held: Held,
 }
 
-fn loss_in_words(loss: EvalLoss, held: Held) -> String {
+/// Which tokens a loss is the mean of. Nothing predicts the first of a row.
+const OVER_CONVERSATIONS: &str =
+    "all but the first of each conversation, prompt and template as well as answer";
+const OVER_ROWS: &str = "all but the first of each row";
+
+fn loss_in_words(loss: EvalLoss, over: &str, held: Held) -> String {
     let tokens = counted(loss.tokens, "token", "tokens");
-    format!("loss {:.6} nats over {tokens} ({held})", loss.loss)
+    format!(
+        "loss {:.6} nats a token, mean over {tokens}: {over} ({held})",
+        loss.loss
+    )
 }
 
 /// How far a measurement is: a bar on a terminal, a line now and then elsewhere.
@@ -137,14 +162,11 @@ impl<'a> Told<'a> {
 const EVAL_TEMPLATE: &str = "{msg} {bar:24} {pos}/{len} tokens · {elapsed}";
 
 /// The model and the adapter that is beside it.
-fn open(
-    arguments: &ModelArguments,
-    adapter: Option<&PathBuf>,
-    output: &Output,
-) -> Result<(LocalModel, Option<Adapter>)> {
-    let adapters = adapter.as_slice();
-    let path = find(arguments, adapters, output)?;
-    let (model, adapters) = load(&path, arguments, adapters, None, output)?;
+fn open(arguments: &Eval, output: &Output) -> Result<(LocalModel, Option<Adapter>)> {
+    let directory = arguments.adapter.as_ref().and_then(AdapterChoice::directory);
+    let adapters = directory.as_slice();
+    let path = find(&arguments.model, adapters, output)?;
+    let (model, adapters) = load(&path, &arguments.model, adapters, None, output)?;
     Ok((model, adapters.into_iter().next()))
 }
 
@@ -202,6 +224,28 @@ pub(super) fn read(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_conversation_without_an_answer_is_named_by_its_line() {
+        let row = |roles: &[Role]| Conversation {
+            messages: roles
+                .iter()
+                .map(|role| llamaduo_engine::Message {
+                    role: *role,
+                    content: "text".to_owned(),
+                })
+                .collect(),
+        };
+        let answered = row(&[Role::User, Role::Assistant]);
+        let unanswered = row(&[Role::System, Role::User]);
+        refuse_unanswered("rows.jsonl", &[1, 3], &[answered.clone(), answered.clone()]).unwrap();
+        let refused = refuse_unanswered("rows.jsonl", &[1, 3], &[answered, unanswered]);
+        let said = refused.unwrap_err().to_string();
+        assert!(
+            said.starts_with("rows.jsonl, line 3: ") && said.contains("no message of the assistant"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn templates_are_valid() {

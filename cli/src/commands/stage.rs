@@ -17,7 +17,7 @@ use llamaduo_proto::run::ServiceLlmSpec;
 use llamaduo_proto::task::{Answerer, InferTask, JudgeTask, SynthesizeTask, TaskSpec, TrainTask};
 use serde::Serialize;
 
-use crate::args::{ConfigArguments, Infer, Judge, StageArguments, Synth, Train};
+use crate::args::{AdapterChoice, ConfigArguments, Infer, Judge, StageArguments, Synth, Train};
 use crate::config::plan::{self, Upload};
 use crate::config::settings::{gate, infer_settings, train_settings};
 use crate::config::{self, Config, service};
@@ -171,7 +171,7 @@ pub(super) async fn infer(arguments: &Infer, output: &Output) -> Result<Exit> {
         }
     }
     let held = Held::from(&inputs.config.local);
-    let (cycle, answerer, who) = match &arguments.adapter {
+    let (cycle, answerer, who) = match arguments.adapter.as_ref().and_then(AdapterChoice::directory) {
         _ if arguments.service => {
             let service_llm = inputs.reached(service::service_llm(&inputs.config)?, &arguments.stage);
             let who = format!("the service LLM {}", service_llm.model);

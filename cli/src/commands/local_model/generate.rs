@@ -6,7 +6,7 @@ mod printed;
 
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llamaduo_engine::train::Conversation;
 use llamaduo_engine::{
@@ -16,14 +16,11 @@ use llamaduo_engine::{
 use serde::{Deserialize, Serialize};
 
 use super::{find, load, read};
-use crate::args::{Format, Generate};
+use crate::args::{AdapterChoice, Format, Generate};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::output::Output;
 use printed::Printed;
-
-/// How the base alone is named among adapters.
-const THE_BASE: &str = "none";
 
 /// One answer as programs are told it.
 #[derive(Serialize)]
@@ -152,20 +149,36 @@ pub(in crate::commands) fn generate(arguments: &Generate, output: &Output) -> Re
 }
 
 /// Who answers: a directory of an adapter, or the base alone. Fails where one is named twice.
-fn answerers(named: &[PathBuf]) -> Result<Vec<Option<&Path>>> {
+fn answerers(named: &[AdapterChoice]) -> Result<Vec<Option<&Path>>> {
     if named.is_empty() {
         return Ok(vec![None]);
     }
-    if let Some((_, twice)) = (named.iter().enumerate()).find(|(at, name)| named[..*at].contains(name)) {
-        return Err(Error::Usage(format!(
-            "--adapter {} is given twice; name each once",
-            twice.display()
-        )));
+    let mut seen: Vec<(AdapterChoice, &AdapterChoice)> = Vec::new();
+    for name in named {
+        let place = place_of(name);
+        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
+            let twice = match *first == name {
+                true => "given twice".to_owned(),
+                false => format!("the same as --adapter {first}"),
+            };
+            return Err(Error::Usage(format!(
+                "--adapter {name} is {twice}; name each once"
+            )));
+        }
+        seen.push((place, name));
     }
-    let paths = named.iter().map(PathBuf::as_path);
-    Ok(paths
-        .map(|name| Some(name).filter(|name| name.as_os_str() != THE_BASE))
-        .collect())
+    Ok(named.iter().map(AdapterChoice::directory).collect())
+}
+
+/// The same of all spellings of a directory. One that is not there is refused later, by its name.
+fn place_of(name: &AdapterChoice) -> AdapterChoice {
+    match name
+        .directory()
+        .and_then(|directory| directory.canonicalize().ok())
+    {
+        Some(directory) => AdapterChoice::Directory(directory),
+        None => name.clone(),
+    }
 }
 
 /// The number of each among the adapters that are loaded.
@@ -238,6 +251,15 @@ fn request(arguments: &Generate, format: Format) -> Result<GenerateRequest> {
             ));
         }
     };
+    if messages.iter().all(|message| message.content.trim().is_empty()) {
+        let (option, text) = match arguments.prompt.is_some() {
+            true => ("--prompt", "holds no text"),
+            false => ("--messages", "names a conversation without any text"),
+        };
+        return Err(Error::Usage(format!(
+            "{option} {text}; say there what the model is to answer"
+        )));
+    }
     Ok(GenerateRequest {
         id: 0,
         adapter: None,
@@ -275,9 +297,17 @@ fn options(arguments: &Generate, format: Format) -> Result<GenerateOptions> {
         seed: arguments.seed,
     };
     // Before a model is loaded for nothing.
-    options
-        .validate()
-        .map_err(|error| Error::Usage(error.to_string()))?;
+    options.validate().map_err(|error| match error {
+        llamaduo_engine::Error::GenerateOptions {
+            field,
+            expected,
+            found,
+        } => Error::Usage(format!(
+            "--{} is {found}; expected {expected}",
+            field.replace('_', "-")
+        )),
+        error => Error::Engine(error),
+    })?;
     Ok(options)
 }
 
@@ -322,6 +352,8 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     #[test]
@@ -339,14 +371,22 @@ mod tests {
 
     #[test]
     fn adapters_are_numbered_in_their_order_and_the_base_is_none() {
-        let named: Vec<PathBuf> = ["a", "none", "b"].map(PathBuf::from).to_vec();
+        let choice = |name: &str| AdapterChoice::from(OsString::from(name));
+        let named: Vec<AdapterChoice> = ["a", "none", "b"].map(choice).to_vec();
         let answerers = answerers(&named).unwrap();
         assert_eq!(numbers(&answerers), [Some(0), None, Some(1)]);
         assert_eq!(headings(&answerers), ["--- a", "--- the base alone", "--- b"]);
         assert_eq!(headings(&answerers[..1]), [""]);
         assert_eq!(super::answerers(&[]).unwrap(), [None]);
-        let twice = [named, vec![PathBuf::from("none")]].concat();
+        let twice = [named, vec![choice("none")]].concat();
         let said = super::answerers(&twice).unwrap_err().to_string();
         assert!(said.contains("--adapter none is given twice"), "{said}");
+        let directory = tempfile::tempdir().unwrap();
+        let given = |name: &str| AdapterChoice::Directory(directory.path().join(name));
+        std::fs::create_dir(directory.path().join("a")).unwrap();
+        let spelt = [given("a"), given("a/../a")];
+        let said = super::answerers(&spelt).unwrap_err().to_string();
+        assert!(said.contains("a/../a is the same as --adapter"), "{said}");
+        assert!(super::answerers(&[given("a"), given("b")]).is_ok());
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use llamaduo_engine::{Adapter, EvalLoss, LocalModel, check_ids, evaluate_ids, safetensors, stream_logits};
 use serde::Serialize;
 
-use super::{Told, loss_in_words, open, read};
+use super::{OVER_ROWS, Told, loss_in_words, open, read};
 use crate::args::Eval;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
@@ -29,6 +29,9 @@ struct Measured {
     /// Absent: no row has two tokens, so none is predicted.
     #[serde(flatten)]
     loss: Option<EvalLoss>,
+    /// Which tokens the loss is the mean of; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    over: Option<&'static str>,
     #[serde(flatten)]
     held: Held,
     /// Absent: not asked for.
@@ -53,7 +56,7 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
             path.display()
         )));
     }
-    let (model, adapter) = open(&arguments.model, arguments.adapter.as_ref(), output)?;
+    let (model, adapter) = open(arguments, output)?;
     check_ids(model.config(), &rows).map_err(|error| refused(path, error))?;
     let loss = match n_predicted {
         0 => None,
@@ -72,6 +75,7 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
     };
     let measured = Measured {
         rows: rows.len(),
+        over: loss.map(|_| OVER_ROWS),
         loss,
         held: Held::from(&arguments.model),
         logits,
@@ -81,7 +85,9 @@ pub(super) fn eval(path: &Path, arguments: &Eval, output: &Output) -> Result<Exi
 }
 
 fn in_words(measured: &Measured) -> String {
-    let loss = measured.loss.map(|loss| loss_in_words(loss, measured.held));
+    let loss = measured
+        .loss
+        .map(|loss| loss_in_words(loss, OVER_ROWS, measured.held));
     let mut lines: Vec<String> = loss.into_iter().collect();
     if let Some(Written { path, shape }) = &measured.logits {
         lines.push(format!("logits {shape:?} in {}", path.display()));
