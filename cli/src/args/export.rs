@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ModelArguments;
+use super::{AdapterChoice, ModelArguments};
 
 /// A format of another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,9 +54,9 @@ pub(crate) enum ExportType {
 pub(crate) struct Export {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
-    /// Directory of a PEFT adapter.
+    /// Directory of a PEFT adapter, or none for the base alone, as without it.
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<AdapterChoice>,
     /// What to write.
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) to: ExportTarget,

@@ -3,6 +3,8 @@
 //! Invariant: nothing that is there is replaced unless `--overwrite` asks for it, and stdout says what was measured on
 //! what was written.
 
+mod judgement;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,11 +16,12 @@ use llamaduo_engine::{ModelFiles, peft};
 use serde::Serialize;
 
 use super::local_model::{find, read};
-use crate::args::{Export, ExportTarget, ExportType};
+use crate::args::{AdapterChoice, Export, ExportTarget, ExportType};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::model;
 use crate::output::Output;
+use judgement::Judgement;
 
 /// Between two lines about how far it is, where there is no bar.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -34,6 +37,8 @@ struct Report {
     stored: Option<StoredType>,
     #[serde(flatten)]
     exported: Exported,
+    /// Whether the difference is large; `null` where there is none.
+    judgement: Option<Judgement>,
 }
 
 /// `export`.
@@ -44,8 +49,9 @@ pub(super) fn export(arguments: &Export, output: &Output) -> Result<Exit> {
         Some(path) => conversations(path)?,
         None => Vec::new(),
     };
-    let path = find(&arguments.model, arguments.adapter.as_slice(), output)?;
-    let adapter = match &arguments.adapter {
+    let directory = adapter_of(arguments);
+    let path = find(&arguments.model, directory.as_slice(), output)?;
+    let adapter = match directory {
         Some(directory) => Some(peft::load(directory, &ModelFiles::open(&path)?.config)?),
         None => None,
     };
@@ -68,10 +74,15 @@ pub(super) fn export(arguments: &Export, output: &Output) -> Result<Exit> {
         to: arguments.to.name(),
         out: arguments.out.display().to_string(),
         stored,
+        judgement: exported.difference.as_ref().map(Judgement::of),
         exported,
     };
     output.result(&report, || words(arguments, &report))?;
     Ok(Exit::Ok)
+}
+
+fn adapter_of(arguments: &Export) -> Option<&Path> {
+    arguments.adapter.as_ref().and_then(AdapterChoice::directory)
 }
 
 fn target(arguments: &Export) -> Result<Target> {
@@ -84,7 +95,7 @@ fn target(arguments: &Export) -> Result<Target> {
         ));
     }
     let needs_adapter = is_adapter_alone || arguments.separate_adapter;
-    if needs_adapter && arguments.adapter.is_none() {
+    if needs_adapter && adapter_of(arguments).is_none() {
         return usage(format!(
             "--to {to} writes an adapter, but none is given; name its directory with --adapter"
         ));
@@ -189,8 +200,11 @@ fn words(arguments: &Export, report: &Report) -> String {
     if let Some(difference) = &report.exported.difference {
         text += &format!(
             "\n{}",
-            measured(arguments.to, arguments.adapter.is_some(), difference)
+            measured(arguments.to, adapter_of(arguments).is_some(), difference)
         );
+    }
+    if let Some(judgement) = report.judgement {
+        text += &format!("\n{}", judgement.words(arguments.to));
     }
     if arguments.to == ExportTarget::Ollama {
         text += &format!("\nnext: cd {} && ollama create NAME -f Modelfile", report.out);
