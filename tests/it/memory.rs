@@ -183,6 +183,29 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         small.stdout
     );
     assert!(small.stdout.contains("a card with"), "{}", small.stdout);
+    let [asked, memory] =
+        [&file["training"]["bytes"], &file["generation"]["bytes"]].map(|bytes| bytes.as_u64().unwrap());
+    let memory = format!("{}B", asked.max(memory) - 1);
+    let changed = plan(&[&words[..], &["--memory", &memory]].concat());
+    assert_eq!(changed.code(), 0, "{}", changed.stdout);
+    for said in [
+        "memory as asked:",
+        "activations kept for the backward",
+        "as asked (",
+        "a worker makes it fit by",
+    ] {
+        assert!(
+            changed.stdout.contains(said),
+            "no `{said}` in: {}",
+            changed.stdout
+        );
+    }
+    let long = plan(&[&words[..], &["--context", "1000000", "--seq", "1000000"]].concat());
+    assert_eq!(long.code(), 0, "{}", long.stderr);
+    for option in ["--context", "--seq"] {
+        let said = format!("note: {option} 1000000 is more than the ");
+        assert!(long.stderr.contains(&said), "{}", long.stderr);
+    }
     plan(&["--memory", "24GB"]).assert_refused(2, &["--model"]);
     plan(&["--model", "nowhere", "--memory", "24"]).assert_refused(2, &["24GB"]);
     plan(&["--model", "nowhere", "--memory", "24GB"]).assert_refused(2, &["nowhere"]);

@@ -53,6 +53,8 @@ struct Work<S> {
     fits: Option<bool>,
     /// What a worker would change so that it fits.
     changed: Option<S>,
+    /// What it takes then.
+    changed_bytes: Option<u64>,
     /// Why nothing that a worker may change would do, and what would.
     problem: Option<String>,
 }
@@ -88,6 +90,9 @@ pub(super) fn plan(arguments: &Plan, output: &Output) -> Result<Exit> {
     let named = config_of(arguments)?;
     let path = find_here(&named.local.base)?;
     let model = describe(&path)?;
+    for note in cut_to_context(arguments, model.context_len) {
+        output.line(&note);
+    }
     let planned = compute(&model, &asked(arguments, named, &model)?, memory_bytes);
     output.result(&planned, || planned.text())?;
     let fails = planned.training.problem.is_some() || planned.generation.problem.is_some();
@@ -108,6 +113,19 @@ fn config_of(arguments: &Plan) -> Result<Config> {
         named.local.base.clone_from(model);
     }
     Ok(named)
+}
+
+/// What is asked and is more than the model can take.
+fn cut_to_context(arguments: &Plan, context_len: usize) -> Vec<String> {
+    let options = [("--seq", arguments.seq), ("--context", arguments.context)];
+    let is_cut = |given: u32| given as usize > context_len;
+    let cut = options.into_iter().filter_map(|(option, given)| {
+        let given = given.filter(|&given| is_cut(given))?;
+        Some(format!(
+            "note: {option} {given} is more than the {context_len} tokens of the model's context; the sums are for {context_len}"
+        ))
+    });
+    cut.collect()
 }
 
 fn asked(arguments: &Plan, named: Config, model: &ModelConfig) -> Result<Asked> {
@@ -171,19 +189,16 @@ fn training(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<TrainingSe
         tokens: asked.sizes.tokens(config.micro_batch_tokens),
         recompute: config.recompute,
     };
-    let as_asked = settings(&asked.train);
-    let parts = base.training(TrainingStep {
-        lora: &asked.train.lora,
-        tokens: as_asked.tokens,
-        recompute: as_asked.recompute,
-    });
-    let fitted = room.map(|room| fit_training(base, &asked.train, asked.sizes, room));
-    Work::new(
-        as_asked,
-        parts,
-        room,
-        fitted.map(|fitted| fitted.map(|config| settings(&config))),
-    )
+    let parts = |settings: TrainingSettings| {
+        base.training(TrainingStep {
+            lora: &asked.train.lora,
+            tokens: settings.tokens,
+            recompute: settings.recompute,
+        })
+    };
+    let fitted =
+        room.map(|room| fit_training(base, &asked.train, asked.sizes, room).map(|config| settings(&config)));
+    Work::new(settings(&asked.train), room, fitted, parts)
 }
 
 fn generation(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<GenerationSettings> {
@@ -198,17 +213,26 @@ fn generation(base: Base<'_>, asked: &Asked, room: Option<u64>) -> Work<Generati
         options: asked.options,
         context: asked.context,
     };
+    let parts = |settings: GenerationSettings| {
+        let options = BatchOptions {
+            max_batch: settings.batch,
+            ..asked.options
+        };
+        base.generation(GenerationBatch { options, ..batch })
+    };
     let fitted = room.map(|room| fit_generation(base, batch, room).map(settings));
-    Work::new(settings(asked.options), base.generation(batch), room, fitted)
+    Work::new(settings(asked.options), room, fitted, parts)
 }
 
-impl<S> Work<S> {
+impl<S: Copy> Work<S> {
+    /// Of what is asked, and of what is `fitted` into the room that there is, if any is named.
     fn new(
         settings: S,
-        parts: MemoryPlan,
         room: Option<u64>,
         fitted: Option<std::result::Result<S, EngineError>>,
+        parts_of: impl Fn(S) -> MemoryPlan,
     ) -> Self {
+        let parts = parts_of(settings);
         let bytes = parts.bytes();
         let fits = room.map(|room| bytes <= room);
         let (changed, problem) = match fitted {
@@ -221,6 +245,7 @@ impl<S> Work<S> {
             parts,
             bytes,
             fits,
+            changed_bytes: changed.map(|changed| parts_of(changed).bytes()),
             changed,
             problem,
         }
@@ -236,6 +261,9 @@ impl Planned {
         let (training, generation) = (&self.training, &self.generation);
         let mut lines = vec![
             format!("{}, quant {}", self.model, quant_name(self.quant)),
+            "memory as asked:".to_owned(),
+            format!("  training: {}", training.settings.words()),
+            format!("  generation: {}", generation.settings.words()),
             format!("{:34}{:>14}{:>14}", "", "training", "generation"),
         ];
         let parts = Part::ALL
@@ -252,30 +280,29 @@ impl Planned {
         lines.extend(parts.chain([together]).map(|(name, training, generation)| {
             format!("{name:34}{:>14}{:>14}", gib(training), gib(generation))
         }));
-        lines.push(format!(
-            "training, {}: {}",
-            training.settings.words(),
-            self.verdict(training)
-        ));
-        lines.push(format!(
-            "generation, {}: {}",
-            generation.settings.words(),
-            self.verdict(generation)
-        ));
+        match self.memory_bytes {
+            None => lines.push("give --memory SIZE or --device cuda:N to see whether it fits".to_owned()),
+            Some(memory) => lines.extend([
+                format!("training {}", training.verdict(memory)),
+                format!("generation {}", generation.verdict(memory)),
+            ]),
+        }
         lines.join("\n")
     }
+}
 
-    fn verdict<S: Words>(&self, work: &Work<S>) -> String {
-        let Some(memory) = self.memory_bytes.map(gib) else {
-            return "give --memory SIZE or --device cuda:N to see whether it fits".to_owned();
-        };
-        match (&work.problem, &work.changed) {
-            (Some(problem), _) => format!("does not fit: {problem}"),
-            (None, Some(changed)) => format!(
-                "fits into {memory} with {}, which a worker sees to",
-                changed.words()
+impl<S: Words> Work<S> {
+    /// How what the table says compares with the memory of a card.
+    fn verdict(&self, memory: u64) -> String {
+        let (takes, memory) = (gib(self.bytes), gib(memory));
+        match (&self.problem, &self.changed, self.changed_bytes) {
+            (Some(problem), ..) => format!("does not fit: {problem}"),
+            (None, Some(changed), Some(bytes)) => format!(
+                "does not fit into {memory} as asked ({takes}); a worker makes it fit by {}, which takes {}",
+                changed.words(),
+                gib(bytes)
             ),
-            (None, None) => format!("fits into {memory}"),
+            (None, ..) => format!("fits into {memory} as asked"),
         }
     }
 }
@@ -287,8 +314,14 @@ trait Words {
 
 impl Words for TrainingSettings {
     fn words(&self) -> String {
-        let recompute = if self.recompute { ", recomputing" } else { "" };
-        format!("rank {}, {} tokens at once{recompute}", self.rank, self.tokens)
+        let activations = match self.recompute {
+            true => "activations made again in the backward",
+            false => "activations kept for the backward",
+        };
+        format!(
+            "rank {}, {} tokens at once, {activations}",
+            self.rank, self.tokens
+        )
     }
 }
 
