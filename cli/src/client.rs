@@ -110,14 +110,14 @@ impl Client {
         Ok((run, answer.created))
     }
 
-    /// Starts a run of one task.
+    /// Starts a run of one task. The flag says whether the request made it now.
     pub(crate) async fn submit_task(
         &self,
         request: RequestId,
         name: &str,
         spec: TaskSpec,
         budget: Budget,
-    ) -> Result<RunId> {
+    ) -> Result<(RunId, bool)> {
         let message = wire::SubmitTaskRequest::from(SubmitTask {
             request,
             name: name.to_owned(),
@@ -129,11 +129,10 @@ impl Client {
             .clone()
             .submit_task(message)
             .await
-            .map_err(refused("submit the task"))?;
-        Ok(llamaduo_proto::convert::id(
-            "run_id",
-            &answer.into_inner().run_id,
-        )?)
+            .map_err(refused("submit the task"))?
+            .into_inner();
+        let run = llamaduo_proto::convert::id("run_id", &answer.run_id)?;
+        Ok((run, answer.created))
     }
 
     /// One run.

@@ -150,6 +150,12 @@ pub(crate) fn adapter_files(directory: &Path) -> Result<[&'static str; 2]> {
     }
 }
 
+/// Whether there is an adapter in `directory`, or a part of one.
+pub(crate) fn holds_adapter(directory: &Path) -> bool {
+    let names = [peft::CONFIG_FILE, peft::TENSORS_FILE];
+    names.iter().any(|name| directory.join(name).exists())
+}
+
 /// Finds the model, fetching it if it must, and refuses a test prompt that does not fit into it.
 pub(crate) async fn check_fit(
     reference: &str,

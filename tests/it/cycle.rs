@@ -116,6 +116,17 @@ fn number(value: &Value) -> f64 {
 
 fn check_files(run: &RunFiles, report: &Value) {
     let adapter = run.adapter();
+    // Each cycle's is kept, and the best of them is delivered.
+    let delivered = report["about"]["adapter_cycle"].as_u64().unwrap();
+    for cycle in [1, 2] {
+        let trained = RunFiles::at(&run.path(&format!("cycles/{cycle}"))).adapter();
+        assert!(trained.keys().eq(adapter.keys()), "{:?}", trained.keys());
+        assert_eq!(trained == adapter, cycle == delivered, "cycle {cycle}");
+    }
+    assert!(
+        !run.path("cycles/0/adapter").exists(),
+        "nothing is trained in cycle 0"
+    );
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         assert!(
             adapter.get(name).is_some_and(|bytes| !bytes.is_empty()),

@@ -3,6 +3,7 @@
 //! Invariant: the same command is the same task, so giving it again goes on with it or repeats its result, and pays
 //! for nothing twice.
 
+mod place;
 mod responses;
 mod task;
 

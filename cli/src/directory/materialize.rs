@@ -9,7 +9,7 @@ use llamaduo_proto::Digest;
 use llamaduo_proto::ids::{Cycle, RunId};
 use llamaduo_proto::manifest::Manifest;
 use llamaduo_proto::run::{Quantization, Subject};
-use llamaduo_proto::task::TaskOutput;
+use llamaduo_proto::task::{TaskOutput, TaskResult};
 use llamaduo_proto::view::{RunDetails, TaskView};
 
 use super::{RunDirectory, write_file};
@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 
 impl RunDirectory {
-    /// Writes `cycles/N/` of the cycles in `wanted`, and the best adapter so far.
+    /// Writes `cycles/N/` of the cycles in `wanted`, each with the adapter that it trained.
     pub(crate) async fn write_cycles(
         &self,
         client: &Client,
@@ -26,16 +26,20 @@ impl RunDirectory {
     ) -> Result<()> {
         let tasks = client.tasks(run).await?;
         let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-        for (task, output) in done(&tasks) {
+        for (task, result) in done(&tasks) {
             let cycle = task.spec.cycle();
             if !wanted(cycle) {
                 continue;
             }
-            let (name, digest) = match output {
+            let (name, digest) = match &result.output {
                 TaskOutput::Infer(infer) => ("responses.jsonl", infer.responses),
                 TaskOutput::Judge(judge) => ("verdicts.jsonl", judge.verdicts),
                 TaskOutput::Synthesize(synthesize) => ("raw_samples.jsonl", synthesize.samples),
-                TaskOutput::Train(_) => continue,
+                TaskOutput::Train(_) => {
+                    let directory = self.root().join(cycle_path(cycle)).join("adapter");
+                    write_manifest(client, result.manifest, &directory).await?;
+                    continue;
+                }
             };
             let bytes = client.download(digest).await?;
             let rows = match task.spec.subject() {
@@ -76,10 +80,10 @@ fn cycle_path(cycle: Cycle) -> PathBuf {
     Path::new("cycles").join(cycle.0.to_string())
 }
 
-fn done(tasks: &[TaskView]) -> impl Iterator<Item = (&TaskView, &TaskOutput)> {
+fn done(tasks: &[TaskView]) -> impl Iterator<Item = (&TaskView, &TaskResult)> {
     tasks
         .iter()
-        .filter_map(|task| Some((task, &task.result.as_ref()?.output)))
+        .filter_map(|task| Some((task, task.result.as_ref()?)))
 }
 
 /// What curation kept, and what it dropped and why.
@@ -118,7 +122,19 @@ fn is_below(name: &str) -> bool {
             .all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Writes the files of the manifest under `directory`.
+/// Whether `path` is a file of just these bytes.
+fn holds(path: &Path, digest: Digest) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| Digest::of(&bytes) == digest)
+}
+
+/// Whether `directory` has files by the names of those of the manifest, and not all of them are the same.
+pub(crate) async fn holds_others(client: &Client, digest: Digest, directory: &Path) -> Result<bool> {
+    let files = client.manifest(digest).await?.files.into_iter();
+    let mut there = files.map(|(name, file)| (directory.join(name), file));
+    Ok(there.any(|(path, file)| path.exists() && !holds(&path, file)))
+}
+
+/// Writes the files of the manifest under `directory`; those that are there already stay as they are.
 pub(crate) async fn write_manifest(client: &Client, digest: Digest, directory: &Path) -> Result<()> {
     let manifest = client.manifest(digest).await?;
     for (name, file) in &manifest.files {
@@ -129,7 +145,11 @@ pub(crate) async fn write_manifest(client: &Client, digest: Digest, directory: &
                 problem,
             });
         }
-        write_file(&directory.join(name), &client.download(*file).await?)?;
+        let path = directory.join(name);
+        // An adapter of many megabytes is neither sent nor written a second time.
+        if !holds(&path, *file) {
+            write_file(&path, &client.download(*file).await?)?;
+        }
     }
     Ok(())
 }
@@ -161,6 +181,16 @@ mod tests {
         };
         let names: Vec<&str> = curated(&manifest).map(|(name, _)| name).collect();
         assert_eq!(names, ["samples.jsonl", "dropped.jsonl"]);
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_bytes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        assert!(!holds(&path, Digest::of(b"text")));
+        std::fs::write(&path, "text").unwrap();
+        assert!(holds(&path, Digest::of(b"text")) && !holds(&path, Digest::of(b"other")));
+        assert!(!holds(root.path(), Digest::of(b"")), "a directory is no file");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::commands::reach;
 use crate::commands::remote::token;
 use crate::config::plan;
 use crate::config::settings::{budget, curation_settings, gate};
-use crate::directory::materialize::write_manifest;
+use crate::directory::materialize::{holds_others, write_manifest};
 use crate::directory::write_file;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
@@ -83,8 +83,10 @@ impl Stage<'_> {
         self.refuse_other_kind_of_place()?;
         let outcome = match &stage.coordinator {
             None => {
+                self.refuse_directory_of_run()?;
+                let checked = reach::before_task(&self.spec).await;
                 // No hindrance where the same task was done before.
-                let hindrance = match reach::before_task(&self.spec).await {
+                let hindrance = match checked.and_then(|()| self.refuse_adapter_that_is_there()) {
                     Err(error) if !self.state().exists() => return Err(error),
                     checked => checked.err(),
                 };
@@ -96,8 +98,9 @@ impl Stage<'_> {
             Some(url) => {
                 let client = Client::connect(url, token(&stage.token)?.as_deref()).await?;
                 let mut interrupts = Interrupts::new()?;
+                let hindrance = self.refuse_adapter_that_is_there().err();
                 tokio::select! {
-                    outcome = self.submit(&client, false, None, output) => outcome?,
+                    outcome = self.submit(&client, false, hindrance, output) => outcome?,
                     () = interrupts.next() => return Err(Error::Interrupted),
                 }
             }
@@ -150,37 +153,6 @@ impl Stage<'_> {
         }
     }
 
-    /// Before hours of work: what is written is a file for the one and a directory for the other.
-    fn refuse_other_kind_of_place(&self) -> Result<()> {
-        let out = self.out.display();
-        match &self.spec {
-            TaskSpec::Train(_) if self.out.is_file() => Err(Error::Usage(format!(
-                "--out {out} is a file, and an adapter is a directory; name a directory"
-            ))),
-            TaskSpec::Infer(_) | TaskSpec::Judge(_) | TaskSpec::Synthesize(_) if self.out.is_dir() => {
-                Err(Error::Usage(format!(
-                    "--out {out} is a directory; name a file in it, such as {}",
-                    self.out.join(self.file_name()).display()
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn file_name(&self) -> &'static str {
-        match &self.spec {
-            TaskSpec::Train(_) => "adapter",
-            TaskSpec::Infer(_) => "responses.jsonl",
-            TaskSpec::Judge(_) => "verdicts.jsonl",
-            TaskSpec::Synthesize(_) => "samples.jsonl",
-        }
-    }
-
-    /// State of the roles in this process: beside the result.
-    fn state(&self) -> PathBuf {
-        self.out.parent().unwrap_or(Path::new("")).join(".llamaduo")
-    }
-
     async fn submit(
         &self,
         client: &Client,
@@ -191,13 +163,15 @@ impl Stage<'_> {
         let budget = budget(&self.inputs.config.budget)?;
         client.upload(&self.inputs.uploads).await?;
         let name = words::stage(self.spec.stage());
-        let run = client
+        let (run, is_new) = client
             .submit_task(self.request()?, name, self.spec.clone(), budget)
             .await?;
         let reused = client.run(&run).await?.run.status == RunStatus::Passed;
         if let Some(error) = hindrance.filter(|_| !reused) {
-            // The same command takes it up again once the hindrance is gone.
-            client.cancel(&run, "it could not begin").await?;
+            // The same command takes it up again once the hindrance is gone. Elsewhere it may be another command's.
+            if is_here || is_new {
+                client.cancel(&run, "it could not begin").await?;
+            }
             return Err(error);
         }
         let details = if reused {
@@ -260,7 +234,12 @@ impl Stage<'_> {
     async fn write(&self, client: &Client, result: &TaskResult) -> Result<Found> {
         let mut found = Found::default();
         match &result.output {
-            TaskOutput::Train(_) => write_manifest(client, result.manifest, self.out).await?,
+            TaskOutput::Train(_) => {
+                if holds_others(client, result.manifest, self.out).await? {
+                    return Err(self.would_replace());
+                }
+                write_manifest(client, result.manifest, self.out).await?;
+            }
             TaskOutput::Infer(infer) => write_file(self.out, &client.download(infer.responses).await?)?,
             TaskOutput::Judge(judge) => {
                 let bytes = client.download(judge.verdicts).await?;
