@@ -18,7 +18,7 @@ use llamaduo_proto::wire::{
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::config::plan::Upload;
 use crate::error::{Error, Result};
@@ -145,7 +145,7 @@ impl Client {
             .clone()
             .get_run(message)
             .await
-            .map_err(refused("show the run"))?;
+            .map_err(refused_of(run, "show the run"))?;
         Ok(RunDetails::try_from(answer.into_inner())?)
     }
 
@@ -190,7 +190,7 @@ impl Client {
                 .clone()
                 .list_tasks(message)
                 .await
-                .map_err(refused("list the tasks"))?;
+                .map_err(refused_of(run, "list the tasks"))?;
             let answer = answer.into_inner();
             for task in answer.tasks {
                 tasks.push(TaskView::try_from(task)?);
@@ -227,20 +227,21 @@ impl Client {
             .clone()
             .cancel_run(message)
             .await
-            .map_err(refused("cancel the run"))?;
+            .map_err(refused_of(run, "cancel the run"))?;
         let run = answer.into_inner().run.ok_or_else(|| absent("run"))?;
         Ok(RunView::try_from(run)?)
     }
 
     /// Goes on with a run that ended without passing.
     pub(crate) async fn resume(&self, resume: ResumeRun) -> Result<RunView> {
+        let run = resume.run.clone();
         let message = wire::ResumeRunRequest::from(resume);
         let answer = self
             .runs
             .clone()
             .resume_run(message)
             .await
-            .map_err(refused("resume the run"))?;
+            .map_err(refused_of(&run, "resume the run"))?;
         let run = answer.into_inner().run.ok_or_else(|| absent("run"))?;
         Ok(RunView::try_from(run)?)
     }
@@ -346,5 +347,13 @@ fn refused(doing: &'static str) -> impl Fn(Status) -> Error {
         doing,
         code: status.code(),
         message: status.message().to_owned(),
+    }
+}
+
+/// The same of what is asked of one run, which is the only thing that may be unknown then.
+fn refused_of(run: &RunId, doing: &'static str) -> impl Fn(Status) -> Error {
+    move |status| match status.code() {
+        Code::NotFound => Error::UnknownRun { run: run.clone() },
+        _ => refused(doing)(status),
     }
 }

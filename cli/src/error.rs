@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use llamaduo_proto::convert::InvalidMessage;
+use llamaduo_proto::ids::RunId;
 
 use crate::config;
 use crate::exit::Exit;
@@ -80,6 +81,9 @@ pub(crate) enum Error {
         code: tonic::Code,
         message: String,
     },
+    /// A run that the coordinator does not have.
+    #[error("the coordinator has no run {run}; `llamaduo status` lists the runs that it has")]
+    UnknownRun { run: RunId },
     /// The coordinator said something unexpected.
     #[error("the coordinator's answer breaks the protocol; use the same version of llamaduo on both sides")]
     Protocol(#[from] InvalidMessage),
@@ -129,7 +133,7 @@ impl Error {
     /// How the process ends.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Usage(_) | Self::Input(_) => Exit::Usage,
+            Self::Config(_) | Self::Usage(_) | Self::Input(_) | Self::UnknownRun { .. } => Exit::Usage,
             // Named on the command line or in the config, and not there: files of our own are made when they are missing.
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::Usage,
             Self::Engine(llamaduo_engine::Error::NoModel { .. }) => Exit::Usage,

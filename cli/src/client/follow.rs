@@ -11,7 +11,7 @@ use llamaduo_proto::run::RunStatus;
 use llamaduo_proto::wire;
 use tonic::{Code, Status};
 
-use super::{Client, absent, refused};
+use super::{Client, absent, refused_of};
 use crate::error::Result;
 
 /// Broken streams in a row without an event before the coordinator is taken for gone: with the pause below about two
@@ -81,7 +81,7 @@ impl Client {
                 Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
             );
             if !may_heal || n_breaks > BREAKS_MAX {
-                return Err(refused("follow the run")(broken));
+                return Err(refused_of(run, "follow the run")(broken));
             }
             tracing::warn!(run_id = %run, next_seq, message = broken.message(), "event stream broke; opening it again");
             tokio::time::sleep(BREAK_PAUSE).await;

@@ -3,6 +3,7 @@
 //! Invariant: what a command prints of a run is what the coordinator said, not what was asked of it.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use llamaduo_proto::ids::RunId;
@@ -11,6 +12,7 @@ use llamaduo_proto::view::RunView;
 
 use crate::args::{Cancel, Format, Remote, TokenFile, Watch};
 use crate::client::Client;
+use crate::directory::RunDirectory;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::interrupt::Interrupts;
@@ -44,9 +46,27 @@ pub(super) fn token(file: &TokenFile) -> Result<Option<String>> {
     Ok(Some(token.to_owned()))
 }
 
-/// A run's id as the user gave it.
+/// A run's id as the user gave it, for a command that asks a coordinator. Looked at before a coordinator is looked for, so
+/// that the directory of a run on this machine is told from an id.
 pub(super) fn run_id(text: &str) -> Result<RunId> {
-    RunId::new(text).map_err(|error| Error::Usage(error.to_string()))
+    let path = Path::new(text);
+    if RunDirectory::existing(path).holds_run() {
+        let directory = path.display();
+        return Err(Error::Usage(format!(
+            "{directory} is the directory of a run on this machine, and this command asks a coordinator for a run by its id; \
+             `llamaduo report {directory}` prints what the run came to, {directory}/events.jsonl tells what happened so far, \
+             the command that began it goes on with it and shows how far it is, and Ctrl-C there stops it"
+        )));
+    }
+    RunId::new(text).map_err(|error| {
+        let problem = match path.exists() {
+            true => format!("{text} is a path on this machine, not the id of a run"),
+            false => error.to_string(),
+        };
+        Error::Usage(format!(
+            "{problem}; `llamaduo status` lists a coordinator's runs with their ids"
+        ))
+    })
 }
 
 /// Keeps the bar of a run in step with it.
@@ -71,8 +91,8 @@ impl Bar {
 
 /// `watch`: events are data here, so they go to stdout; how far each task is goes to stderr.
 pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
-    let client = connect(&arguments.remote).await?;
     let run = run_id(&arguments.run)?;
+    let client = connect(&arguments.remote).await?;
     let mut interrupts = Interrupts::new()?;
     let mut progress = Progress::new(output, &client.run(&run).await?.run.name);
     let mut bar = Bar::default();
@@ -109,8 +129,8 @@ pub(super) async fn watch(arguments: &Watch, output: &Output) -> Result<Exit> {
 
 /// `cancel`.
 pub(super) async fn cancel(arguments: &Cancel, output: &Output) -> Result<Exit> {
-    let client = connect(&arguments.remote).await?;
     let run = run_id(&arguments.run)?;
+    let client = connect(&arguments.remote).await?;
     let before = client.run(&run).await?;
     let after = client.cancel(&run, &arguments.reason).await?;
     output.result(&after, || cancelled(&before.run, &after))?;

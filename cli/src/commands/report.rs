@@ -19,21 +19,21 @@ use crate::table;
 /// run's id.
 pub(super) async fn report(arguments: &args::Report, output: &Output) -> Result<Exit> {
     let path = Path::new(&arguments.run);
-    let directory = if path.is_dir() && arguments.out.is_none() {
-        if !RunDirectory::existing(path).holds_run() && RunId::new(&arguments.run).is_ok() {
-            output.line(&format!(
-                "from the copy in {0}; give --out {0} to fetch the report anew",
-                path.display()
-            ));
-        }
-        path.to_owned()
-    } else {
-        fetch(arguments, output).await?
+    let is_here = path.is_dir() && arguments.out.is_none();
+    let directory = match is_here {
+        true => path.to_owned(),
+        false => fetch(arguments, output).await?,
     };
     let run = RunDirectory::existing(&directory);
     let Some(report) = run.report()? else {
         return Err(without_report(&run));
     };
+    if is_here && !run.holds_run() && RunId::new(&arguments.run).is_ok() {
+        output.line(&format!(
+            "from the copy in {0}; give --out {0} to fetch the report anew",
+            directory.display()
+        ));
+    }
     if run.holds_run() && !run.has_ended()? {
         output.line(&format!(
             "the run in {} goes on since this report was made; when it ends again there is a newer one",
@@ -80,7 +80,13 @@ async fn fetch(arguments: &args::Report, output: &Output) -> Result<PathBuf> {
         )),
         error => error,
     })?;
-    let details = client.run(&run).await?;
+    let details = client.run(&run).await.map_err(|error| match error {
+        Error::UnknownRun { run } if !Path::new(name).is_dir() => Error::Usage(format!(
+            "there is no directory {name} here, and the coordinator has no run {run}; `llamaduo status` lists the runs that \
+             it has"
+        )),
+        error => error,
+    })?;
     if details.run.report.is_none() {
         return Err(Error::Usage(format!(
             "run {run} has no report yet; follow it with `llamaduo watch {run}`"

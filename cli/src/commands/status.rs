@@ -15,6 +15,15 @@ use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::words;
 
+/// All that a coordinator has.
+#[derive(Serialize)]
+struct Overview {
+    /// The newest first.
+    runs: Vec<RunView>,
+    /// Those with a session.
+    workers: Vec<WorkerView>,
+}
+
 /// A run with what works on it now.
 #[derive(Serialize)]
 struct RunStatusNow {
@@ -48,13 +57,14 @@ impl RunningTask {
 
 /// `status`.
 pub(super) async fn status(arguments: &Status, output: &Output) -> Result<Exit> {
+    let run = arguments.run.as_deref().map(run_id).transpose()?;
     let client = connect(&arguments.remote).await?;
-    let Some(run) = &arguments.run else {
+    let Some(run) = run else {
         let (runs, workers) = (client.list_runs().await?, client.list_workers().await?);
-        output.result(&runs, || overview(&runs, &workers))?;
+        let all = Overview { runs, workers };
+        output.result(&all, || overview(&all.runs, &all.workers))?;
         return Ok(Exit::Ok);
     };
-    let run = run_id(run)?;
     let details = client.run(&run).await?;
     let (tasks, workers) = if details.run.status == RunStatus::Running {
         (client.tasks(&run).await?, client.list_workers().await?)

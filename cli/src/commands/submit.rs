@@ -26,8 +26,9 @@ struct Submitted {
 /// `submit`.
 pub(super) async fn submit(arguments: &Submit, output: &Output) -> Result<Exit> {
     if let Some(run) = &arguments.resume {
+        let run = run_id(run)?;
         let client = connect(&arguments.remote).await?;
-        return go_on(&client, &run_id(run)?, &arguments.config, output).await;
+        return go_on(&client, &run, &arguments.config, output).await;
     }
     let plan = fitting_plan(&arguments.config, output).await?;
     let request = match &arguments.request_id {

@@ -166,6 +166,29 @@ fn a_run_is_cancelled_and_gone_on_with() {
 }
 
 #[test]
+fn a_run_that_is_not_there_is_looked_for_in_the_list() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let _coordinator = cluster.coordinator();
+    for asked in ["watch", "status", "cancel", "report"] {
+        assert_says(
+            &cluster.told(&[asked, "no-such-run"], 2),
+            &["the coordinator has no run no-such-run; `llamaduo status` lists the runs that it has"],
+        );
+    }
+    assert_says(
+        &cluster.submitted(&["--resume", "no-such-run"], &[], 2),
+        &["the coordinator has no run no-such-run"],
+    );
+    let all = cluster.told(&["status", "-o", "json"], 0);
+    let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+    assert_eq!(
+        (&all["runs"], &all["workers"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+}
+
+#[test]
 fn a_run_is_gone_on_with_as_its_command_line_made_it() {
     let site = Site::new();
     let cluster = Cluster::new(&site);

@@ -101,3 +101,15 @@ fn what_hinders_a_run_is_said() {
     assert!(shown.contains("passed") && shown.contains("idle"), "{shown}");
     assert!(overview(&[], &[]).contains("llamaduo submit"));
 }
+
+#[test]
+fn programs_are_told_of_the_workers_too() {
+    let all = Overview {
+        runs: vec![run(RunStatus::Running, None)],
+        workers: vec![worker("one", &["c01-train"])],
+    };
+    let json = serde_json::to_value(&all).unwrap();
+    assert_eq!(json["runs"][0]["run"], "tickets-1");
+    assert_eq!(json["workers"][0]["worker"], "one");
+    assert_eq!(json["workers"][0]["running"].as_array().unwrap().len(), 1);
+}
