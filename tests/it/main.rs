@@ -10,6 +10,7 @@ mod cluster;
 mod crash;
 mod cycle;
 mod device;
+mod ended;
 mod export;
 mod fuzz;
 mod gpu_bench;

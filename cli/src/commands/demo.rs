@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::run::migrate;
+use super::run::{Began, migrate};
 use crate::args::Demo;
 use crate::config::plan::plan;
 use crate::directory::{RunDirectory, read_json, write_file, write_json};
@@ -45,7 +45,7 @@ pub(super) async fn demo(arguments: &Demo, output: &Output) -> Result<Exit> {
         stop.clone(),
     ));
     let exit = tokio::select! {
-        exit = migrate(plan, &arguments.out, arguments.device, output) => exit,
+        exit = migrate(plan, Began::ByDemo, &arguments.out, arguments.device, output) => exit,
         ended = service.join_next() => Err(match ended {
             Some(Ok(Err(error))) => Error::from(error),
             _ => Error::Stopped { what: "the stand-in service".to_owned() },

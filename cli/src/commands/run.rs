@@ -26,7 +26,9 @@ use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::progress::words::counted;
 use crate::{model, table};
+use resume::GoneOn;
 
 /// `run`.
 pub(super) async fn run(arguments: &Run, output: &Output) -> Result<Exit> {
@@ -40,7 +42,16 @@ pub(super) async fn run(arguments: &Run, output: &Output) -> Result<Exit> {
     for llm in [&mut plan.spec.service_llm, &mut plan.spec.judge_llm] {
         config::service::key_beside_config(llm, directory);
     }
-    migrate(plan, &arguments.out, arguments.device, output).await
+    migrate(plan, Began::ByRun, &arguments.out, arguments.device, output).await
+}
+
+/// Which command a run is begun and gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Began {
+    /// `run`, which takes another limit of cycles.
+    ByRun,
+    /// `demo`, whose settings are its own.
+    ByDemo,
 }
 
 /// The `--set` options that the run was last given, and over them those of now.
@@ -59,24 +70,29 @@ fn set_to_resume(arguments: &Run, output: &Output) -> Result<Vec<String>> {
 }
 
 /// Runs the plan in `out`, or goes on with the run that is there, and prints what it came to.
-pub(super) async fn migrate(plan: Plan, out: &Path, device: Device, output: &Output) -> Result<Exit> {
-    let is_over = reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
-    if !is_over && let Some(record) = RunDirectory::existing(out).record()? {
-        let allowed = record.cycles_max.unwrap_or(record.spec.cycles_max);
-        resume::refuse_fewer_cycles(
-            &format!("the run in {}", out.display()),
-            allowed,
-            plan.spec.cycles_max,
-        )?;
+pub(super) async fn migrate(
+    plan: Plan,
+    began: Began,
+    out: &Path,
+    device: Device,
+    output: &Output,
+) -> Result<Exit> {
+    if let Some(record) = RunDirectory::existing(out).record()? {
+        refuse_fewer_cycles(&record, &plan, out)?;
     }
+    let is_over = reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
     let directory = RunDirectory::create(out)?;
     if let Some(record) = directory.record()? {
         refuse_other_run(&record, &plan, out)?;
-        output.line(&format!("going on with the run in {}", out.display()));
+        if !is_over {
+            output.line(&format!("going on with the run in {}", out.display()));
+        }
     }
-    let reference = &plan.spec.local_model.reference;
-    model::check_fit(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
-    let details = with_cluster(&directory.state(), device, output, async |client| {
+    if !is_over {
+        let reference = &plan.spec.local_model.reference;
+        model::check_fit(reference, &plan.split.test, plan.spec.infer.tokens_max, output).await?;
+    }
+    let (details, ended) = with_cluster(&directory.state(), device, output, async |client| {
         // Only now is the directory this process's alone.
         let mut record = recorded(&directory, &plan, out)?;
         directory.set_record(&record)?;
@@ -87,16 +103,75 @@ pub(super) async fn migrate(plan: Plan, out: &Path, device: Device, output: &Out
             .await?;
         record.run = Some(run.clone());
         directory.set_record(&record)?;
-        resume::go_on(&client, &run, &plan.spec).await?;
+        let was = client.run(&run).await?.run.status;
+        let gone_on = resume::go_on(&client, &run, &plan.spec).await?;
         // What was refused above is not to be remembered for the next command.
         record.settings = Some(plan.settings.clone());
         record.cycles_max = Some(plan.spec.cycles_max);
         directory.set_record(&record)?;
-        follow(&client, &run, &directory, output).await
+        let details = follow(&client, &run, &directory, output).await?;
+        let ended = match was {
+            RunStatus::Running => None,
+            _ => ended_before(gone_on, plan.spec.cycles_max, began),
+        };
+        Ok((details, ended))
     })
     .await?;
-    print(&details, &directory, output)?;
+    print(&details, ended.is_some(), &directory, output)?;
+    if let Some(why_and_what) = ended {
+        output.line(&format!(
+            "the run in {} had ended before, so nothing was done now: {why_and_what}",
+            out.display()
+        ));
+    }
     Ok(Exit::of_run(details.run.status))
+}
+
+/// Why a run that had ended was left as it was, and what to do about that.
+fn ended_before(gone_on: GoneOn, cycles_max: u32, began: Began) -> Option<String> {
+    let anew = match began {
+        Began::ByRun => "to begin another, name another directory with --out",
+        Began::ByDemo => {
+            "to begin another, name another directory with --out, and another --seed for other data"
+        }
+    };
+    Some(match (gone_on, began) {
+        (GoneOn::Resumed | GoneOn::RunsAlready, _) => return None,
+        (GoneOn::Passed, _) => format!("it passed its gate; {anew}"),
+        (GoneOn::CyclesUsed, Began::ByDemo) => {
+            format!("its cycles are used, and it did not pass its gate; {anew}")
+        }
+        (GoneOn::CyclesUsed, Began::ByRun) => format!(
+            "it may use {}, and did not pass its gate in them; to give it more, add --resume --set run.cycles_max={} (or \
+             more) to this command; {anew}",
+            counted(cycles_max.into(), "cycle", "cycles"),
+            cycles_max.saturating_add(1)
+        ),
+        (GoneOn::NothingNew, _) => format!(
+            "it did not pass its gate, and {}; {anew}{}",
+            resume::NOTHING_NEW,
+            match began {
+                Began::ByRun => ", with other settings of [synthesis]",
+                Began::ByDemo => "",
+            }
+        ),
+    })
+}
+
+/// A run that may use more cycles than it is given now would not be the run that is asked for.
+fn refuse_fewer_cycles(record: &RunRecord, plan: &Plan, out: &Path) -> Result<()> {
+    let out = out.display();
+    let otherwise = format!(
+        "give --resume alone, which remembers what the run was given; or leave it as it is: {out}/cycles/N/adapter is what \
+         cycle N trained, and `llamaduo report {out}` prints what a run that has ended came to"
+    );
+    let allowed = record.cycles_max.unwrap_or(record.spec.cycles_max);
+    resume::refuse_fewer_cycles(
+        &format!("the run in {out}"),
+        allowed,
+        plan.spec.cycles_max,
+        &otherwise,
+    )
 }
 
 /// What the directory's run is, or is to be.
@@ -185,17 +260,20 @@ struct Outcome<'a> {
     run_id: &'a RunId,
     status: RunStatus,
     reason: Option<&'a str>,
+    /// Whether the run had ended before this command, which did nothing.
+    ended_before: bool,
     directory: String,
     report: Option<Value>,
 }
 
-fn print(details: &RunDetails, directory: &RunDirectory, output: &Output) -> Result<()> {
+fn print(details: &RunDetails, ended_before: bool, directory: &RunDirectory, output: &Output) -> Result<()> {
     let run = &details.run;
     let report = directory.report()?;
     let outcome = Outcome {
         run_id: &run.run,
         status: run.status,
         reason: run.reason.as_deref(),
+        ended_before,
         directory: directory.root().display().to_string(),
         report,
     };

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::model;
 use crate::output::Output;
+use crate::progress::words::counted;
 
 #[derive(Serialize)]
 struct Submitted {
@@ -113,7 +114,13 @@ async fn go_on(client: &Client, run: &RunId, arguments: &ConfigArguments, output
             changes_between(&stored, &wanted, &plan)
         )));
     }
-    resume::refuse_fewer_cycles(&format!("run {run}"), stored.cycles_max, plan.spec.cycles_max)?;
+    let otherwise = format!("end the run with `llamaduo cancel {run}` when it has done enough");
+    resume::refuse_fewer_cycles(
+        &format!("run {run}"),
+        stored.cycles_max,
+        plan.spec.cycles_max,
+        &otherwise,
+    )?;
     reach::from_here(&plan.spec, output).await;
     client.upload(&plan.uploads).await?;
     let gone_on = resume::go_on(client, run, &plan.spec).await?;
@@ -126,9 +133,15 @@ async fn go_on(client: &Client, run: &RunId, arguments: &ConfigArguments, output
             )));
         }
         GoneOn::CyclesUsed => {
-            let used = stored.cycles_max;
+            let used = counted(stored.cycles_max.into(), "cycle", "cycles");
             return Err(Error::Usage(format!(
-                "{run} did not pass its gate in {used} cycles; raise run.cycles_max to go on with it"
+                "{run} did not pass its gate in {used}; raise run.cycles_max to go on with it"
+            )));
+        }
+        GoneOn::NothingNew => {
+            return Err(Error::Usage(format!(
+                "{run} did not pass its gate, and {}; submit a new run with other settings of [synthesis]",
+                resume::NOTHING_NEW
             )));
         }
     };

@@ -10,6 +10,7 @@ use crate::client::Client;
 use crate::config::changes;
 use crate::error::{Error, Result};
 use crate::output::Output;
+use crate::progress::words::counted;
 
 /// What became of the wish to go on with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,12 @@ pub(in crate::commands) enum GoneOn {
     Passed,
     /// It used all its cycles.
     CyclesUsed,
+    /// Curation kept no new pair in one of its cycles, so that more of them would train on the same data.
+    NothingNew,
 }
+
+/// Why a run of which curation kept nothing is not gone on with.
+pub(in crate::commands) const NOTHING_NEW: &str = "curation kept none of the pairs that were synthesized for it, so more cycles would train on the same data";
 
 /// The `--set` options of `then` and, over them, those `given` now; tells which of then hold.
 pub(in crate::commands) fn with_remembered(
@@ -60,14 +66,21 @@ pub(in crate::commands) fn comparable(stored: &RunSpec, wanted: &RunSpec) -> Run
     comparable
 }
 
-/// A run may be given more cycles, never fewer: what it did with them stays done.
-pub(in crate::commands) fn refuse_fewer_cycles(run: &str, allowed: u32, wanted: u32) -> Result<()> {
+/// A run may be given more cycles, never fewer: what it did with them stays done. `otherwise` says what to do about a run
+/// that has done enough.
+pub(in crate::commands) fn refuse_fewer_cycles(
+    run: &str,
+    allowed: u32,
+    wanted: u32,
+    otherwise: &str,
+) -> Result<()> {
     if allowed <= wanted {
         return Ok(());
     }
+    let may_use = counted(allowed.into(), "cycle", "cycles");
     Err(Error::Usage(format!(
-        "{run} may use {allowed} cycles, and run.cycles_max is {wanted} now: a run can be given more cycles, not fewer; set \
-         run.cycles_max to {allowed} or more, or end the run with Ctrl-C or `llamaduo cancel` when it has done enough"
+        "{run} may use {may_use}, and run.cycles_max is {wanted} now: a run can be given more cycles, not fewer; set \
+         run.cycles_max to {allowed} or more, or {otherwise}"
     )))
 }
 
@@ -86,6 +99,9 @@ pub(in crate::commands) async fn go_on(client: &Client, run: &RunId, spec: &RunS
     let left_as = match details.run.ending.unwrap_or(details.run.status) {
         RunStatus::Passed => Some(GoneOn::Passed),
         RunStatus::Running => (!stored.is_some_and(is_other)).then_some(GoneOn::RunsAlready),
+        RunStatus::GateNotReached if details.run.cycle.0 < stored.map_or(0, |stored| stored.cycles_max) => {
+            Some(GoneOn::NothingNew)
+        }
         RunStatus::GateNotReached => (!more_cycles).then_some(GoneOn::CyclesUsed),
         RunStatus::BudgetSpent | RunStatus::ServiceFailed | RunStatus::Cancelled | RunStatus::Failed => None,
     };

@@ -77,3 +77,46 @@ fn the_same_specification_is_the_same_submission() {
         request_id(&spec(&["run.seed=1"])).unwrap()
     );
 }
+
+#[test]
+fn a_run_that_ended_says_why_and_what_can_be_done() {
+    let words = |gone_on, began| ended_before(gone_on, 2, began);
+    assert_eq!(words(GoneOn::Resumed, Began::ByRun), None);
+    assert_eq!(words(GoneOn::RunsAlready, Began::ByRun), None);
+    let passed = words(GoneOn::Passed, Began::ByRun).unwrap();
+    assert!(
+        passed.contains("passed its gate") && passed.contains("--out"),
+        "{passed}"
+    );
+    let used = words(GoneOn::CyclesUsed, Began::ByRun).unwrap();
+    assert!(
+        used.contains("2 cycles") && used.contains("--resume --set run.cycles_max=3"),
+        "{used}"
+    );
+    let nothing = words(GoneOn::NothingNew, Began::ByRun).unwrap();
+    assert!(
+        nothing.contains("[synthesis]") && !nothing.contains("cycles_max"),
+        "{nothing}"
+    );
+    for gone_on in [GoneOn::Passed, GoneOn::CyclesUsed, GoneOn::NothingNew] {
+        let demo = words(gone_on, Began::ByDemo).unwrap();
+        assert!(demo.contains("--seed") && !demo.contains("--set"), "{demo}");
+    }
+}
+
+#[test]
+fn fewer_cycles_are_refused_in_words_that_hold_on_this_machine() {
+    let stored = record(&["run.cycles_max=4"]);
+    refuse_fewer_cycles(&stored, &plan(&["run.cycles_max=4"]), Path::new("out")).unwrap();
+    let fewer = refuse_fewer_cycles(&stored, &plan(&["run.cycles_max=1"]), Path::new("out"));
+    let said = fewer.unwrap_err().to_string();
+    for word in [
+        "may use 4 cycles",
+        "run.cycles_max is 1 now",
+        "out/cycles/N/adapter",
+        "llamaduo report out",
+    ] {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
+    assert!(!said.contains("llamaduo cancel"), "{said}");
+}
