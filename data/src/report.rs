@@ -315,7 +315,9 @@ impl Report {
         Some(match &cycle.gate {
             Some(gate) if gate.passed => "the one that passed the gate",
             _ if n_trained < 2 => "the only one",
-            Some(_) => "the one nearest to passing, by its weakest comparison with the gate",
+            Some(_) => {
+                "the one nearest to passing by its weakest comparison with the gate, of equals the newest"
+            }
             None => "the newest, since none was held against the gate",
         })
     }

@@ -42,7 +42,7 @@ fn check_same_command(site: &Site, service: &Service) {
     );
     for words in [
         "had ended before, so nothing was done now",
-        "it may use 2 cycles, and did not pass its gate in them",
+        "it used all its 2 cycles without passing its gate",
         "--resume --set run.cycles_max=3",
         "--out",
     ] {

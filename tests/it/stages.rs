@@ -208,7 +208,10 @@ fn an_answer_tells_its_likelihoods_and_ends_before_a_stop_text() {
     for (more, said) in [
         (&["--logprobs", "1"][..], "-o json"),
         (&["--min-p", "2"], "--min-p is 2; expected at least 0 and below 1"),
-        (&["--repetition-penalty", "0"], "--repetition-penalty is 0; expected"),
+        (
+            &["--repetition-penalty", "0"],
+            "--repetition-penalty is 0; expected",
+        ),
         (&["--temperature=-1"], "--temperature is -1; expected 0 or more"),
     ] {
         let output = generate(more);

@@ -60,7 +60,7 @@ pub(crate) struct Submit {
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// A run; all of them when absent.
+    /// A run's id at the coordinator; all of them when absent.
     pub(crate) run: Option<String>,
     #[command(flatten)]
     pub(crate) remote: Remote,
@@ -68,7 +68,7 @@ pub(crate) struct Status {
 
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
-    /// The run.
+    /// The run's id, as status lists it.
     pub(crate) run: String,
     /// First event wanted.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -79,7 +79,7 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// The run.
+    /// The run's id, as status lists it.
     pub(crate) run: String,
     /// Kept as the run's reason.
     #[arg(long, default_value = "cancelled by request")]

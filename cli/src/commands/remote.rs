@@ -51,11 +51,12 @@ pub(super) fn token(file: &TokenFile) -> Result<Option<String>> {
 pub(super) fn run_id(text: &str) -> Result<RunId> {
     let path = Path::new(text);
     if RunDirectory::existing(path).holds_run() {
-        let directory = path.display();
+        let (directory, events) = (path.display(), path.join("events.jsonl"));
         return Err(Error::Usage(format!(
             "{directory} is the directory of a run on this machine, and this command asks a coordinator for a run by its id; \
-             `llamaduo report {directory}` prints what the run came to, {directory}/events.jsonl tells what happened so far, \
-             the command that began it goes on with it and shows how far it is, and Ctrl-C there stops it"
+             `llamaduo report {directory}` prints what the run came to, {} tells what happened so far, the command \
+             that began it goes on with it and shows how far it is, and Ctrl-C there stops it",
+            events.display()
         )));
     }
     RunId::new(text).map_err(|error| {

@@ -26,7 +26,6 @@ use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::progress::words::counted;
 use crate::{model, table};
 use resume::GoneOn;
 
@@ -135,16 +134,17 @@ fn ended_before(gone_on: GoneOn, cycles_max: u32, began: Began) -> Option<String
             "to begin another, name another directory with --out, and another --seed for other data"
         }
     };
+    let used = match cycles_max {
+        1 => "its only cycle".to_owned(),
+        n => format!("all its {n} cycles"),
+    };
     Some(match (gone_on, began) {
         (GoneOn::Resumed | GoneOn::RunsAlready, _) => return None,
         (GoneOn::Passed, _) => format!("it passed its gate; {anew}"),
-        (GoneOn::CyclesUsed, Began::ByDemo) => {
-            format!("its cycles are used, and it did not pass its gate; {anew}")
-        }
+        (GoneOn::CyclesUsed, Began::ByDemo) => format!("it used {used} without passing its gate; {anew}"),
         (GoneOn::CyclesUsed, Began::ByRun) => format!(
-            "it may use {}, and did not pass its gate in them; to give it more, add --resume --set run.cycles_max={} (or \
-             more) to this command; {anew}",
-            counted(cycles_max.into(), "cycle", "cycles"),
+            "it used {used} without passing its gate; to give it more, add --resume --set run.cycles_max={} (or more) to this \
+             command; {anew}",
             cycles_max.saturating_add(1)
         ),
         (GoneOn::NothingNew, _) => format!(

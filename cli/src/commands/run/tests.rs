@@ -90,7 +90,7 @@ fn a_run_that_ended_says_why_and_what_can_be_done() {
     );
     let used = words(GoneOn::CyclesUsed, Began::ByRun).unwrap();
     assert!(
-        used.contains("2 cycles") && used.contains("--resume --set run.cycles_max=3"),
+        used.contains("all its 2 cycles") && used.contains("--resume --set run.cycles_max=3"),
         "{used}"
     );
     let nothing = words(GoneOn::NothingNew, Began::ByRun).unwrap();
