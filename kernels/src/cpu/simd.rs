@@ -7,7 +7,9 @@ mod few_rows;
 mod integers;
 mod isa;
 mod nf4_panel;
+mod panel;
 mod prefetch;
+mod q8_0_panel;
 mod tile;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
@@ -33,6 +35,8 @@ pub(crate) use integers::{
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
 pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
+pub(crate) use panel::{HALF_COLUMNS, HalfRow, Panel, PanelMut};
 pub(crate) use prefetch::prefetch;
+pub(crate) use q8_0_panel::{q8_0_columns, q8_0_rows};
 pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
 pub(crate) use transpose::{transpose_bytes, transpose_floats};

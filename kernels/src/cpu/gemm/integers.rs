@@ -29,7 +29,12 @@ impl Cpu {
             let range = link.left.groups.range(task.groups.start);
             let a = lefts(left, range.clone(), 0..link.left.k);
             let a = &a[..range.len()];
-            if weight.multiply_few_integers(self.isa, task.column, a, &mut task.rows, task.start) {
+            // for all tiles or for none: whether it can is a matter of the weight and the rows
+            let done = task.tiles.iter_mut().fold(false, |_, tile| {
+                let rows = &mut tile.c.rows(0..range.len())[..range.len()];
+                weight.multiply_few_integers(self.isa, tile.column, a, rows, task.start)
+            });
+            if done {
                 return true;
             }
         }
@@ -41,19 +46,21 @@ impl Cpu {
             let part = part..(part + PART_LEN).min(link.left.k);
             let panel = &mut panel[..part.len() / 2];
             let scales = &mut scales[..part.len() / block_len];
-            weight.pack_integers(self.isa, task.column, part.start, panel, scales);
-            let panel = IntegerPanel {
-                pairs: panel,
-                scales,
-                block_len,
-            };
-            let mut done = 0;
-            for group in task.groups.clone() {
-                let range = link.left.groups.range(group);
-                let a = lefts(left, range.clone(), part.clone());
-                let rows = &mut task.rows[done..done + range.len()];
-                multiply_integers(self.isa, &a[..range.len()], panel, rows, task.start);
-                done += range.len();
+            for tile in &mut task.tiles {
+                weight.pack_integers(self.isa, tile.column, part.start, panel, scales);
+                let panel = IntegerPanel {
+                    pairs: panel,
+                    scales,
+                    block_len,
+                };
+                let mut done = 0;
+                for group in task.groups.clone() {
+                    let range = link.left.groups.range(group);
+                    let a = lefts(left, range.clone(), part.clone());
+                    let rows = &mut tile.c.rows(done..done + range.len())[..range.len()];
+                    multiply_integers(self.isa, &a[..range.len()], panel, rows, task.start);
+                    done += range.len();
+                }
             }
             task.start = Start::Current;
         }
