@@ -38,6 +38,16 @@ const CACHED_LEN: usize = 1 << 20;
 /// Most tiles of a task where A is larger: a third of the reading, and the ends of tasks are not far apart.
 const TILES_MAX: usize = 3;
 
+/// Tiles for each thread that are the last to be taken: they are cut into parts of their rows, so that the threads end
+/// together.
+const LATE_PER_THREAD: usize = 1;
+
+/// Parts that such a tile is cut into at most.
+const LATE_PARTS_MAX: usize = 3;
+
+/// Row groups of such a part at least: its panels are unpacked for it alone.
+const LATE_GROUPS_MIN: usize = 4;
+
 /// Multiply-adds that take as long as touching one element elsewhere, roughly: 16 a cycle and port.
 const WORK_PER_ELEMENT: usize = 16;
 
@@ -145,10 +155,17 @@ impl Cpu {
         let work = results.iter().map(Chains::work).sum::<usize>() / WORK_PER_ELEMENT;
         let n_tiles: usize = results.iter().map(Chains::n_tiles).sum();
         let n_parts = n_tasks.div_ceil(n_tiles.max(1));
-        let tasks = results
-            .into_iter()
-            .flat_map(|result| result.split(n_parts, n_tasks))
-            .collect();
+        let mut n_before_late = n_tiles.saturating_sub(LATE_PER_THREAD * self.n_threads());
+        let mut tasks = Vec::with_capacity(n_tiles * n_parts);
+        for result in results {
+            let per_task = result.tiles_per_task(n_tasks);
+            let n_bulk = n_before_late.min(result.n_tiles());
+            n_before_late -= n_bulk;
+            let [bulk, late] = result.at_tile(n_bulk);
+            bulk.cut(n_parts, per_task, &mut tasks);
+            let n_late_parts = RowGroups::of(late.chains.c.n_rows()).len / LATE_GROUPS_MIN;
+            late.cut(n_parts.max(n_late_parts.min(LATE_PARTS_MAX)), 1, &mut tasks);
+        }
         self.each(tasks, work, |task| self.run(task));
     }
 
@@ -306,18 +323,35 @@ impl<'a> Chains<'a> {
         }
     }
 
-    /// Cuts a result into tiles of 32 columns, and into up to `n_parts` parts of its rows.
-    fn split(self, n_parts: usize, n_tasks: usize) -> Vec<Task<'a>> {
-        let groups = RowGroups::of(self.c.n_rows());
+    /// The result before tile `at`, and from there on.
+    fn at_tile(self, at: usize) -> [Columns<'a>; 2] {
+        let column = at * TILE_COLUMNS;
+        let (before, after) = self.c.split_columns(column);
+        [(0, before), (column, after)].map(|(column, c)| Columns {
+            column,
+            chains: Chains { c, ..self },
+        })
+    }
+}
+
+/// Columns of a result, from `column` on, the beginning of a tile.
+struct Columns<'a> {
+    column: usize,
+    chains: Chains<'a>,
+}
+
+impl<'a> Columns<'a> {
+    /// Cuts them into tasks of `per_task` tiles and of up to `n_parts` parts of the rows.
+    fn cut(self, n_parts: usize, per_task: usize, tasks: &mut Vec<Task<'a>>) {
+        let Chains { c, links, start } = self.chains;
+        let groups = RowGroups::of(c.n_rows());
         let n_parts = n_parts.min(groups.len);
-        let per_task = self.tiles_per_task(n_tasks);
-        let mut tasks = Vec::with_capacity(n_parts * self.n_tiles().div_ceil(per_task));
-        let (mut below, mut done) = (self.c, 0);
+        let (mut below, mut done) = (c, 0);
         for part in 0..n_parts {
             let range = part * groups.len / n_parts..(part + 1) * groups.len / n_parts;
             let (mut right, rest) = below.split_rows(groups.start(range.end) - done);
             (below, done) = (rest, groups.start(range.end));
-            let mut column = 0;
+            let mut column = self.column;
             while right.n_columns() > 0 {
                 let mut tiles = Vec::with_capacity(per_task);
                 while tiles.len() < per_task && right.n_columns() > 0 {
@@ -326,14 +360,13 @@ impl<'a> Chains<'a> {
                     (right, column) = (rest, column + TILE_COLUMNS);
                 }
                 tasks.push(Task {
-                    links: self.links,
-                    start: self.start,
+                    links,
+                    start,
                     groups: range.clone(),
                     tiles,
                 });
             }
         }
-        tasks
     }
 }
 

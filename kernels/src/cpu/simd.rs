@@ -6,6 +6,7 @@ mod bf16;
 mod few_rows;
 mod integers;
 mod isa;
+mod keep;
 mod nf4_panel;
 mod panel;
 mod prefetch;
@@ -22,6 +23,8 @@ mod x86_bf16;
 mod x86_few_rows;
 #[cfg(target_arch = "x86_64")]
 mod x86_integers;
+#[cfg(target_arch = "x86_64")]
+mod x86_keep;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ pub(crate) use integers::{
 };
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
+pub(crate) use keep::draw_kept;
 pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
 pub(crate) use panel::{HALF_COLUMNS, HalfRow, Panel, PanelMut};
 pub(crate) use prefetch::prefetch;

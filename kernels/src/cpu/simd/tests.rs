@@ -1,4 +1,6 @@
 use super::*;
+use crate::backend::Dropout;
+use crate::random;
 
 #[test]
 fn bytes_are_transposed() {
@@ -56,6 +58,34 @@ fn tiles_of_every_size_are_chains() {
                     let what = format!("{isa:?}, {width} by {n}, {start:?}, [{i}][{j}]");
                     assert_eq!(got.to_bits(), chain.to_bits(), "{what}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_dropout_keeps_is_a_matter_of_key_and_element() {
+    for isa in Isa::all() {
+        for (first, len, rate) in [
+            (0, 1, 0.5),
+            (32, 31, 0.05),
+            (1 << 35, 100, 0.25),
+            (96, 64, 0.0),
+            (64, 257, 0.999),
+        ] {
+            let dropout = Dropout {
+                key: 0x1234_5678_9abc_def0,
+                rate,
+            };
+            let mut kept = vec![9; len];
+            draw_kept(isa, dropout, first, &mut kept);
+            for (i, kept) in kept.iter().enumerate() {
+                let uniform = random::uniform(dropout.key, first + i as u64);
+                assert_eq!(
+                    *kept,
+                    u8::from(uniform >= rate),
+                    "{isa:?}, rate {rate}, element {i} from {first}"
+                );
             }
         }
     }

@@ -50,6 +50,13 @@ pub(super) fn load_bytes_256(bytes: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
+pub(super) fn store_bytes_256(bytes: &mut [u8; 32], register: __m256i) {
+    // SAFETY: the reference is to 32 bytes that nobody else holds.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), register) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 pub(super) fn load_words_256(words: &[i32; 8]) -> __m256i {
     // SAFETY: the reference is to 8 words.
     unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
