@@ -206,14 +206,15 @@ impl Cpu {
         }
     }
 
-    /// Length of the parts of a chain of `k`: about equally long, and the last perhaps shorter.
+    /// Length of the parts of a chain of `k` that goes by way of panels.
     fn part_len(&self, k: usize) -> usize {
-        let longest = match self.isa.set() {
-            Set::Avx512 => PART_MAX_OF_PANELS,
-            Set::Avx2 | Set::Portable => PART_MAX,
-        };
-        let n_parts = k.div_ceil(longest).max(1);
-        k.div_ceil(n_parts).next_multiple_of(64).max(64)
+        part_len(
+            k,
+            match self.isa.set() {
+                Set::Avx512 => PART_MAX_OF_PANELS,
+                Set::Avx2 | Set::Portable => PART_MAX,
+            },
+        )
     }
 
     /// The whole link at once, where its rows are so few that it goes without a panel; else does nothing and says so.
@@ -301,6 +302,12 @@ impl Cpu {
             done += width;
         }
     }
+}
+
+/// Length of parts of `k` that are at most `longest`, a multiple of 64, and about equally long.
+fn part_len(k: usize, longest: usize) -> usize {
+    let n_parts = k.div_ceil(longest).max(1);
+    k.div_ceil(n_parts).next_multiple_of(64).max(64)
 }
 
 impl<'a> Chains<'a> {

@@ -6,15 +6,15 @@
 use std::ops::Range;
 
 use super::left::Integers;
-use super::{Link, Right, Start, Task};
+use super::{Link, Right, Start, Task, part_len};
 use crate::cpu::Cpu;
 use crate::cpu::simd::{IntegerLeft, IntegerPanel, TILE_COLUMNS, TILE_ROWS, multiply_integers};
 
-/// Length of a part of K. A panel is then 16 KiB, as that of floats of half the length. A multiple of 64.
-const PART_LEN: usize = 256;
+/// Longest part of K: half a panel, which is used at once, is then 12 KiB. A multiple of 64.
+const PART_MAX: usize = 384;
 
 /// Most blocks of a part: those of Q8_0.
-const BLOCKS_MAX: usize = PART_LEN / 32;
+const BLOCKS_MAX: usize = PART_MAX / 32;
 
 impl Cpu {
     /// The whole link, where both operands have integers; else does nothing and says so.
@@ -38,12 +38,13 @@ impl Cpu {
                 return true;
             }
         }
-        let mut room = self.scratch(PART_LEN / 2 * TILE_COLUMNS);
+        let mut room = self.scratch(PART_MAX / 2 * TILE_COLUMNS);
         let panel = bytemuck::cast_slice_mut::<f32, i32>(&mut room);
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
         let mut scales = [[0f32; TILE_COLUMNS]; BLOCKS_MAX];
-        for part in (0..link.left.k).step_by(PART_LEN) {
-            let part = part..(part + PART_LEN).min(link.left.k);
+        let part_len = part_len(link.left.k, PART_MAX);
+        for part in (0..link.left.k).step_by(part_len) {
+            let part = part..(part + part_len).min(link.left.k);
             let panel = &mut panel[..part.len() / 2];
             let scales = &mut scales[..part.len() / block_len];
             for tile in &mut task.tiles {

@@ -51,15 +51,28 @@ fn multiply_rows<const W: usize>(
         return;
     };
     let block_pairs = panel.block_len / 2;
-    let blocks = panel.pairs.chunks_exact(block_pairs).zip(panel.scales);
-    for (block, (weights, scales)) in blocks.enumerate() {
-        let mut lefts: [&[i32]; W] = [&[]; W];
-        for i in 0..W {
-            lefts[i] = &a[i].pairs[block * block_pairs..][..block_pairs];
+    let n_pairs = panel.pairs.len();
+    let mut lefts: [&[i32]; W] = [&[]; W];
+    let mut left_scales: [&[f32]; W] = [&[]; W];
+    let mut out = [[_mm256_setzero_ps(); 2]; W];
+    for i in 0..W {
+        lefts[i] = &a[i].pairs[..n_pairs];
+        left_scales[i] = &a[i].scales[..(2 * n_pairs).div_ceil(LEFT_BLOCK_LEN)];
+        if start == Start::Current {
+            let Some(parts) = half_of(rows[i].as_chunks().0, half) else {
+                return;
+            };
+            out[i] = [load_256(&parts[0]), load_256(&parts[1])];
+        }
+    }
+    for (block, scales) in panel.scales.iter().enumerate() {
+        let pairs = block * block_pairs..(block + 1) * block_pairs;
+        if pairs.end > n_pairs {
+            break;
         }
         let mut sums = [[_mm256_setzero_si256(); 2]; W];
-        for p in 0..block_pairs {
-            let parts = weights[p].as_chunks::<8>().0;
+        for p in pairs {
+            let parts = panel.pairs[p].as_chunks::<8>().0;
             let y = [
                 load_words_256(&parts[2 * half]),
                 load_words_256(&parts[2 * half + 1]),
@@ -74,24 +87,28 @@ fn multiply_rows<const W: usize>(
         }
         let parts = scales.as_chunks::<8>().0;
         let scales = [load_256(&parts[2 * half]), load_256(&parts[2 * half + 1])];
+        let left_block = block * panel.block_len / LEFT_BLOCK_LEN;
         for i in 0..W {
-            let by = _mm256_set1_ps(a[i].scales[block * panel.block_len / LEFT_BLOCK_LEN]);
-            let after = rows[i].as_chunks_mut().0.get_mut(2 * half..);
-            let Some([low, high]) = after.and_then(<[_]>::first_chunk_mut) else {
-                return;
-            };
-            for ((c, sum), scale) in [low, high].into_iter().zip(sums[i]).zip(scales) {
-                let old = match start {
-                    Start::Zero if block == 0 => _mm256_setzero_ps(),
-                    _ => load_256(c),
-                };
-                store_256(
-                    c,
-                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, by), old),
-                );
+            let by = _mm256_set1_ps(left_scales[i][left_block]);
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(scales[part], by);
+                out[i][part] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][part]), scale, out[i][part]);
             }
         }
     }
+    for i in 0..W {
+        let Some(parts) = rows[i].as_chunks_mut().0.get_mut(2 * half..2 * half + 2) else {
+            return;
+        };
+        store_256(&mut parts[0], out[i][0]);
+        store_256(&mut parts[1], out[i][1]);
+    }
+}
+
+/// Registers of `half` of a row.
+#[inline(always)]
+fn half_of(parts: &[[f32; 8]], half: usize) -> Option<&[[f32; 8]; 2]> {
+    parts.get(2 * half..).and_then(<[_]>::first_chunk)
 }
 
 /// The lower and the upper bytes of the 16 levels as integers, once for each half of a register.
