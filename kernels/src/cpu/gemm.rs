@@ -229,6 +229,9 @@ impl Cpu {
         if task.groups.len() != 1 || left.k == 0 {
             return false;
         }
+        let [tile] = &mut task.tiles[..] else {
+            return false;
+        };
         let rows = left.groups.range(task.groups.start);
         let n_rows = rows.len();
         let (floats, pairs);
@@ -243,11 +246,8 @@ impl Cpu {
             }
             Operands::Rounded => return false,
         };
-        // for all tiles or for none: whether it can is a matter of the weight and the rows
-        task.tiles.iter_mut().fold(false, |_, tile| {
-            let rows = &mut tile.c.rows(0..n_rows)[..n_rows];
-            weight.multiply_few(self.isa, tile.column, a, rows, task.start)
-        })
+        let rows = &mut tile.c.rows(0..n_rows)[..n_rows];
+        weight.multiply_few(self.isa, tile.column, a, rows, task.start)
     }
 
     /// Packs rows `part..` of the right operand at a tile's columns.

@@ -32,8 +32,8 @@ mod tests;
 pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
 pub(crate) use few_rows::{FewRows, Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
 pub(crate) use integers::{
-    IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, multiply_integers, nf4_few_integers,
-    nf4_integers, q8_0_few_integers, q8_0_integers, round_left,
+    IntegerLeft, IntegerPanel, IntegerRow, IntegerRows, LEFT_BLOCK_LEN, WEIGHT_UNIT, multiply_integers,
+    nf4_few_integers, nf4_integers, q8_0_few_integers, q8_0_integers, round_left,
 };
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};

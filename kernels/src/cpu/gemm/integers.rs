@@ -3,9 +3,6 @@
 //! Invariant: see [`simd::multiply_integers`](crate::cpu::simd::multiply_integers): an element's sums are exact within a
 //! block, and blocks follow in their order.
 
-use std::ops::Range;
-
-use super::left::Integers;
 use super::{Link, Right, Start, Task, part_len};
 use crate::cpu::Cpu;
 use crate::cpu::simd::{IntegerLeft, IntegerPanel, TILE_COLUMNS, TILE_ROWS, multiply_integers};
@@ -25,16 +22,15 @@ impl Cpu {
         let Some(block_len) = weight.integer_block_len() else {
             return false;
         };
-        if task.groups.len() == 1 {
+        if let (1, [tile]) = (task.groups.len(), &mut task.tiles[..]) {
             let range = link.left.groups.range(task.groups.start);
-            let a = lefts(left, range.clone(), 0..link.left.k);
+            let mut a = [IntegerLeft::default(); TILE_ROWS];
+            for (a, row) in a.iter_mut().zip(range.clone()) {
+                *a = left.row(row);
+            }
             let a = &a[..range.len()];
-            // for all tiles or for none: whether it can is a matter of the weight and the rows
-            let done = task.tiles.iter_mut().fold(false, |_, tile| {
-                let rows = &mut tile.c.rows(0..range.len())[..range.len()];
-                weight.multiply_few_integers(self.isa, tile.column, a, rows, task.start)
-            });
-            if done {
+            let rows = &mut tile.c.rows(0..range.len())[..range.len()];
+            if weight.multiply_few_integers(self.isa, tile.column, a, rows, task.start) {
                 return true;
             }
         }
@@ -57,9 +53,9 @@ impl Cpu {
                 let mut done = 0;
                 for group in task.groups.clone() {
                     let range = link.left.groups.range(group);
-                    let a = lefts(left, range.clone(), part.clone());
+                    let a = left.rows(range.start, part.start);
                     let rows = &mut tile.c.rows(done..done + range.len())[..range.len()];
-                    multiply_integers(self.isa, &a[..range.len()], panel, rows, task.start);
+                    multiply_integers(self.isa, a, panel, rows, task.start);
                     done += range.len();
                 }
             }
@@ -67,13 +63,4 @@ impl Cpu {
         }
         true
     }
-}
-
-/// Elements `part` of each of `rows`, which are at most 12.
-fn lefts<'a>(left: &'a Integers<'_>, rows: Range<usize>, part: Range<usize>) -> [IntegerLeft<'a>; TILE_ROWS] {
-    let mut lefts = [IntegerLeft::default(); TILE_ROWS];
-    for (out, row) in lefts.iter_mut().zip(rows) {
-        *out = left.row(row, part.clone());
-    }
-    lefts
 }

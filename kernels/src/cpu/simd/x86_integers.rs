@@ -5,7 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::few_rows::{Q8_0TileView, Q8Column};
-use super::integers::{IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level};
+use super::integers::{
+    IntegerLeft, IntegerPanel, IntegerRow, IntegerRows, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level,
+};
 use super::tile::{Start, TileRow};
 use super::x86::{load_256, load_bytes_256, load_words_256, store_256, store_words_256};
 use super::x86_avx2::{load_row, store_row};
@@ -16,14 +18,14 @@ const ROWS: usize = 6;
 
 /// See [`super::multiply_integers`]; rows are 16 or 32 long.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn multiply(
-    a: &[IntegerLeft<'_>],
-    panel: IntegerPanel<'_>,
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
+pub(super) fn multiply(a: IntegerRows<'_>, panel: IntegerPanel<'_>, rows: &mut [&mut [f32]], start: Start) {
     let n_columns = rows.first().map_or(0, |row| row.len());
-    for (a, rows) in a.chunks(ROWS).zip(rows.chunks_mut(ROWS)) {
+    for (first, rows) in (0..).step_by(ROWS).zip(rows.chunks_mut(ROWS)) {
+        let mut lefts = [IntegerLeft::default(); ROWS];
+        for (i, left) in lefts[..rows.len()].iter_mut().enumerate() {
+            *left = a.row(first + i, panel.pairs.len());
+        }
+        let a = &lefts[..rows.len()];
         for half in 0..n_columns / 16 {
             match rows.len() {
                 1 => multiply_rows::<1>(a, half, panel, rows, start),
@@ -57,7 +59,7 @@ fn multiply_rows<const W: usize>(
     let mut out = [[_mm256_setzero_ps(); 2]; W];
     for i in 0..W {
         lefts[i] = &a[i].pairs[..n_pairs];
-        left_scales[i] = &a[i].scales[..(2 * n_pairs).div_ceil(LEFT_BLOCK_LEN)];
+        left_scales[i] = a[i].scales;
         if start == Start::Current {
             let Some(parts) = half_of(rows[i].as_chunks().0, half) else {
                 return;
