@@ -6,10 +6,12 @@
 #[cfg(test)]
 mod tests;
 
-const MULTIPLIER_A: u32 = 0xD251_1F53;
-const MULTIPLIER_B: u32 = 0xCD9E_8D57;
-const WEYL_A: u32 = 0x9E37_79B9;
-const WEYL_B: u32 = 0xBB67_AE85;
+pub(crate) const MULTIPLIER_A: u32 = 0xD251_1F53;
+pub(crate) const MULTIPLIER_B: u32 = 0xCD9E_8D57;
+pub(crate) const WEYL_A: u32 = 0x9E37_79B9;
+pub(crate) const WEYL_B: u32 = 0xBB67_AE85;
+/// As the paper recommends.
+pub(crate) const N_ROUNDS: usize = 10;
 
 /// The four words of `counter` in the stream of `key`.
 #[inline(always)]
@@ -46,7 +48,7 @@ pub fn key(parts: &[u64]) -> u64 {
 
 #[inline(always)]
 fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
-    for _ in 0..10 {
+    for _ in 0..N_ROUNDS {
         let a = u64::from(MULTIPLIER_A) * u64::from(counter[0]);
         let b = u64::from(MULTIPLIER_B) * u64::from(counter[2]);
         counter = [

@@ -10,7 +10,7 @@ pub(super) use backward::{Inputs, backward};
 pub(super) use rows::{KeyPanels, QueryRows, RowsOut, attend, scale_row, softmax_row};
 
 use super::gemm::{View, pack_panels};
-use super::simd::{Isa, TILE_COLUMNS, TileRow};
+use super::simd::{HALF_COLUMNS, HalfRow, Isa, TILE_COLUMNS};
 use super::{Cpu, check};
 use crate::backend::AttentionSpec;
 use crate::dims::Documents;
@@ -129,8 +129,8 @@ fn pack_keys<'a>(
     n_keys: usize,
     room: &'a mut [f32],
 ) -> KeyPanels<'a> {
-    let (room, _) = room.as_chunks_mut::<TILE_COLUMNS>();
-    let (keys, values) = room.split_at_mut(n_keys.div_ceil(TILE_COLUMNS) * shape.head_dim);
+    let (room, _) = room.as_chunks_mut::<HALF_COLUMNS>();
+    let (keys, values) = room.split_at_mut(2 * n_keys.div_ceil(TILE_COLUMNS) * shape.head_dim);
     pack_panels(
         isa,
         View::rows(k, shape.kv_width).transposed(),
@@ -184,5 +184,5 @@ fn tasks_of<'a>(
     tasks
 }
 
-/// A panel-packed operand: the rows of the tile type.
-pub(super) type TileRows = [TileRow];
+/// Panels `[2][K][16]` one after another.
+pub(super) type HalfRows = [HalfRow];

@@ -8,7 +8,7 @@ mod one_row;
 use super::attention::{KeyPanels, QueryRows, RowsOut, Shape, attend};
 use super::gemm::View;
 use super::kv_cache::Run;
-use super::simd::{TILE_COLUMNS, TileRow, versions};
+use super::simd::{HALF_COLUMNS, HalfRow, TILE_COLUMNS, versions};
 use super::{Cpu, CpuKvCache, check};
 use crate::backend::AttentionSpec;
 use crate::dims::SequenceSpan;
@@ -126,12 +126,12 @@ fn pack_pages<'a>(
     room: &'a mut [f32],
 ) -> KeyPanels<'a> {
     let (d, n_keys) = (shape.head_dim, sequence.n_context);
-    let (room, _) = room.as_chunks_mut::<TILE_COLUMNS>();
-    let (keys, values) = room.split_at_mut(n_keys.div_ceil(TILE_COLUMNS) * d);
+    let (room, _) = room.as_chunks_mut::<HALF_COLUMNS>();
+    let (keys, values) = room.split_at_mut(2 * n_keys.div_ceil(TILE_COLUMNS) * d);
     if let Some(last) = n_keys.checked_sub(1) {
         // the columns past the last key are multiplied too, though nobody reads what comes of them: not with numbers from
         // other work, some of which are slow to multiply
-        keys[last / TILE_COLUMNS * d..]
+        keys[2 * (last / TILE_COLUMNS) * d..]
             .iter_mut()
             .for_each(|row| row.fill(0.0));
     }
@@ -148,25 +148,26 @@ fn pack_pages<'a>(
 
 versions! {
     /// Copies one page's keys and values to their places.
-    fn pack_run(run: Run<'_>, held: [&[f32]; 2], keys: &mut [TileRow], values: &mut [TileRow], d: usize, n_keys: usize) {
-        let (tile, column) = (run.start / TILE_COLUMNS, run.start % TILE_COLUMNS);
+    fn pack_run(run: Run<'_>, held: [&[f32]; 2], keys: &mut [HalfRow], values: &mut [HalfRow], d: usize, n_keys: usize) {
+        // a panel of keys is `[2][D][16]`, so half panels follow one another
+        let (half, column) = (run.start / HALF_COLUMNS, run.start % HALF_COLUMNS);
         match run.page_len() {
-            // a page that divides a tile is copied whole, a register a row; nobody sees what lies past the last key
-            8 => copy_keys::<8>(held[0], &mut keys[tile * d..(tile + 1) * d], column),
-            16 => copy_keys::<16>(held[0], &mut keys[tile * d..(tile + 1) * d], column),
+            // a page that divides half a panel is copied whole, a register a row; nobody sees what lies past the last key
+            8 => copy_keys::<8>(held[0], &mut keys[half * d..(half + 1) * d], column),
+            16 => copy_keys::<16>(held[0], &mut keys[half * d..(half + 1) * d], column),
             _ => {
                 for done in 0..run.len {
-                    let (tile, column) = ((run.start + done) / TILE_COLUMNS, (run.start + done) % TILE_COLUMNS);
-                    for (out, keys) in keys[tile * d..].iter_mut().zip(held[0].chunks_exact(run.page_len())) {
+                    let (half, column) = ((run.start + done) / HALF_COLUMNS, (run.start + done) % HALF_COLUMNS);
+                    for (out, keys) in keys[half * d..].iter_mut().zip(held[0].chunks_exact(run.page_len())) {
                         out[column] = keys[done];
                     }
                 }
             }
         }
         for (token, value) in held[1].chunks_exact(d).take(run.len).enumerate() {
-            let (whole, rest) = value.as_chunks::<TILE_COLUMNS>();
-            for (tile, part) in whole.iter().enumerate() {
-                values[tile * n_keys + run.start + token] = *part;
+            let (whole, rest) = value.as_chunks::<HALF_COLUMNS>();
+            for (half, part) in whole.iter().enumerate() {
+                values[half * n_keys + run.start + token] = *part;
             }
             if !rest.is_empty() {
                 let out = &mut values[whole.len() * n_keys + run.start + token];
@@ -177,10 +178,10 @@ versions! {
     }
 }
 
-/// `panel[i][column + j] = keys[i][j]` with keys `[D][L]`.
+/// `half[i][column + j] = keys[i][j]` with keys `[D][L]`.
 #[inline(always)]
-fn copy_keys<const L: usize>(keys: &[f32], panel: &mut [TileRow], column: usize) {
-    for (out, keys) in panel.iter_mut().zip(keys.as_chunks::<L>().0) {
+fn copy_keys<const L: usize>(keys: &[f32], half: &mut [HalfRow], column: usize) {
+    for (out, keys) in half.iter_mut().zip(keys.as_chunks::<L>().0) {
         if let Some(out) = out.as_chunks_mut::<L>().0.get_mut(column / L) {
             *out = *keys;
         }

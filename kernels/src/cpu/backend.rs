@@ -272,7 +272,7 @@ impl Backend for Cpu {
         v: &Vec<f32>,
         sequences: &Vec<SequenceSpan>,
     ) -> Result<()> {
-        cache.write(k, v, sequences)
+        cache.write(self.isa, k, v, sequences)
     }
 
     fn attention_paged(

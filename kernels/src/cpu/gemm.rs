@@ -4,26 +4,49 @@
 //! instruction set are: cutting K into parts goes on with the same chain through C. With operands of bf16 the chain is
 //! the same whatever M and the threads are. Integers have chains of blocks, see [`integers`].
 
+mod block;
 mod integers;
 mod left;
 
+pub(super) use block::Block;
 pub(super) use left::Left;
 use left::{RowGroups, straighten};
 
+use super::simd::Set;
 pub(super) use super::simd::Start;
 use super::simd::{
-    FewRows, Isa, PairRow, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile, round_panel, transpose_floats,
-    versions,
+    FewRows, HALF_COLUMNS, HalfRow, Isa, PairRow, Panel, PanelMut, TILE_COLUMNS, TILE_ROWS, multiply_tile,
+    round_panel, transpose_floats, versions,
 };
 use super::weight::CpuWeight;
 use super::{Cpu, Operands};
 
-/// Length of a part of K: a panel of B is then 16 KiB and stays in the first cache while the rows of A pass by. A
-/// multiple of 64, so that parts begin at a block of every format.
-const PART_LEN: usize = 128;
+/// Longest part of K: what of B and of a group's rows of A is used at once then stays in the first cache, of 32 KiB
+/// mostly. With AVX2 that is half a panel, 20 KiB, and 6 rows; the longer the part, the less is spent on taking up and
+/// putting away its sums. A multiple of 64, as all parts are, so that they begin at a block of every format.
+const PART_MAX: usize = 320;
+
+/// The same where a whole panel is used at once, 16 KiB, and 12 rows.
+const PART_MAX_OF_PANELS: usize = 128;
 
 /// Tasks a thread should find at least, so that the threads end together.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Elements of A that the caches hold while tile after tile passes by, 4 MiB: the third cache is shared by all cores.
+const CACHED_LEN: usize = 1 << 20;
+
+/// Most tiles of a task where A is larger: a third of the reading, and the ends of tasks are not far apart.
+const TILES_MAX: usize = 3;
+
+/// Tiles for each thread that are the last to be taken: they are cut into parts of their rows, so that the threads end
+/// together.
+const LATE_PER_THREAD: usize = 1;
+
+/// Parts that such a tile is cut into at most.
+const LATE_PARTS_MAX: usize = 3;
+
+/// Row groups of such a part at least: its panels are unpacked for it alone.
+const LATE_GROUPS_MIN: usize = 4;
 
 /// Multiply-adds that take as long as touching one element elsewhere, roughly: 16 a cycle and port.
 const WORK_PER_ELEMENT: usize = 16;
@@ -87,20 +110,23 @@ pub(super) struct Link<'a> {
 
 /// A result `[M, N]`, whose chains go through its links in their order.
 pub(super) struct Chains<'a> {
-    pub c: &'a mut [f32],
-    pub m: usize,
-    pub n: usize,
+    pub c: Block<'a>,
     pub links: &'a [Link<'a>],
     pub start: Start,
 }
 
-/// A piece of a result: some row groups by one tile of columns.
+/// A piece of a result: some row groups by some tiles of columns.
 struct Task<'c> {
     links: &'c [Link<'c>],
     start: Start,
     groups: std::ops::Range<usize>,
+    tiles: Vec<Tile<'c>>,
+}
+
+/// Up to 32 columns of a task's rows.
+struct Tile<'c> {
     column: usize,
-    rows: Vec<&'c mut [f32]>,
+    c: Block<'c>,
 }
 
 impl Cpu {
@@ -112,13 +138,8 @@ impl Cpu {
             left: &left,
             right: b,
         }];
-        self.multiply_all(vec![Chains {
-            c,
-            m,
-            n,
-            links,
-            start,
-        }]);
+        let c = Block::dense(c, m, n);
+        self.multiply_all(vec![Chains { c, links, start }]);
     }
 
     /// Computes several results at once, so that the threads part and meet but once.
@@ -131,16 +152,20 @@ impl Cpu {
             n if unpacks => 2 * n,
             n => TASKS_PER_THREAD * n,
         };
-        let work = |result: &Chains<'_>| {
-            result.m * result.n * result.links.iter().map(|link| link.left.k).sum::<usize>()
-        };
-        let work = results.iter().map(work).sum::<usize>() / WORK_PER_ELEMENT;
-        let n_tiles: usize = results.iter().map(|result| result.n.div_ceil(TILE_COLUMNS)).sum();
+        let work = results.iter().map(Chains::work).sum::<usize>() / WORK_PER_ELEMENT;
+        let n_tiles: usize = results.iter().map(Chains::n_tiles).sum();
         let n_parts = n_tasks.div_ceil(n_tiles.max(1));
-        let tasks = results
-            .into_iter()
-            .flat_map(|result| split(result, n_parts))
-            .collect();
+        let mut n_before_late = n_tiles.saturating_sub(LATE_PER_THREAD * self.n_threads());
+        let mut tasks = Vec::with_capacity(n_tiles * n_parts);
+        for result in results {
+            let per_task = result.tiles_per_task(n_tasks);
+            let n_bulk = n_before_late.min(result.n_tiles());
+            n_before_late -= n_bulk;
+            let [bulk, late] = result.at_tile(n_bulk);
+            bulk.cut(n_parts, per_task, &mut tasks);
+            let n_late_parts = RowGroups::of(late.chains.c.n_rows()).len / LATE_GROUPS_MIN;
+            late.cut(n_parts.max(n_late_parts.min(LATE_PARTS_MAX)), 1, &mut tasks);
+        }
         self.each(tasks, work, |task| self.run(task));
     }
 
@@ -151,27 +176,45 @@ impl Cpu {
                 task.start = Start::Current;
                 continue;
             }
-            let room = room.get_or_insert_with(|| self.scratch(3 * PART_LEN * TILE_COLUMNS));
+            let room = room.get_or_insert_with(|| self.scratch(3 * PART_MAX * TILE_COLUMNS));
             self.multiply_link(&mut task, link, room);
         }
         if task.start == Start::Zero {
-            task.rows.iter_mut().for_each(|row| row.fill(0.0));
+            for tile in &mut task.tiles {
+                for row in (0..tile.c.n_rows()).step_by(TILE_ROWS) {
+                    let rows = tile.c.rows(row..row + TILE_ROWS);
+                    rows.into_iter().for_each(|row| row.fill(0.0));
+                }
+            }
         }
     }
 
     /// A link by way of panels, for which `room` is.
     fn multiply_link(&self, task: &mut Task<'_>, link: &Link<'_>, room: &mut [f32]) {
-        let (panel, rest) = room.split_at_mut(PART_LEN * TILE_COLUMNS);
-        let (rows, pairs) = rest.split_at_mut(PART_LEN * TILE_COLUMNS);
-        let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
-        let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<TILE_COLUMNS>().0;
+        let (panel, rest) = room.split_at_mut(PART_MAX * TILE_COLUMNS);
+        let (rows, pairs) = rest.split_at_mut(PART_MAX * TILE_COLUMNS);
+        let panel = panel.as_chunks_mut::<HALF_COLUMNS>().0;
+        let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<HALF_COLUMNS>().0;
         let k = link.left.k;
-        for part in (0..k).step_by(PART_LEN) {
-            let panel = &mut panel[..PART_LEN.min(k - part)];
-            self.fill(link.right, part, task, panel, rows);
-            self.multiply_part(task, link.left, part, panel, pairs);
+        for part in (0..k).step_by(self.part_len(k)) {
+            let panel = &mut panel[..2 * self.part_len(k).min(k - part)];
+            for tile in 0..task.tiles.len() {
+                self.fill(link.right, part, &task.tiles[tile], PanelMut::of(panel), rows);
+                self.multiply_part(task, tile, link.left, part, panel, pairs);
+            }
             task.start = Start::Current;
         }
+    }
+
+    /// Length of the parts of a chain of `k` that goes by way of panels.
+    fn part_len(&self, k: usize) -> usize {
+        part_len(
+            k,
+            match self.isa.set() {
+                Set::Avx512 => PART_MAX_OF_PANELS,
+                Set::Avx2 | Set::Portable => PART_MAX,
+            },
+        )
     }
 
     /// The whole link at once, where its rows are so few that it goes without a panel; else does nothing and says so.
@@ -186,6 +229,9 @@ impl Cpu {
         if task.groups.len() != 1 || left.k == 0 {
             return false;
         }
+        let [tile] = &mut task.tiles[..] else {
+            return false;
+        };
         let rows = left.groups.range(task.groups.start);
         let n_rows = rows.len();
         let (floats, pairs);
@@ -200,42 +246,49 @@ impl Cpu {
             }
             Operands::Rounded => return false,
         };
-        weight.multiply_few(self.isa, task.column, a, &mut task.rows, task.start)
+        let rows = &mut tile.c.rows(0..n_rows)[..n_rows];
+        weight.multiply_few(self.isa, tile.column, a, rows, task.start)
     }
 
-    /// Packs rows `part..` of the right operand at the task's columns.
-    fn fill(&self, right: Right<'_>, part: usize, task: &Task<'_>, panel: &mut [TileRow], rows: &mut [f32]) {
-        let n_columns = task.rows.first().map_or(0, |row| row.len());
+    /// Packs rows `part..` of the right operand at a tile's columns.
+    fn fill(&self, right: Right<'_>, part: usize, tile: &Tile<'_>, panel: PanelMut<'_>, rows: &mut [f32]) {
+        let n_columns = tile.c.n_columns();
         match right {
-            Right::Floats(view) => pack_right(self.isa, view, part, task.column, n_columns, panel),
+            Right::Floats(view) => pack_right(self.isa, view, part, tile.column, n_columns, panel),
             Right::Transposed(weight) => {
-                weight.pack_columns(self.isa, task.column, n_columns, part, panel, rows);
+                weight.pack_columns(self.isa, tile.column, n_columns, part, panel, rows);
             }
-            Right::Straight(weight) => weight.pack_rows(self.isa, part, task.column, n_columns, panel),
+            Right::Straight(weight) => weight.pack_rows(self.isa, part, tile.column, n_columns, panel),
         }
     }
 
-    /// Multiplies the task's rows with a panel, whose first row belongs to element `part`.
+    /// Multiplies a tile's rows with a panel, whose first row belongs to element `part`.
     fn multiply_part(
         &self,
         task: &mut Task<'_>,
+        tile: usize,
         left: &Left<'_>,
         part: usize,
-        panel: &mut [TileRow],
+        halves: &mut [HalfRow],
         pairs: &mut [PairRow],
     ) {
-        let pairs = &mut pairs[..panel.len().div_ceil(2)];
-        match self.operands {
-            Operands::F32 | Operands::Integers => {}
-            Operands::Rounded => round_panel(self.isa, panel),
-            Operands::Pairs(bf16) => bf16.pair_panel(panel, pairs),
+        if self.operands == Operands::Rounded {
+            round_panel(self.isa, halves);
         }
+        let len = halves.len() / 2;
+        let panel = Panel::rows_of(halves, 0, len);
+        let (low, high) = pairs.split_at_mut(pairs.len() / 2);
+        let (low, high) = (&mut low[..len.div_ceil(2)], &mut high[..len.div_ceil(2)]);
+        if let Operands::Pairs(bf16) = self.operands {
+            bf16.pair_panel(panel, [low, high]);
+        }
+        let c = &mut task.tiles[tile].c;
         let mut done = 0;
         for group in task.groups.clone() {
             let range = left.groups.range(group);
             let width = range.len();
-            let rows = &mut task.rows[done..done + width];
-            let part = part..part + panel.len();
+            let rows = &mut c.rows(done..done + width)[..width];
+            let part = part..part + len;
             match self.operands {
                 Operands::F32 | Operands::Rounded | Operands::Integers => {
                     let a = &left.floats(range, part)[..width];
@@ -243,7 +296,7 @@ impl Cpu {
                 }
                 Operands::Pairs(bf16) => {
                     let a = &left.pairs(range, part)[..width];
-                    bf16.multiply(a, pairs, rows, task.start);
+                    bf16.multiply(a, [low, high], rows, task.start);
                 }
             }
             done += width;
@@ -251,46 +304,77 @@ impl Cpu {
     }
 }
 
-/// Cuts a result into tiles of 32 columns, and into up to `n_parts` parts of its rows.
-fn split(result: Chains<'_>, n_parts: usize) -> Vec<Task<'_>> {
-    let Chains {
-        c,
-        m,
-        n,
-        links,
-        start,
-    } = result;
-    if m == 0 || n == 0 {
-        return Vec::new();
+/// Length of parts of `k` that are at most `longest`, a multiple of 64, and about equally long.
+fn part_len(k: usize, longest: usize) -> usize {
+    let n_parts = k.div_ceil(longest).max(1);
+    k.div_ceil(n_parts).next_multiple_of(64).max(64)
+}
+
+impl<'a> Chains<'a> {
+    /// Multiply-adds.
+    fn work(&self) -> usize {
+        self.c.n_rows() * self.c.n_columns() * self.links.iter().map(|link| link.left.k).sum::<usize>()
     }
-    let groups = RowGroups::of(m);
-    let n_tiles = n.div_ceil(TILE_COLUMNS);
-    let n_parts = n_parts.min(groups.len);
-    let mut tasks: Vec<Task<'_>> = Vec::with_capacity(n_tiles * n_parts);
-    for part in 0..n_parts {
-        let range = part * groups.len / n_parts..(part + 1) * groups.len / n_parts;
-        let n_rows = groups.start(range.end) - groups.start(range.start);
-        tasks.extend((0..n_tiles).map(|tile| Task {
-            links,
-            start,
-            groups: range.clone(),
-            column: tile * TILE_COLUMNS,
-            rows: Vec::with_capacity(n_rows),
-        }));
+
+    fn n_tiles(&self) -> usize {
+        self.c.n_columns().div_ceil(TILE_COLUMNS)
     }
-    let mut part = 0;
-    for (row, values) in c[..m * n].chunks_exact_mut(n).enumerate() {
-        while row >= groups.start(tasks[part * n_tiles].groups.end) {
-            part += 1;
-        }
-        for (task, piece) in tasks[part * n_tiles..]
-            .iter_mut()
-            .zip(values.chunks_mut(TILE_COLUMNS))
-        {
-            task.rows.push(piece);
+
+    /// Tiles of a task. The rows of A pass by once for each task, so where they are more than the caches hold, some tiles
+    /// go together, if that leaves `n_tasks`.
+    fn tiles_per_task(&self, n_tasks: usize) -> usize {
+        let longest = self.links.iter().map(|link| link.left.k).max().unwrap_or(0);
+        match self.c.n_rows() * longest > CACHED_LEN {
+            true => (self.n_tiles() / n_tasks.max(1)).clamp(1, TILES_MAX),
+            false => 1,
         }
     }
-    tasks
+
+    /// The result before tile `at`, and from there on.
+    fn at_tile(self, at: usize) -> [Columns<'a>; 2] {
+        let column = at * TILE_COLUMNS;
+        let (before, after) = self.c.split_columns(column);
+        [(0, before), (column, after)].map(|(column, c)| Columns {
+            column,
+            chains: Chains { c, ..self },
+        })
+    }
+}
+
+/// Columns of a result, from `column` on, the beginning of a tile.
+struct Columns<'a> {
+    column: usize,
+    chains: Chains<'a>,
+}
+
+impl<'a> Columns<'a> {
+    /// Cuts them into tasks of `per_task` tiles and of up to `n_parts` parts of the rows.
+    fn cut(self, n_parts: usize, per_task: usize, tasks: &mut Vec<Task<'a>>) {
+        let Chains { c, links, start } = self.chains;
+        let groups = RowGroups::of(c.n_rows());
+        let n_parts = n_parts.min(groups.len);
+        let (mut below, mut done) = (c, 0);
+        for part in 0..n_parts {
+            let range = part * groups.len / n_parts..(part + 1) * groups.len / n_parts;
+            let (mut right, rest) = below.split_rows(groups.start(range.end) - done);
+            (below, done) = (rest, groups.start(range.end));
+            let mut column = self.column;
+            while right.n_columns() > 0 {
+                let mut tiles = Vec::with_capacity(per_task);
+                while tiles.len() < per_task && right.n_columns() > 0 {
+                    let (c, rest) = right.split_columns(TILE_COLUMNS);
+                    tiles.push(Tile { column, c });
+                    (right, column) = (rest, column + TILE_COLUMNS);
+                }
+                tasks.push(Task {
+                    links,
+                    start,
+                    groups: range.clone(),
+                    tiles,
+                });
+            }
+        }
+    }
 }
 
 /// `panel[i][j] = b[k_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
@@ -300,45 +384,39 @@ pub(super) fn pack_right(
     k_first: usize,
     column_first: usize,
     n_columns: usize,
-    panel: &mut [TileRow],
+    panel: PanelMut<'_>,
 ) {
     if b.column_step == 1 {
         let rows = &b.values[k_first * b.row_step + column_first..];
         return copy_rows(isa, rows, b.row_step, n_columns, panel);
     }
-    if n_columns < TILE_COLUMNS {
-        panel.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
-    }
     let len = panel.len();
-    let mut columns: [&[f32]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
-    for (j, column) in columns[..n_columns].iter_mut().enumerate() {
-        *column = &b.values[k_first + (column_first + j) * b.column_step..][..len];
-    }
-    for (half, columns) in columns[..n_columns].chunks(16).enumerate() {
-        let out = &mut panel.as_flattened_mut()[16 * half..];
-        transpose_floats(isa, columns, out, TILE_COLUMNS);
+    for (first, half) in [0, HALF_COLUMNS].into_iter().zip([panel.low, panel.high]) {
+        let n_columns = n_columns.saturating_sub(first).min(HALF_COLUMNS);
+        if n_columns < HALF_COLUMNS {
+            half.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
+        }
+        let mut columns: [&[f32]; HALF_COLUMNS] = [&[]; HALF_COLUMNS];
+        for (j, column) in columns[..n_columns].iter_mut().enumerate() {
+            *column = &b.values[k_first + (column_first + first + j) * b.column_step..][..len];
+        }
+        transpose_floats(isa, &columns[..n_columns], half.as_flattened_mut(), HALF_COLUMNS);
     }
 }
 
 versions! {
     /// `panel[i][j] = values[i * step + j]` for `j < n_columns`, 0 beyond.
-    fn copy_rows(values: &[f32], step: usize, n_columns: usize, panel: &mut [TileRow]) {
-        for (i, out) in panel.iter_mut().enumerate() {
-            let row = &values[i * step..][..n_columns];
-            match row.first_chunk() {
-                Some(full) => *out = *full,
-                None => {
-                    out[n_columns..].fill(0.0);
-                    out[..n_columns].copy_from_slice(row);
-                }
-            }
+    fn copy_rows(values: &[f32], step: usize, n_columns: usize, panel: PanelMut<'_>) {
+        let mut panel = panel;
+        for i in 0..panel.len() {
+            panel.set_row(i, &values[i * step..][..n_columns]);
         }
     }
 }
 
-/// A right operand packed whole: `[N / 32][K][32]`, the last panel filled up with zeros.
-pub(super) fn pack_panels(isa: Isa, b: View<'_>, k: usize, n: usize, panels: &mut [TileRow]) {
-    for (tile, panel) in panels.chunks_exact_mut(k.max(1)).enumerate() {
+/// A right operand packed whole: `[N / 32][2][K][16]`, the last panel filled up with zeros.
+pub(super) fn pack_panels(isa: Isa, b: View<'_>, k: usize, n: usize, panels: &mut [HalfRow]) {
+    for (tile, panel) in panels.chunks_exact_mut(2 * k.max(1)).enumerate() {
         let column = tile * TILE_COLUMNS;
         pack_right(
             isa,
@@ -346,7 +424,7 @@ pub(super) fn pack_panels(isa: Isa, b: View<'_>, k: usize, n: usize, panels: &mu
             0,
             column,
             TILE_COLUMNS.min(n.saturating_sub(column)),
-            panel,
+            PanelMut::of(panel),
         );
     }
 }
@@ -354,7 +432,7 @@ pub(super) fn pack_panels(isa: Isa, b: View<'_>, k: usize, n: usize, panels: &mu
 /// A right operand packed by [`pack_panels`], of which rows `k_first..k_first + K` are used.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
-    pub panels: &'a [TileRow],
+    pub panels: &'a [HalfRow],
     pub k_all: usize,
     pub k_first: usize,
 }
@@ -392,7 +470,7 @@ pub(super) fn multiply_panels(
         }
         for (tile, panel) in b
             .panels
-            .chunks_exact(b.k_all.max(1))
+            .chunks_exact(2 * b.k_all.max(1))
             .take(n.div_ceil(TILE_COLUMNS))
             .enumerate()
         {
@@ -403,7 +481,7 @@ pub(super) fn multiply_panels(
             for (slot, row) in rows.iter_mut().zip(after) {
                 *slot = &mut row[column..column + n_columns];
             }
-            let panel = &panel[b.k_first..b.k_first + k];
+            let panel = Panel::rows_of(panel, b.k_first, k);
             multiply_tile(isa, &lefts[..range.len()], panel, &mut rows[..range.len()], start);
         }
     }

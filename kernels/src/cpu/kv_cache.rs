@@ -40,7 +40,7 @@ impl Stored {
     }
 
     /// Stores a token's `row [D]` of one head: element `i` at `at + i * step`.
-    fn write(&mut self, row: &[f32], at: usize, step: usize, token: usize) {
+    fn write(&mut self, isa: Isa, row: &[f32], at: usize, step: usize, token: usize) {
         match self {
             Self::Floats(all) => {
                 for (i, value) in row.iter().enumerate() {
@@ -48,19 +48,7 @@ impl Stored {
                 }
             }
             Self::Integers(all, scales) => {
-                let largest = row.iter().fold(0f32, |max, value| max.max(value.abs()));
-                let finite = row.iter().all(|value| value.is_finite());
-                // so that whatever it is multiplied with shows a number that is none
-                let scale = if finite { largest / INTEGER_MAX } else { f32::NAN };
-                let by = if scale >= f32::MIN_POSITIVE {
-                    1.0 / scale
-                } else {
-                    0.0
-                };
-                for (i, value) in row.iter().enumerate() {
-                    all[at + i * step] = (value * by).round_ties_even() as i16;
-                }
-                scales[token] = scale;
+                round_row(isa, row, &mut all[at..], step, &mut scales[token]);
             }
         }
     }
@@ -118,7 +106,7 @@ impl CpuKvCache {
     }
 
     /// Stores `k, v [M, KV, D]` at each sequence's last positions.
-    pub(super) fn write(&mut self, k: &[f32], v: &[f32], sequences: &[SequenceSpan]) -> Result<()> {
+    pub(super) fn write(&mut self, isa: Isa, k: &[f32], v: &[f32], sequences: &[SequenceSpan]) -> Result<()> {
         const OP: &str = "write_kv";
         let HeadDims {
             n_kv_heads, head_dim, ..
@@ -134,21 +122,27 @@ impl CpuKvCache {
             for j in 0..sequence.n_rows {
                 let position = sequence.n_context - sequence.n_rows + j;
                 let row = (sequence.first_row + j) * width;
-                self.write_row(sequence, position, &k[row..row + width], &v[row..row + width]);
+                self.write_row(
+                    isa,
+                    sequence,
+                    position,
+                    &k[row..row + width],
+                    &v[row..row + width],
+                );
             }
         }
         Ok(())
     }
 
-    fn write_row(&mut self, sequence: &SequenceSpan, position: usize, k: &[f32], v: &[f32]) {
+    fn write_row(&mut self, isa: Isa, sequence: &SequenceSpan, position: usize, k: &[f32], v: &[f32]) {
         let d = self.heads.head_dim;
         let page = sequence.pages[position / self.page_len] as usize;
         let slot = position % self.page_len;
         for (kv_head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
             let at = self.start(page, kv_head);
             let token = at / d + slot;
-            self.keys.write(k, at + slot, self.page_len, token);
-            self.values.write(v, at + slot * d, 1, token);
+            self.keys.write(isa, k, at + slot, self.page_len, token);
+            self.values.write(isa, v, at + slot * d, 1, token);
         }
     }
 
@@ -242,6 +236,33 @@ impl<'a> Run<'a> {
     fn tokens(self) -> Range<usize> {
         let first = self.at / self.cache.heads.head_dim;
         first..first + self.cache.page_len
+    }
+}
+
+versions! {
+    /// `out[i * step] = round(row[i] / scale)` with `scale = max|row| / 32767`. A row with a value that is not finite has
+    /// the scale NaN, so that whatever it is multiplied with shows it.
+    fn round_row(row: &[f32], out: &mut [i16], step: usize, scale: &mut f32) {
+        /// Adding it leaves a small number's nearest integer, ties to even, in the lower bits.
+        const TO_INTEGER: f32 = 12_582_912.0;
+        let mut largest = 0u32;
+        for value in row {
+            largest = largest.max(value.to_bits() & 0x7fff_ffff); // of magnitudes the order is that of their bits
+        }
+        let largest = f32::from_bits(largest);
+        *scale = if largest.is_finite() { largest / INTEGER_MAX } else { f32::NAN };
+        // the inverse of a subnormal scale is no number
+        let by = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
+        for (i, values) in row.chunks(16).enumerate() {
+            let mut integers = [0i16; 16];
+            for (integer, value) in integers.iter_mut().zip(values) {
+                *integer = (value * by + TO_INTEGER).to_bits() as i16;
+            }
+            let first = 16 * i * step;
+            for (j, integer) in integers[..values.len()].iter().enumerate() {
+                out[first + j * step] = *integer;
+            }
+        }
     }
 }
 

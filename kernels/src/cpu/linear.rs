@@ -5,7 +5,7 @@
 
 mod by_row;
 
-use super::gemm::{Chains, Left, Link, Product, Right, Start, View};
+use super::gemm::{Block, Chains, Left, Link, Product, Right, Start, View};
 use super::scratch::Scratch;
 use super::{Cpu, CpuWeight, check, lora};
 use crate::backend::{Dropout, LinearForward, Lora, LoraSlot};
@@ -134,9 +134,7 @@ fn down(cpu: &Cpu, x: &[f32], packed: &Left<'_>, mut pairs: Vec<&mut Pair<'_>>, 
         })
         .collect();
     let results = pairs.iter_mut().zip(&links).map(|(pair, links)| Chains {
-        c: &mut *pair.h,
-        m,
-        n: pair.rank,
+        c: Block::dense(pair.h, m, pair.rank),
         links,
         start: Start::Zero,
     });
@@ -172,9 +170,7 @@ fn up(cpu: &Cpu, packed: &Left<'_>, linears: &mut [Linear<'_>], m: usize) {
         .into_iter()
         .zip(beside.iter().zip(&links))
         .map(|(c, ((weight, _), links))| Chains {
-            n: weight.shape().0,
-            m,
-            c,
+            c: Block::dense(c, m, weight.shape().0),
             links,
             start: Start::Zero,
         });

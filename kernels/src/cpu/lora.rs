@@ -6,13 +6,15 @@
 
 use super::gemm::{Product, Right, Start, View};
 use super::scratch::Scratch;
-use super::simd::versions;
+use super::simd::{draw_kept, versions};
 use super::{Cpu, check};
 use crate::backend::{Dropout, LoraSlot};
 use crate::error::Result;
-use crate::random;
 
 const OP: &str = "lora_backward";
+
+/// Elements whose draws lie on the stack until they are used.
+const RUN_LEN: usize = 1024;
 
 /// What the gradients are computed from.
 #[derive(Clone, Copy)]
@@ -62,8 +64,18 @@ pub(super) fn backward(
     multiply(cpu.isa, &mut dh, scale);
 
     // dA [R, K] += dhᵀ · drop(x)
-    let dropped = dropped(cpu, x, dropout);
-    let kept = Right::Floats(View::rows(dropped.as_deref().unwrap_or(x), n_in));
+    let mut drawn = dropout.map(|dropout| (draw(cpu, dropout, x.len()), factor_of(dropout)));
+    let kept = drawn
+        .as_mut()
+        .map(|(drawn, factor)| (&*kept_bytes(drawn, x.len()), *factor));
+    let dropped = kept.map(|(kept, factor)| {
+        let mut dropped = cpu.scratch(x.len());
+        in_parts(cpu, &mut dropped, x, kept, |out, x, kept| {
+            keep(cpu.isa, out, x, kept, factor)
+        });
+        dropped
+    });
+    let through = Right::Floats(View::rows(dropped.as_deref().unwrap_or(x), n_in));
     let dh_across = View::rows(&dh, rank).transposed();
     let da = &mut grads[slot.a_offset..][..rank * n_in];
     cpu.multiply(
@@ -73,7 +85,7 @@ pub(super) fn backward(
             n: n_in,
             k: m,
             a: dh_across,
-            b: kept,
+            b: through,
         },
         Start::Current,
     );
@@ -87,7 +99,7 @@ pub(super) fn backward(
         a: View::rows(&dh, rank),
         b: a,
     };
-    add_input_gradient(cpu, dx, product, dropout);
+    add_input_gradient(cpu, dx, product, kept);
     Ok(())
 }
 
@@ -115,14 +127,14 @@ fn add_b_gradient(cpu: &Cpu, db: &mut [f32], dy: &[f32], h: &[f32], slot: LoraSl
 }
 
 /// `dx += drop'(dh · A)`.
-fn add_input_gradient(cpu: &Cpu, dx: &mut [f32], product: Product<'_>, dropout: Option<Dropout>) {
-    let Some(dropout) = dropout else {
+fn add_input_gradient(cpu: &Cpu, dx: &mut [f32], product: Product<'_>, kept: Option<(&[u8], f32)>) {
+    let Some((kept, factor)) = kept else {
         return cpu.multiply(dx, product, Start::Current);
     };
     let mut through = cpu.scratch(dx.len());
     cpu.multiply(&mut through, product, Start::Zero);
-    in_parts(cpu, dx, &through, |dx, through, first| {
-        add_kept(cpu.isa, dx, through, dropout, first)
+    in_parts(cpu, dx, &through, kept, |dx, through, kept| {
+        add_kept(cpu.isa, dx, through, kept, factor);
     });
 }
 
@@ -166,12 +178,18 @@ pub(super) fn check_rate(op: &'static str, dropout: Option<Dropout>) -> Result<(
 /// `drop(x)`, or `None` when nothing is dropped.
 pub(super) fn dropped<'c>(cpu: &'c Cpu, x: &[f32], dropout: Option<Dropout>) -> Option<Scratch<'c>> {
     let dropout = dropout?;
-    let mut kept = cpu.scratch(x.len());
-    in_parts(cpu, &mut kept, x, |kept, x, first| {
-        kept.fill(0.0);
-        add_kept(cpu.isa, kept, x, dropout, first);
+    let mut out = cpu.scratch(x.len());
+    let len = cpu.rows_per_task(x.len(), 8).next_multiple_of(RUN_LEN);
+    let parts = out.chunks_mut(len).zip(x.chunks(len)).enumerate().collect();
+    cpu.each(parts, 8 * x.len(), |(part, (out, x))| {
+        let mut kept = [0; RUN_LEN];
+        for (run, (out, x)) in out.chunks_mut(RUN_LEN).zip(x.chunks(RUN_LEN)).enumerate() {
+            let kept = &mut kept[..x.len()];
+            draw_kept(cpu.isa, dropout, (part * len + run * RUN_LEN) as u64, kept);
+            keep(cpu.isa, out, x, kept, factor_of(dropout));
+        }
     });
-    Some(kept)
+    Some(out)
 }
 
 fn scaled<'c>(cpu: &'c Cpu, h: &[f32], scale: f32) -> Scratch<'c> {
@@ -181,12 +199,18 @@ fn scaled<'c>(cpu: &'c Cpu, h: &[f32], scale: f32) -> Scratch<'c> {
     scaled
 }
 
-/// Calls `run(out, values, first element)` for parts that begin at a multiple of 64.
-fn in_parts(cpu: &Cpu, out: &mut [f32], values: &[f32], run: impl Fn(&mut [f32], &[f32], u64) + Send + Sync) {
-    let len = cpu.rows_per_task(values.len(), 8).next_multiple_of(64);
-    let parts = out.chunks_mut(len).zip(values.chunks(len)).enumerate().collect();
-    cpu.each(parts, 8 * values.len(), |(part, (out, values))| {
-        run(out, values, (part * len) as u64)
+/// Calls `run(out, values, kept)` for parts of them.
+fn in_parts(
+    cpu: &Cpu,
+    out: &mut [f32],
+    values: &[f32],
+    kept: &[u8],
+    run: impl Fn(&mut [f32], &[f32], &[u8]) + Send + Sync,
+) {
+    let len = cpu.rows_per_task(values.len(), 2);
+    let parts = out.chunks_mut(len).zip(values.chunks(len)).zip(kept.chunks(len));
+    cpu.each(parts.collect(), 2 * values.len(), |((out, values), kept)| {
+        run(out, values, kept);
     });
 }
 
@@ -207,22 +231,45 @@ versions! {
     }
 }
 
+/// Which of `len` elements are kept, a byte each.
+fn draw(cpu: &Cpu, dropout: Dropout, len: usize) -> Scratch<'_> {
+    let mut kept = cpu.scratch(len.div_ceil(size_of::<f32>()));
+    let part_len = cpu.rows_per_task(len, 8).next_multiple_of(RUN_LEN);
+    let parts = kept_bytes(&mut kept, len)
+        .chunks_mut(part_len)
+        .enumerate()
+        .collect();
+    cpu.each(parts, 8 * len, |(part, kept)| {
+        draw_kept(cpu.isa, dropout, (part * part_len) as u64, kept);
+    });
+    kept
+}
+
+/// `len` bytes of a buffer of floats.
+fn kept_bytes(kept: &mut [f32], len: usize) -> &mut [u8] {
+    &mut bytemuck::cast_slice_mut(kept)[..len]
+}
+
+/// What a kept element is multiplied with.
+fn factor_of(dropout: Dropout) -> f32 {
+    1.0 / (1.0 - dropout.rate)
+}
+
 versions! {
-    /// `sums[i] += values[i] / (1 - rate)` where element `first + i` is kept; `first` is a multiple of 64.
-    fn add_kept(sums: &mut [f32], values: &[f32], dropout: Dropout, first: u64) {
-        // 16 counters at a time, each giving 4 numbers, so that the rounds run in vectors
-        const STEP: usize = 64;
-        let factor = 1.0 / (1.0 - dropout.rate);
-        for (step, (sums, values)) in sums.chunks_mut(STEP).zip(values.chunks(STEP)).enumerate() {
-            let counter = first / 4 + (step * STEP / 4) as u64;
-            let mut words = [[0u32; 4]; STEP / 4];
-            for (i, words) in words.iter_mut().enumerate() {
-                *words = random::block(dropout.key, counter + i as u64);
-            }
-            for ((sum, value), &word) in sums.iter_mut().zip(values).zip(words.as_flattened()) {
-                let kept = if random::uniform_of(word) >= dropout.rate { factor } else { 0.0 };
-                *sum += value * kept;
-            }
+    /// `sums[i] += factor * values[i]` where `kept[i]` is 1, and 0 where it is 0.
+    fn add_kept(sums: &mut [f32], values: &[f32], kept: &[u8], factor: f32) {
+        for ((sum, value), kept) in sums.iter_mut().zip(values).zip(kept) {
+            *sum += value * (factor * f32::from(*kept));
+        }
+    }
+}
+
+versions! {
+    /// `out[i] = factor * values[i]` where `kept[i]` is 1, and 0 where it is 0.
+    fn keep(out: &mut [f32], values: &[f32], kept: &[u8], factor: f32) {
+        for ((out, value), kept) in out.iter_mut().zip(values).zip(kept) {
+            // a sum with 0, as everywhere else: there is no -0
+            *out = 0.0 + value * (factor * f32::from(*kept));
         }
     }
 }

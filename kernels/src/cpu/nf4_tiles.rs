@@ -4,7 +4,7 @@
 //! last tile.
 
 use super::simd::{
-    FewRows, IntegerLeft, IntegerRow, Isa, Nf4TileView, Start, TILE_COLUMNS, TileRow, WEIGHT_UNIT,
+    FewRows, IntegerLeft, IntegerRow, Isa, Nf4TileView, PanelMut, Start, TILE_COLUMNS, TileRow, WEIGHT_UNIT,
     nf4_columns, nf4_few_integers, nf4_integers, nf4_multiply, nf4_rows, transpose_bytes,
 };
 use crate::nf4::{BLOCK_LEN, CODE_VALUES, Nf4Matrix};
@@ -64,18 +64,12 @@ impl Nf4Tiles {
     }
 
     /// `panel[i][j] = W[row_first + j, column_first + i]`; `row_first` begins a tile and `column_first` a block.
-    pub(super) fn pack_columns(
-        &self,
-        isa: Isa,
-        row_first: usize,
-        column_first: usize,
-        panel: &mut [TileRow],
-    ) {
+    pub(super) fn pack_columns(&self, isa: Isa, row_first: usize, column_first: usize, panel: PanelMut<'_>) {
         nf4_columns(isa, self.view(), row_first / TILE_COLUMNS, column_first, panel);
     }
 
     /// `panel[i][j] = W[row_first + i, column_first + j]`; `row_first` begins a tile, `column_first` is a multiple of 32.
-    pub(super) fn pack_rows(&self, isa: Isa, row_first: usize, column_first: usize, panel: &mut [TileRow]) {
+    pub(super) fn pack_rows(&self, isa: Isa, row_first: usize, column_first: usize, panel: PanelMut<'_>) {
         nf4_rows(isa, self.view(), row_first / TILE_COLUMNS, column_first, panel);
     }
 

@@ -4,8 +4,8 @@
 //! tile are zeros.
 
 use super::simd::{
-    FewRows, IntegerLeft, IntegerRow, Isa, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow,
-    q8_0_few_integers, q8_0_integers, q8_0_multiply, transpose_bytes, versions,
+    FewRows, IntegerLeft, IntegerRow, Isa, PanelMut, Q8_0TileView, Q8Column, Start, TILE_COLUMNS, TileRow,
+    q8_0_columns, q8_0_few_integers, q8_0_integers, q8_0_multiply, q8_0_rows, transpose_bytes,
 };
 use crate::quant::half_at;
 use crate::weight::{Format, SharedBytes};
@@ -61,23 +61,18 @@ impl Q8_0Tiles {
     }
 
     /// `panel[i][j] = W[row_first + j, column_first + i]`; `row_first` begins a tile and `column_first` a block.
-    pub(super) fn pack_columns(
-        &self,
-        isa: Isa,
-        row_first: usize,
-        column_first: usize,
-        panel: &mut [TileRow],
-    ) {
+    pub(super) fn pack_columns(&self, isa: Isa, row_first: usize, column_first: usize, panel: PanelMut<'_>) {
         let (codes, scales) = self.view().tile(row_first / TILE_COLUMNS, column_first);
-        widen_columns(isa, codes, scales, panel);
+        q8_0_columns(isa, codes, scales, panel);
     }
 
     /// `panel[i][j] = W[row_first + i, column_first + j]`; `row_first` begins a tile and `column_first` a block.
-    pub(super) fn pack_rows(&self, isa: Isa, row_first: usize, column_first: usize, panel: &mut [TileRow]) {
-        for (part, panel) in panel.chunks_mut(TILE_COLUMNS).enumerate() {
-            let (codes, scales) = self.view().tile(row_first / TILE_COLUMNS + part, column_first);
+    pub(super) fn pack_rows(&self, isa: Isa, row_first: usize, column_first: usize, mut panel: PanelMut<'_>) {
+        for (part, panel) in panel.chunks(TILE_COLUMNS).enumerate() {
+            let tile = row_first / TILE_COLUMNS + part;
+            let (codes, scales) = self.view().tile(tile, column_first);
             if let (Some(codes), Some(scales)) = (codes.first_chunk(), scales.first()) {
-                widen_rows(isa, codes, scales, panel);
+                q8_0_rows(isa, codes, scales, panel);
             }
         }
     }
@@ -142,30 +137,6 @@ fn take_tile(rows: &[u8], row_bytes: usize, codes: &mut Vec<Q8Column>, scales: &
                 column.0[..16].copy_from_slice(low);
                 column.0[16..].copy_from_slice(high);
                 codes.push(column);
-            }
-        }
-    }
-}
-
-versions! {
-    fn widen_columns(codes: &[Q8Column], scales: &[TileRow], panel: &mut [TileRow]) {
-        let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
-        for ((codes, panel), scales) in blocks.zip(scales) {
-            for (codes, out) in codes.iter().zip(panel) {
-                for j in 0..TILE_COLUMNS {
-                    out[j] = scales[j] * f32::from(codes.0[j] as i8);
-                }
-            }
-        }
-    }
-}
-
-versions! {
-    /// `panel[i][j] = scales[i] * codes[j][i]` of one block.
-    fn widen_rows(codes: &[Q8Column; BLOCK_LEN], scales: &TileRow, panel: &mut [TileRow]) {
-        for (j, codes) in codes.iter().enumerate() {
-            for (i, out) in panel.iter_mut().enumerate() {
-                out[j] = scales[i] * f32::from(codes.0[i] as i8);
             }
         }
     }

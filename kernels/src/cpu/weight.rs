@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::gemm::{View, pack_right};
 use super::nf4_tiles::Nf4Tiles;
 use super::q8_0_tiles::Q8_0Tiles;
-use super::simd::{FewRows, IntegerLeft, IntegerRow, Isa, Start, TileRow, nf4_run, versions};
+use super::simd::{
+    FewRows, IntegerLeft, IntegerRow, Isa, PanelMut, Start, TILE_COLUMNS, TileRow, nf4_run, versions,
+};
 use crate::nf4::BLOCK_LEN;
 use crate::quant::decode_row;
 use crate::weight::{BlockMatrix, Format, HostWeight, SharedBytes};
@@ -114,15 +116,16 @@ impl CpuWeight {
         row_first: usize,
         column_first: usize,
         n_columns: usize,
-        panel: &mut [TileRow],
+        mut panel: PanelMut<'_>,
     ) {
         match &self.values {
             Values::Nf4(tiles) => tiles.pack_rows(isa, row_first, column_first, panel),
             Values::Q8_0(tiles) => tiles.pack_rows(isa, row_first, column_first, panel),
             Values::Nf4Flat { .. } => {
-                for (i, out) in panel.iter_mut().enumerate() {
-                    out[n_columns..].fill(0.0);
-                    self.decode(isa, row_first + i, column_first, &mut out[..n_columns]);
+                for i in 0..panel.len() {
+                    let mut row = [0f32; TILE_COLUMNS];
+                    self.decode(isa, row_first + i, column_first, &mut row[..n_columns]);
+                    panel.set_row(i, &row);
                 }
             }
             Values::Blocks {
@@ -203,7 +206,7 @@ impl CpuWeight {
         row_first: usize,
         n_rows: usize,
         column_first: usize,
-        panel: &mut [TileRow],
+        panel: PanelMut<'_>,
         rows: &mut [f32],
     ) {
         let len = panel.len();
@@ -235,11 +238,13 @@ versions! {
         row_bytes: usize,
         first: usize,
         n_columns: usize,
-        panel: &mut [TileRow],
+        panel: PanelMut<'_>,
     ) {
-        for (row, out) in matrix.chunks_exact(row_bytes.max(1)).zip(panel) {
-            out[n_columns..].fill(0.0);
-            decode_row(format, row, first, &mut out[..n_columns]);
+        let mut panel = panel;
+        for (i, row) in (0..panel.len()).zip(matrix.chunks_exact(row_bytes.max(1))) {
+            let mut values = [0f32; TILE_COLUMNS];
+            decode_row(format, row, first, &mut values[..n_columns]);
+            panel.set_row(i, &values);
         }
     }
 }

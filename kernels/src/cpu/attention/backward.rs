@@ -4,11 +4,11 @@
 //! theirs.
 
 use super::rows::{BLOCK_ROWS, Block, QueryRows};
-use super::{Shape, TileRows};
+use super::{HalfRows, Shape};
 use crate::backend::AttentionSpec;
 use crate::cpu::gemm::{Panels, Start, View, multiply_panels, pack_panels};
 use crate::cpu::math;
-use crate::cpu::simd::{TILE_COLUMNS, TILE_ROWS, versions};
+use crate::cpu::simd::{HALF_COLUMNS, TILE_COLUMNS, TILE_ROWS, versions};
 use crate::cpu::{Cpu, check};
 use crate::dims::Documents;
 use crate::error::Result;
@@ -130,9 +130,9 @@ struct Head<'a> {
     /// `[T, D]`, like the queries.
     douts: View<'a>,
     /// Panels of `Kᵀ`, of `Vᵀ` and of `K`.
-    keys_across: &'a TileRows,
-    values_across: &'a TileRows,
-    keys: &'a TileRows,
+    keys_across: &'a HalfRows,
+    values_across: &'a HalfRows,
+    keys: &'a HalfRows,
 }
 
 /// One head's gradients: with `P = softmax(scale S)`, `dP = dO Vᵀ` and `δ = sum(dO * O)` by row,
@@ -262,8 +262,8 @@ fn add_key_gradient(
 }
 
 /// Packs a right operand `[K, N]` into `room`.
-fn panels_of<'a>(cpu: &Cpu, b: View<'_>, k: usize, n: usize, room: &'a mut [f32]) -> &'a TileRows {
-    let panels = &mut room.as_chunks_mut::<TILE_COLUMNS>().0[..n.div_ceil(TILE_COLUMNS) * k];
+fn panels_of<'a>(cpu: &Cpu, b: View<'_>, k: usize, n: usize, room: &'a mut [f32]) -> &'a HalfRows {
+    let panels = &mut room.as_chunks_mut::<HALF_COLUMNS>().0[..2 * n.div_ceil(TILE_COLUMNS) * k];
     pack_panels(cpu.isa, b, k, n, panels);
     panels
 }

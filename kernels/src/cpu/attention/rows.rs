@@ -2,7 +2,7 @@
 //!
 //! Invariant: a row's scores, softmax and output are the same whatever rows it is computed with.
 
-use super::{Shape, TileRows};
+use super::{HalfRows, Shape};
 use crate::cpu::Cpu;
 use crate::cpu::gemm::{Panels, Start, View, multiply_panels};
 use crate::cpu::math;
@@ -11,11 +11,11 @@ use crate::cpu::simd::{TILE_COLUMNS, TILE_ROWS, versions};
 /// Rows computed together: their scores over 2048 keys stay in the second cache.
 pub(super) const BLOCK_ROWS: usize = 4 * TILE_ROWS;
 
-/// Keys `[ceil(S / 32)][D][32]` and values `[ceil(D / 32)][S][32]` of one key head.
+/// Keys `[ceil(S / 32)][2][D][16]` and values `[ceil(D / 32)][2][S][16]` of one key head.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct KeyPanels<'a> {
-    pub keys: &'a TileRows,
-    pub values: &'a TileRows,
+    pub keys: &'a HalfRows,
+    pub values: &'a HalfRows,
     pub n_keys: usize,
 }
 
@@ -70,18 +70,18 @@ impl Block {
         shape.first_key(position) - self.key..position + 1 - self.key
     }
 
-    /// `scores [rows, row_step] = rows · panelsᵀ` with panels `[ceil(S / 32)][D][32]`.
+    /// `scores [rows, row_step] = rows · panelsᵀ` with panels `[ceil(S / 32)][2][D][16]`.
     pub(super) fn scores(
         self,
         cpu: &Cpu,
         rows: View<'_>,
-        panels: &TileRows,
+        panels: &HalfRows,
         scores: &mut [f32],
         packed: &mut [f32],
         shape: Shape,
     ) {
         let d = shape.head_dim;
-        let panels = &panels[self.key / TILE_COLUMNS * d..];
+        let panels = &panels[2 * (self.key / TILE_COLUMNS) * d..];
         let rows = View {
             values: &rows.values[self.row * rows.row_step..],
             ..rows

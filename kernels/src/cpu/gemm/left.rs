@@ -9,7 +9,7 @@ use super::{Operands, View};
 use crate::cpu::Cpu;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{
-    IntegerLeft, Isa, LEFT_BLOCK_LEN, TILE_ROWS, round_left, round_row, transpose_floats,
+    IntegerLeft, IntegerRows, Isa, LEFT_BLOCK_LEN, TILE_ROWS, round_left, round_row, transpose_floats,
 };
 
 /// Rows that are a multiple of this many words apart lie in the same sets of the first cache, where 12 of them do not
@@ -40,13 +40,29 @@ pub(super) struct Integers<'a> {
 }
 
 impl Integers<'_> {
-    /// Elements `part`, whole blocks, of a row.
-    pub(super) fn row(&self, row: usize, part: Range<usize>) -> IntegerLeft<'_> {
-        let pairs: &[i32] = bytemuck::cast_slice(&self.pairs);
-        let (pairs_len, scales_len) = (self.k / 2, self.k / LEFT_BLOCK_LEN);
+    /// A row.
+    pub(super) fn row(&self, row: usize) -> IntegerLeft<'_> {
+        let IntegerRows {
+            pairs,
+            pairs_step,
+            scales,
+            scales_step,
+        } = self.rows(row, 0);
         IntegerLeft {
-            pairs: &pairs[row * pairs_len..][part.start / 2..part.end / 2],
-            scales: &self.scales[row * scales_len..][part.start / LEFT_BLOCK_LEN..part.end / LEFT_BLOCK_LEN],
+            pairs: &pairs[..pairs_step],
+            scales: &scales[..scales_step],
+        }
+    }
+
+    /// The rows from `row` on, each from `element` on, the beginning of a block.
+    pub(super) fn rows(&self, row: usize, element: usize) -> IntegerRows<'_> {
+        let pairs: &[i32] = bytemuck::cast_slice(&self.pairs);
+        let (pairs_step, scales_step) = (self.k / 2, self.k / LEFT_BLOCK_LEN);
+        IntegerRows {
+            pairs: &pairs[row * pairs_step + element / 2..],
+            pairs_step,
+            scales: &self.scales[row * scales_step + element / LEFT_BLOCK_LEN..],
+            scales_step,
         }
     }
 }

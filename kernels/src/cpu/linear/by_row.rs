@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{Linear, OP, Pair};
 use crate::backend::{LoraByRow, NO_PAIR};
-use crate::cpu::gemm::{Chains, Left, Link, Start, View};
+use crate::cpu::gemm::{Block, Chains, Left, Link, Start, View};
 use crate::cpu::{Cpu, check};
 use crate::error::Result;
 
@@ -86,9 +86,7 @@ fn down(cpu: &Cpu, x: &[f32], runs: &mut [(&mut [f32], Run<'_>, usize)]) {
         })
         .collect();
     let results = (runs.iter_mut().zip(&links)).map(|((_, Run { rows, pair }, _), links)| Chains {
-        c: &mut *pair.h,
-        m: rows.len(),
-        n: pair.rank,
+        c: Block::dense(pair.h, rows.len(), pair.rank),
         links,
         start: Start::Zero,
     });
@@ -112,9 +110,10 @@ fn up(cpu: &Cpu, runs: Vec<(&mut [f32], Run<'_>, usize)>) {
         .collect();
     let results = ys.into_iter().zip(runs.iter().zip(&links));
     let results = results.map(|(c, (Run { rows, .. }, links))| Chains {
-        n: c.len() / rows.len(),
-        m: rows.len(),
-        c,
+        c: {
+            let n = c.len() / rows.len();
+            Block::dense(c, rows.len(), n)
+        },
         links,
         start: Start::Current,
     });

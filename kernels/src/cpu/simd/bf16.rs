@@ -2,11 +2,12 @@
 //!
 //! Invariant: a pair is one word, the element with the even index in its low half; a NaN stays one.
 
-use super::tile::{Start, TILE_COLUMNS, TileRow, in_whole_rows};
+use super::panel::{HALF_COLUMNS, HalfRow, Panel};
+use super::tile::{Start, in_whole_rows};
 use super::{Isa, Set, versions};
 
-/// One row of a panel of pairs: columns `j` of two rows of the panel of floats.
-pub(crate) type PairRow = [u32; TILE_COLUMNS];
+/// One row of half a panel of pairs: columns `j` of two rows of the panel of floats.
+pub(crate) type PairRow = [u32; HALF_COLUMNS];
 
 /// The bits of a bf16, in the upper half of a word.
 #[inline(always)]
@@ -27,8 +28,8 @@ versions! {
 }
 
 versions! {
-    /// Rounds a panel in place.
-    pub(crate) fn round_panel(panel: &mut [TileRow]) {
+    /// Rounds rows of a panel in place.
+    pub(crate) fn round_panel(panel: &mut [HalfRow]) {
         for value in panel.as_flattened_mut() {
             *value = f32::from_bits(upper_bits(*value));
         }
@@ -56,14 +57,16 @@ impl Bf16 {
         unsafe { super::x86_bf16::pair_row(values, out) }
     }
 
-    /// `out[p][j]` = elements `[2p][j]` and `[2p + 1][j]` of the panel.
-    pub(crate) fn pair_panel(self, panel: &[TileRow], out: &mut [PairRow]) {
-        // SAFETY: this `Bf16` exists, so AVX-512 F, BW and BF16 were detected.
-        unsafe { super::x86_bf16::pair_panel(panel, out) }
+    /// `out[h][p][j]` = elements `[2p][j]` and `[2p + 1][j]` of half `h` of the panel.
+    pub(crate) fn pair_panel(self, panel: Panel<'_>, out: [&mut [PairRow]; 2]) {
+        for (half, out) in [panel.low, panel.high].into_iter().zip(out) {
+            // SAFETY: this `Bf16` exists, so AVX-512 F, BW and BF16 were detected.
+            unsafe { super::x86_bf16::pair_half(half, out) }
+        }
     }
 
-    /// `rows [W, N] (+)= a · b` of pairs: `a` W rows of words, `b` as many rows of a panel, W of 1 to 12, N up to 32.
-    pub(crate) fn multiply(self, a: &[&[u32]], b: &[PairRow], rows: &mut [&mut [f32]], start: Start) {
+    /// `rows [W, N] (+)= a · b` of pairs: `a` W rows of words, `b` as many rows of a panel's halves, W of 1 to 12, N up to 32.
+    pub(crate) fn multiply(self, a: &[&[u32]], b: [&[PairRow]; 2], rows: &mut [&mut [f32]], start: Start) {
         in_whole_rows(rows, |rows| {
             // SAFETY: this `Bf16` exists, so AVX-512 F, BW and BF16 were detected.
             unsafe { super::x86_bf16::multiply(a, b, rows, start) }
@@ -80,7 +83,7 @@ impl Bf16 {
 
     pub(crate) fn pair_row(self, _: &[f32], _: &mut [u32]) {}
 
-    pub(crate) fn pair_panel(self, _: &[TileRow], _: &mut [PairRow]) {}
+    pub(crate) fn pair_panel(self, _: Panel<'_>, _: [&mut [PairRow]; 2]) {}
 
-    pub(crate) fn multiply(self, _: &[&[u32]], _: &[PairRow], _: &mut [&mut [f32]], _: Start) {}
+    pub(crate) fn multiply(self, _: &[&[u32]], _: [&[PairRow]; 2], _: &mut [&mut [f32]], _: Start) {}
 }

@@ -30,6 +30,30 @@ pub(crate) struct IntegerLeft<'a> {
     pub scales: &'a [f32],
 }
 
+/// Left rows that lie behind one another.
+#[derive(Clone, Copy)]
+pub(crate) struct IntegerRows<'a> {
+    /// From the first row's first pair on.
+    pub pairs: &'a [i32],
+    /// Pairs from row to row.
+    pub pairs_step: usize,
+    /// From the scale of its first block on.
+    pub scales: &'a [f32],
+    /// Scales from row to row.
+    pub scales_step: usize,
+}
+
+impl<'a> IntegerRows<'a> {
+    /// The first `n_pairs` of a row.
+    #[inline(always)]
+    pub(super) fn row(self, row: usize, n_pairs: usize) -> IntegerLeft<'a> {
+        IntegerLeft {
+            pairs: &self.pairs[row * self.pairs_step..][..n_pairs],
+            scales: &self.scales[row * self.scales_step..][..(2 * n_pairs).div_ceil(LEFT_BLOCK_LEN)],
+        }
+    }
+}
+
 /// Rows of a weight, `[K / 2]`, and the scales of each of its blocks of `block_len`, which divides 64.
 #[derive(Clone, Copy)]
 pub(crate) struct IntegerPanel<'a> {
@@ -68,7 +92,8 @@ pub(crate) fn round_left(isa: Isa, row: &[f32], pairs: &mut [i32], scales: &mut 
     round_left_row(isa, row, pairs, scales);
 }
 
-/// `rows [W, N] (+)= a [W, K] · panel` with W of at most 12 and N up to 32, the rows' length.
+/// `rows [W, N] (+)= a [W, K] · panel` with W of at most 12 and N up to 32, the rows' length; of `a` the first rows and
+/// pairs.
 #[cfg_attr(
     target_arch = "x86_64",
     expect(
@@ -78,7 +103,7 @@ pub(crate) fn round_left(isa: Isa, row: &[f32], pairs: &mut [i32], scales: &mut 
 )]
 pub(crate) fn multiply_integers(
     isa: Isa,
-    a: &[IntegerLeft<'_>],
+    a: IntegerRows<'_>,
     panel: IntegerPanel<'_>,
     rows: &mut [&mut [f32]],
     start: Start,
@@ -91,12 +116,13 @@ pub(crate) fn multiply_integers(
     });
 }
 
-fn multiply_portable(a: &[IntegerLeft<'_>], panel: IntegerPanel<'_>, rows: &mut [&mut [f32]], start: Start) {
+fn multiply_portable(a: IntegerRows<'_>, panel: IntegerPanel<'_>, rows: &mut [&mut [f32]], start: Start) {
     if start == Start::Zero {
         rows.iter_mut().for_each(|row| row.fill(0.0));
     }
     let block_pairs = panel.block_len / 2;
-    for (a, row) in a.iter().zip(rows) {
+    for (i, row) in rows.iter_mut().enumerate() {
+        let a = a.row(i, panel.pairs.len());
         let blocks = panel.pairs.chunks(block_pairs).zip(a.pairs.chunks(block_pairs));
         for (block, ((weights, lefts), scales)) in blocks.zip(panel.scales).enumerate() {
             let mut sums = [0i32; TILE_COLUMNS];

@@ -109,3 +109,49 @@ macro_rules! versions {
 }
 
 pub(crate) use versions;
+
+/// Compiles a body, given as a function whose last parameter is a step of three operands, once for each instruction set
+/// with that set's own step: `[AVX-512's, AVX2's, the portable one]`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! with_step {
+    (
+        [$avx512:path, $avx2:path, $portable:path],
+        $(#[$meta:meta])* fn $name:ident, $body:ident, ($($arg:ident: $ty:ty),*)
+    ) => {
+        $(#[$meta])*
+        #[expect(unsafe_code, reason = "calls code compiled for an instruction set that was detected")]
+        pub(crate) fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512($($arg: $ty),*) {
+                $body($($arg),*, |a, b, c| $avx512(a, b, c));
+            }
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) {
+                $body($($arg),*, |a, b, c| $avx2(a, b, c));
+            }
+            match isa.set() {
+                // SAFETY: this `Isa` exists, so AVX-512 F, BW, DQ and VL were detected.
+                $crate::cpu::simd::Set::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
+                $crate::cpu::simd::Set::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::simd::Set::Portable => $body($($arg),*, $portable),
+            }
+        }
+    };
+}
+
+/// Compiles a body with the portable step, the only one for this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! with_step {
+    (
+        [$avx512:path, $avx2:path, $portable:path],
+        $(#[$meta:meta])* fn $name:ident, $body:ident, ($($arg:ident: $ty:ty),*)
+    ) => {
+        $(#[$meta])*
+        pub(crate) fn $name(_: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+            $body($($arg),*, $portable);
+        }
+    };
+}
+
+pub(crate) use with_step;

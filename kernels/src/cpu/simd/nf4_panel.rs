@@ -2,7 +2,8 @@
 //!
 //! Invariant: an element is `level * scale`, one multiplication, wherever it is unpacked.
 
-use super::{Isa, TileRow, transpose_bytes};
+use super::isa::with_step;
+use super::{HALF_COLUMNS, PanelMut, TileRow, transpose_bytes};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
 
 /// Codes of a matrix `[N, K]` in tiles of 32 rows: 16 bytes for each of the K columns, byte `j` with the code of row `j`
@@ -29,51 +30,22 @@ impl<'a> Nf4TileView<'a> {
     }
 }
 
-/// Compiles a body that calls `levels` once for each instruction set.
-macro_rules! with_levels {
-    ($(#[$meta:meta])* fn $name:ident, $body:ident, ($($arg:ident: $ty:ty),*)) => {
-        $(#[$meta])*
-        #[expect(unsafe_code, reason = "calls code compiled for an instruction set that was detected")]
-        #[cfg(target_arch = "x86_64")]
-        pub(crate) fn $name(isa: Isa, $($arg: $ty),*) {
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            fn avx512($($arg: $ty),*) {
-                $body($($arg),*, |codes, scales, out| super::x86::scaled_levels_avx512(codes, scales, out));
-            }
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) {
-                $body($($arg),*, |codes, scales, out| super::x86_avx2::scaled_levels_avx2(codes, scales, out));
-            }
-            match isa.set() {
-                // SAFETY: this `Isa` exists, so AVX-512 F, BW, DQ and VL were detected.
-                super::Set::Avx512 => unsafe { avx512($($arg),*) },
-                // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
-                super::Set::Avx2 => unsafe { avx2($($arg),*) },
-                super::Set::Portable => $body($($arg),*, levels_portable),
-            }
-        }
-
-        $(#[$meta])*
-        #[cfg(not(target_arch = "x86_64"))]
-        pub(crate) fn $name(_: Isa, $($arg: $ty),*) {
-            $body($($arg),*, levels_portable);
-        }
-    };
-}
-
-with_levels!(
+with_step!(
+    [super::x86::scaled_levels_avx512, super::x86_avx2::scaled_levels_avx2, levels_portable],
     /// `panel[i][j] = W[32 tile + j, k_first + i]`; `k_first` is the beginning of a block.
     fn nf4_columns, columns_body,
-    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: &mut [TileRow])
+    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: PanelMut<'_>)
 );
 
-with_levels!(
+with_step!(
+    [super::x86::scaled_levels_avx512, super::x86_avx2::scaled_levels_avx2, levels_portable],
     /// `panel[i][j] = W[32 tile + i, k_first + j]` for as many rows as the panel has; `k_first` is a multiple of 32.
     fn nf4_rows, rows_body,
-    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: &mut [TileRow])
+    (weight: Nf4TileView<'_>, tile: usize, k_first: usize, panel: PanelMut<'_>)
 );
 
-with_levels!(
+with_step!(
+    [super::x86::scaled_levels_avx512, super::x86_avx2::scaled_levels_avx2, levels_portable],
     /// `out[i] = ` element `first + i` of a flattened matrix whose bytes hold two codes each, the even element's in the
     /// high nibble, with a scale for each block.
     fn nf4_run, run_body,
@@ -85,20 +57,17 @@ fn columns_body(
     weight: Nf4TileView<'_>,
     tile: usize,
     k_first: usize,
-    panel: &mut [TileRow],
+    mut panel: PanelMut<'_>,
     levels: impl Fn(&[u8; 16], [&[f32; 16]; 2], [&mut [f32; 16]; 2]),
 ) {
     let (codes, scales) = weight.tile(tile, k_first);
-    let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks_mut(BLOCK_LEN));
-    for ((codes, panel), scales) in blocks.zip(scales) {
+    let blocks = codes.chunks(BLOCK_LEN).zip(panel.chunks(BLOCK_LEN));
+    for ((codes, mut panel), scales) in blocks.zip(scales) {
         let [low, high] = scales.as_chunks::<16>().0 else {
             return;
         };
-        for (codes, out) in codes.iter().zip(panel) {
-            let [out_low, out_high] = out.as_chunks_mut::<16>().0 else {
-                return;
-            };
-            levels(codes, [low, high], [out_low, out_high]);
+        for (codes, out) in codes.iter().zip(panel.rows()) {
+            levels(codes, [low, high], out);
         }
     }
 }
@@ -108,23 +77,21 @@ fn rows_body(
     weight: Nf4TileView<'_>,
     tile: usize,
     k_first: usize,
-    panel: &mut [TileRow],
+    mut panel: PanelMut<'_>,
     levels: impl Fn(&[u8; 16], [&[f32; 16]; 2], [&mut [f32; 16]; 2]),
 ) {
-    for (part, panel) in panel.chunks_mut(32).enumerate() {
+    for (part, panel) in panel.chunks(32).enumerate() {
         let block_first = k_first / BLOCK_LEN * BLOCK_LEN;
         let (codes, scales) = weight.tile(tile + part, block_first);
         let columns = codes[k_first - block_first..].as_chunks::<16>().0;
-        let (low, high) = panel.split_at_mut(panel.len().min(16));
-        let mut beyond = [[0f32; 32]; 16];
-        for (half, codes) in columns.iter().take(2).enumerate() {
+        for (half, codes) in [panel.low, panel.high].into_iter().zip(columns) {
             let rows = transpose_bytes(codes);
-            for (i, codes) in rows.iter().enumerate().take(low.len()) {
+            let (first, rest) = half.split_at_mut(half.len().min(16));
+            let mut beyond = [[0f32; HALF_COLUMNS]; 16];
+            for (i, (codes, out)) in rows.iter().zip(first).enumerate() {
                 let scales = [&[scales[0][i]; 16], &[scales[0][16 + i]; 16]];
                 // the last tile may have fewer rows
-                let high = high.get_mut(i).unwrap_or(&mut beyond[i]);
-                let out = [low[i].as_chunks_mut().0, high.as_chunks_mut().0].map(|row| &mut row[half]);
-                levels(codes, scales, out);
+                levels(codes, scales, [out, rest.get_mut(i).unwrap_or(&mut beyond[i])]);
             }
         }
     }

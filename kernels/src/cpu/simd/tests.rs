@@ -1,4 +1,6 @@
 use super::*;
+use crate::backend::Dropout;
+use crate::random;
 
 #[test]
 fn bytes_are_transposed() {
@@ -42,19 +44,48 @@ fn tiles_of_every_size_are_chains() {
         for (width, n) in (1..=TILE_ROWS).flat_map(|width| [1, 8, 15, 16, 17, 31, 32].map(|n| (width, n))) {
             let a: Vec<f32> = (0..k * width).map(number).collect();
             let lefts: Vec<&[f32]> = a.chunks(k).collect();
-            let b: Vec<TileRow> = (0..k)
-                .map(|p| std::array::from_fn(|j| number(7 + 32 * p + j)))
+            let b = |p: usize, j: usize| number(7 + 32 * p + j);
+            let halves: Vec<HalfRow> = (0..2 * k)
+                .map(|row| std::array::from_fn(|j| b(row % k, HALF_COLUMNS * (row / k) + j)))
                 .collect();
             for (start, begin) in [(Start::Zero, 0.0), (Start::Current, 0.5)] {
                 let mut c = vec![0.5f32; width * n];
                 let mut rows: Vec<&mut [f32]> = c.chunks_mut(n).collect();
-                multiply_tile(isa, &lefts, &b, &mut rows, start);
+                multiply_tile(isa, &lefts, Panel::rows_of(&halves, 0, k), &mut rows, start);
                 for (at, got) in c.iter().enumerate() {
                     let (i, j) = (at / n, at % n);
-                    let chain = (0..k).fold(begin, |sum: f32, p| lefts[i][p].mul_add(b[p][j], sum));
+                    let chain = (0..k).fold(begin, |sum: f32, p| lefts[i][p].mul_add(b(p, j), sum));
                     let what = format!("{isa:?}, {width} by {n}, {start:?}, [{i}][{j}]");
                     assert_eq!(got.to_bits(), chain.to_bits(), "{what}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_dropout_keeps_is_a_matter_of_key_and_element() {
+    for isa in Isa::all() {
+        for (first, len, rate) in [
+            (0, 1, 0.5),
+            (32, 31, 0.05),
+            (1 << 35, 100, 0.25),
+            (96, 64, 0.0),
+            (64, 257, 0.999),
+        ] {
+            let dropout = Dropout {
+                key: 0x1234_5678_9abc_def0,
+                rate,
+            };
+            let mut kept = vec![9; len];
+            draw_kept(isa, dropout, first, &mut kept);
+            for (i, kept) in kept.iter().enumerate() {
+                let uniform = random::uniform(dropout.key, first + i as u64);
+                assert_eq!(
+                    *kept,
+                    u8::from(uniform >= rate),
+                    "{isa:?}, rate {rate}, element {i} from {first}"
+                );
             }
         }
     }

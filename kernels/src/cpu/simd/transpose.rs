@@ -49,15 +49,39 @@ fn transpose_floats_portable(rows: &[&[f32]], out: &mut [f32], step: usize) {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn transpose_bytes(rows: &[[u8; 16]; 16]) -> [[u8; 16]; 16] {
     let mut registers: [__m128i; 16] = std::array::from_fn(|i| load_128(&rows[i]));
-    // interleaving the first half with the second moves one bit of an element's position from column to row
     for _ in 0..4 {
-        registers = std::array::from_fn(|i| interleave(registers[i / 2], registers[i / 2 + 8], i % 2));
+        registers = interleave_halves(registers);
     }
     let mut out = [[0; 16]; 16];
     for (out, register) in out.iter_mut().zip(registers) {
         store_128(out, register);
     }
     out
+}
+
+/// Interleaves the first half with the second, which moves one bit of an element's position from column to row.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn interleave_halves(r: [__m128i; 16]) -> [__m128i; 16] {
+    // written out: with indices that vary, the registers would be kept in memory
+    [
+        interleave(r[0], r[8], 0),
+        interleave(r[0], r[8], 1),
+        interleave(r[1], r[9], 0),
+        interleave(r[1], r[9], 1),
+        interleave(r[2], r[10], 0),
+        interleave(r[2], r[10], 1),
+        interleave(r[3], r[11], 0),
+        interleave(r[3], r[11], 1),
+        interleave(r[4], r[12], 0),
+        interleave(r[4], r[12], 1),
+        interleave(r[5], r[13], 0),
+        interleave(r[5], r[13], 1),
+        interleave(r[6], r[14], 0),
+        interleave(r[6], r[14], 1),
+        interleave(r[7], r[15], 0),
+        interleave(r[7], r[15], 1),
+    ]
 }
 
 /// `out[i][j] = rows[j][i]`.

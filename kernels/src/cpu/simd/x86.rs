@@ -9,7 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
+use super::panel::{HalfRow, Panel};
+use super::tile::{Start, TILE_COLUMNS, TILE_ROWS};
 use crate::nf4::CODE_VALUES;
 
 #[inline]
@@ -45,6 +46,13 @@ pub(super) fn store_256(values: &mut [f32; 8], register: __m256) {
 pub(super) fn load_bytes_256(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: the reference is to 32 bytes.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn store_bytes_256(bytes: &mut [u8; 32], register: __m256i) {
+    // SAFETY: the reference is to 32 bytes that nobody else holds.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), register) }
 }
 
 #[inline]
@@ -150,7 +158,7 @@ macro_rules! tile_512 {
     ) => {
         $(#[$documented])*
         #[target_feature(enable = $features)]
-        pub(super) fn $tile(a: &[&[$left]], b: &[$right], rows: &mut [&mut [f32]], start: Start) {
+        pub(super) fn $tile(a: &[&[$left]], b: [&[$right]; 2], rows: &mut [&mut [f32]], start: Start) {
             let n = rows.len();
             if rows.first().is_some_and(|row| row.len() < TILE_COLUMNS) {
                 by_rows!($rows_of, 1, (a, b, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
@@ -163,19 +171,19 @@ macro_rules! tile_512 {
         #[target_feature(enable = $features)]
         fn $rows_of<const W: usize, const R: usize>(
             a: &[&[$left]],
-            b: &[$right],
+            b: [&[$right]; 2],
             rows: &mut [&mut [f32]],
             start: Start,
         ) {
             let (Some(a), Some(rows)) = (a.first_chunk::<W>(), rows.first_chunk_mut::<W>()) else {
                 return;
             };
-            let len = shortest(a, b.len());
+            let len = shortest(a, b[0].len().min(b[1].len()));
             let mut left: [&[$left]; W] = [&[]; W];
             for i in 0..W {
                 left[i] = &a[i][..len];
             }
-            let (a, b) = (left, &b[..len]);
+            let (a, b) = (left, [&b[0][..len], &b[1][..len]]);
             let mut sums = [[_mm512_setzero_ps(); R]; W];
             if start == Start::Current {
                 for i in 0..W {
@@ -188,12 +196,9 @@ macro_rules! tile_512 {
                 }
             }
             for p in 0..len {
-                let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
-                    return;
-                };
                 let mut y = [$fill(<$left>::default()); R];
                 for part in 0..R {
-                    y[part] = $load(&parts[part]);
+                    y[part] = $load(&b[part][p]);
                 }
                 for i in 0..W {
                     let $x = $fill(a[i][p]);
@@ -219,36 +224,41 @@ pub(super) use tile_512;
 tile_512! {
     /// See [`super::multiply_tile`]; rows are 16 or 32 long.
     multiply_tile_avx512 with rows_avx512, "avx512f",
-    f32 => _mm512_set1_ps, TileRow => load_512,
+    f32 => _mm512_set1_ps, HalfRow => load_512,
     |x, y, sum| _mm512_fmadd_ps(x, y, sum)
 }
 
-/// See [`super::multiply_tile`]; rows are 16 or 32 long. AVX2's 16 registers hold 6 rows of 16 columns, so a tile goes
-/// in up to four parts, of about equally many rows: with few, the sums' chains would wait for one another.
+/// See [`super::multiply_tile`]; rows are 8, 16 or 32 long. AVX2's 16 registers hold the sums of 6 rows of 16 columns, so a
+/// wide tile goes in up to four parts, of about equally many rows: with few, the sums' chains would wait for one another.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn multiply_tile_avx2(a: &[&[f32]], b: &[TileRow], rows: &mut [&mut [f32]], start: Start) {
+pub(super) fn multiply_tile_avx2(a: &[&[f32]], b: Panel<'_>, rows: &mut [&mut [f32]], start: Start) {
     let n_columns = rows.first().map_or(0, |row| row.len());
+    if n_columns == 8 {
+        let n = rows.len();
+        return by_rows!(rows_avx2, 1, (a, 0, b.low, rows, start), n, [1 2 3 4 5 6 7 8 9 10 11]);
+    }
     let n_rows = rows.len().div_ceil(rows.len().div_ceil(6).max(1)).max(1);
     for (a, rows) in a.chunks(n_rows).zip(rows.chunks_mut(n_rows)) {
-        for half in 0..n_columns / 16 {
+        for (half, b) in [b.low, b.high].into_iter().enumerate().take(n_columns / 16) {
             match rows.len() {
-                1 => rows_avx2::<1>(a, half, b, rows, start),
-                2 => rows_avx2::<2>(a, half, b, rows, start),
-                3 => rows_avx2::<3>(a, half, b, rows, start),
-                4 => rows_avx2::<4>(a, half, b, rows, start),
-                5 => rows_avx2::<5>(a, half, b, rows, start),
-                _ => rows_avx2::<6>(a, half, b, rows, start),
+                1 => rows_avx2::<1, 2>(a, half, b, rows, start),
+                2 => rows_avx2::<2, 2>(a, half, b, rows, start),
+                3 => rows_avx2::<3, 2>(a, half, b, rows, start),
+                4 => rows_avx2::<4, 2>(a, half, b, rows, start),
+                5 => rows_avx2::<5, 2>(a, half, b, rows, start),
+                _ => rows_avx2::<6, 2>(a, half, b, rows, start),
             }
         }
     }
 }
 
+/// W rows of R registers, those of `half`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn rows_avx2<const W: usize>(
+fn rows_avx2<const W: usize, const R: usize>(
     a: &[&[f32]],
     half: usize,
-    b: &[TileRow],
+    b: &[HalfRow],
     rows: &mut [&mut [f32]],
     start: Start,
 ) {
@@ -261,33 +271,41 @@ fn rows_avx2<const W: usize>(
         left[i] = &a[i][..len];
     }
     let (a, b) = (left, &b[..len]);
-    let mut sums = [[_mm256_setzero_ps(); 2]; W];
+    let mut sums = [[_mm256_setzero_ps(); R]; W];
     if start == Start::Current {
         for i in 0..W {
-            let Some([low, high]) = rows[i].as_chunks().0.get(2 * half..).and_then(<[_]>::first_chunk) else {
+            let after = rows[i].as_chunks().0.get(R * half..);
+            let Some(parts) = after.and_then(<[_]>::first_chunk::<R>) else {
                 return;
             };
-            sums[i] = [load_256(low), load_256(high)];
+            for part in 0..R {
+                sums[i][part] = load_256(&parts[part]);
+            }
         }
     }
     for p in 0..len {
-        let (quarters, _) = b[p].as_chunks::<8>();
-        let y = [load_256(&quarters[2 * half]), load_256(&quarters[2 * half + 1])];
+        let Some(parts) = b[p].as_chunks().0.first_chunk::<R>() else {
+            return;
+        };
+        let mut y = [_mm256_setzero_ps(); R];
+        for part in 0..R {
+            y[part] = load_256(&parts[part]);
+        }
         for i in 0..W {
             let x = _mm256_set1_ps(a[i][p]);
-            sums[i] = [
-                _mm256_fmadd_ps(x, y[0], sums[i][0]),
-                _mm256_fmadd_ps(x, y[1], sums[i][1]),
-            ];
+            for part in 0..R {
+                sums[i][part] = _mm256_fmadd_ps(x, y[part], sums[i][part]);
+            }
         }
     }
     for i in 0..W {
-        let after = rows[i].as_chunks_mut().0.get_mut(2 * half..);
-        let Some([low, high]) = after.and_then(<[_]>::first_chunk_mut) else {
+        let after = rows[i].as_chunks_mut().0.get_mut(R * half..);
+        let Some(parts) = after.and_then(<[_]>::first_chunk_mut::<R>) else {
             return;
         };
-        store_256(low, sums[i][0]);
-        store_256(high, sums[i][1]);
+        for part in 0..R {
+            store_256(&mut parts[part], sums[i][part]);
+        }
     }
 }
 
@@ -318,6 +336,14 @@ pub(super) fn transpose_floats_avx512(rows: &[&[f32]], out: &mut [f32], step: us
             store_from_512(&mut out[(first + i) * step..][..rows.len().min(16)], 0, *register);
         }
     }
+}
+
+/// See [`super::q8_0_panel`]: 16 signed bytes times their scales.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn widen_avx512(codes: &[u8; 16], scales: &[f32; 16], out: &mut HalfRow) {
+    let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_128(codes)));
+    store_512(out, _mm512_mul_ps(load_512(scales), values));
 }
 
 /// See [`super::nf4_panel`]: the levels of 32 codes times their scales.

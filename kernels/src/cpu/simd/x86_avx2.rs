@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::few_rows::{Q8_0TileView, Q8Column};
+use super::panel::HalfRow;
 use super::tile::{Start, TileRow};
 use super::x86::{load_128, load_256, load_bytes_256, shortest, store_256};
 use crate::nf4::{BLOCK_LEN, CODE_VALUES};
@@ -86,6 +87,21 @@ fn q8_0_levels(codes: &Q8Column) -> Row {
         *out = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
     }
     row
+}
+
+/// See [`super::q8_0_panel`]: 16 signed bytes times their scales.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn widen_avx2(codes: &[u8; 16], scales: &[f32; 16], out: &mut HalfRow) {
+    let codes = load_128(codes);
+    let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+    let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes)));
+    let ([scales_low, scales_high], [out_low, out_high]) = (scales.as_chunks().0, out.as_chunks_mut().0)
+    else {
+        return;
+    };
+    store_256(out_low, _mm256_mul_ps(load_256(scales_low), low));
+    store_256(out_high, _mm256_mul_ps(load_256(scales_high), high));
 }
 
 /// A product of 1 or 2 rows with a tile of columns of type `$column`, in blocks that have a scale. `$levels` gives the

@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::bf16::PairRow;
-use super::tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow};
+use super::panel::HalfRow;
+use super::tile::{Start, TILE_COLUMNS, TILE_ROWS};
 use super::x86::{by_rows, load_512, load_from_512, shortest, store_512, tile_512};
 
 #[inline]
@@ -77,17 +78,16 @@ pub(super) fn pair_row(values: &[f32], out: &mut [u32]) {
     }
 }
 
-/// See [`super::Bf16::pair_panel`].
+/// See [`super::Bf16::pair_panel`]: one half.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn pair_panel(panel: &[TileRow], out: &mut [PairRow]) {
+pub(super) fn pair_half(half: &[HalfRow], out: &mut [PairRow]) {
     let order = pair_order();
-    for (rows, out) in panel.chunks(2).zip(out) {
-        let low = rows[0].as_chunks::<16>().0;
-        let high = rows.get(1).map(|row| row.as_chunks::<16>().0);
-        for (part, words) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let high = high.map_or(_mm512_setzero_ps(), |high| load_512(&high[part]));
-            store_words(words, interleave(load_512(&low[part]), high, order));
-        }
+    for (rows, words) in half.chunks(2).zip(out) {
+        let odd = match rows.get(1) {
+            Some(odd) => load_512(odd),
+            None => _mm512_setzero_ps(),
+        };
+        store_words(words, interleave(load_512(&rows[0]), odd, order));
     }
 }
 

@@ -5,7 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::few_rows::{Q8_0TileView, Q8Column};
-use super::integers::{IntegerLeft, IntegerPanel, IntegerRow, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level};
+use super::integers::{
+    IntegerLeft, IntegerPanel, IntegerRow, IntegerRows, LEFT_BLOCK_LEN, WEIGHT_UNIT, integer_level,
+};
 use super::tile::{Start, TileRow};
 use super::x86::{load_256, load_bytes_256, load_words_256, store_256, store_words_256};
 use super::x86_avx2::{load_row, store_row};
@@ -16,14 +18,14 @@ const ROWS: usize = 6;
 
 /// See [`super::multiply_integers`]; rows are 16 or 32 long.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn multiply(
-    a: &[IntegerLeft<'_>],
-    panel: IntegerPanel<'_>,
-    rows: &mut [&mut [f32]],
-    start: Start,
-) {
+pub(super) fn multiply(a: IntegerRows<'_>, panel: IntegerPanel<'_>, rows: &mut [&mut [f32]], start: Start) {
     let n_columns = rows.first().map_or(0, |row| row.len());
-    for (a, rows) in a.chunks(ROWS).zip(rows.chunks_mut(ROWS)) {
+    for (first, rows) in (0..).step_by(ROWS).zip(rows.chunks_mut(ROWS)) {
+        let mut lefts = [IntegerLeft::default(); ROWS];
+        for (i, left) in lefts[..rows.len()].iter_mut().enumerate() {
+            *left = a.row(first + i, panel.pairs.len());
+        }
+        let a = &lefts[..rows.len()];
         for half in 0..n_columns / 16 {
             match rows.len() {
                 1 => multiply_rows::<1>(a, half, panel, rows, start),
@@ -51,15 +53,28 @@ fn multiply_rows<const W: usize>(
         return;
     };
     let block_pairs = panel.block_len / 2;
-    let blocks = panel.pairs.chunks_exact(block_pairs).zip(panel.scales);
-    for (block, (weights, scales)) in blocks.enumerate() {
-        let mut lefts: [&[i32]; W] = [&[]; W];
-        for i in 0..W {
-            lefts[i] = &a[i].pairs[block * block_pairs..][..block_pairs];
+    let n_pairs = panel.pairs.len();
+    let mut lefts: [&[i32]; W] = [&[]; W];
+    let mut left_scales: [&[f32]; W] = [&[]; W];
+    let mut out = [[_mm256_setzero_ps(); 2]; W];
+    for i in 0..W {
+        lefts[i] = &a[i].pairs[..n_pairs];
+        left_scales[i] = a[i].scales;
+        if start == Start::Current {
+            let Some(parts) = half_of(rows[i].as_chunks().0, half) else {
+                return;
+            };
+            out[i] = [load_256(&parts[0]), load_256(&parts[1])];
+        }
+    }
+    for (block, scales) in panel.scales.iter().enumerate() {
+        let pairs = block * block_pairs..(block + 1) * block_pairs;
+        if pairs.end > n_pairs {
+            break;
         }
         let mut sums = [[_mm256_setzero_si256(); 2]; W];
-        for p in 0..block_pairs {
-            let parts = weights[p].as_chunks::<8>().0;
+        for p in pairs {
+            let parts = panel.pairs[p].as_chunks::<8>().0;
             let y = [
                 load_words_256(&parts[2 * half]),
                 load_words_256(&parts[2 * half + 1]),
@@ -74,24 +89,28 @@ fn multiply_rows<const W: usize>(
         }
         let parts = scales.as_chunks::<8>().0;
         let scales = [load_256(&parts[2 * half]), load_256(&parts[2 * half + 1])];
+        let left_block = block * panel.block_len / LEFT_BLOCK_LEN;
         for i in 0..W {
-            let by = _mm256_set1_ps(a[i].scales[block * panel.block_len / LEFT_BLOCK_LEN]);
-            let after = rows[i].as_chunks_mut().0.get_mut(2 * half..);
-            let Some([low, high]) = after.and_then(<[_]>::first_chunk_mut) else {
-                return;
-            };
-            for ((c, sum), scale) in [low, high].into_iter().zip(sums[i]).zip(scales) {
-                let old = match start {
-                    Start::Zero if block == 0 => _mm256_setzero_ps(),
-                    _ => load_256(c),
-                };
-                store_256(
-                    c,
-                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, by), old),
-                );
+            let by = _mm256_set1_ps(left_scales[i][left_block]);
+            for part in 0..2 {
+                let scale = _mm256_mul_ps(scales[part], by);
+                out[i][part] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][part]), scale, out[i][part]);
             }
         }
     }
+    for i in 0..W {
+        let Some(parts) = rows[i].as_chunks_mut().0.get_mut(2 * half..2 * half + 2) else {
+            return;
+        };
+        store_256(&mut parts[0], out[i][0]);
+        store_256(&mut parts[1], out[i][1]);
+    }
+}
+
+/// Registers of `half` of a row.
+#[inline(always)]
+fn half_of(parts: &[[f32; 8]], half: usize) -> Option<&[[f32; 8]; 2]> {
+    parts.get(2 * half..).and_then(<[_]>::first_chunk)
 }
 
 /// The lower and the upper bytes of the 16 levels as integers, once for each half of a register.
