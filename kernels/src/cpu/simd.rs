@@ -11,6 +11,7 @@ mod nf4_panel;
 mod panel;
 mod prefetch;
 mod q8_0_panel;
+mod scores;
 mod tile;
 mod transpose;
 #[cfg(target_arch = "x86_64")]
@@ -42,5 +43,6 @@ pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
 pub(crate) use panel::{HALF_COLUMNS, HalfRow, Panel, PanelMut};
 pub(crate) use prefetch::prefetch;
 pub(crate) use q8_0_panel::{q8_0_columns, q8_0_rows};
+pub(crate) use scores::{KeyRow, SCORED_HEADS_MAX, score_pages};
 pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
 pub(crate) use transpose::{transpose_bytes, transpose_floats};

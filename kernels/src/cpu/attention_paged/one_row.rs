@@ -6,20 +6,14 @@
 use super::{Shape, Task};
 use crate::cpu::attention::{scale_row, softmax_row};
 use crate::cpu::kv_cache::Run;
-use crate::cpu::simd::versions;
+use crate::cpu::simd::{KeyRow, SCORED_HEADS_MAX, score_pages, versions};
 use crate::cpu::{Cpu, CpuKvCache};
 
-/// Tokens of a page, a register of AVX2 and the length that the engine's pages have.
-pub(super) const PAGE_LEN: usize = 8;
-
-/// Heads that go over the keys together.
-const HEADS_MAX: usize = 4;
+/// Tokens of a page, the length that the engine's pages have.
+pub(super) const PAGE_LEN: usize = size_of::<KeyRow>() / size_of::<f32>();
 
 /// Pages between the one in work and the one that is asked for: a page of 64 dimensions has two kilobytes.
 const AHEAD: usize = 4;
-
-/// A page's keys: a register for each of D.
-type KeyRow = [f32; PAGE_LEN];
 
 /// `out = softmax(scale * q · keysᵀ) · values` of the sequence's only row, for the heads of one key head.
 pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuKvCache, shape: Shape) {
@@ -31,11 +25,11 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
     let step = visible.end.next_multiple_of(PAGE_LEN);
 
     let mut scores = cpu.scratch(shape.group_len * step);
-    let mut sums = cpu.scratch(HEADS_MAX * d);
+    let mut sums = cpu.scratch(SCORED_HEADS_MAX * d);
     let mut rooms = [(); 2].map(|()| cpu.scratch(d * PAGE_LEN));
     let at = task.sequence.first_row * shape.q_width + task.kv_head * shape.group_len * d;
-    let heads = q[at..at + shape.group_len * d].chunks(HEADS_MAX * d);
-    for (q, out) in heads.zip(task.out.chunks_mut(HEADS_MAX)) {
+    let heads = q[at..at + shape.group_len * d].chunks(SCORED_HEADS_MAX * d);
+    for (q, out) in heads.zip(task.out.chunks_mut(SCORED_HEADS_MAX)) {
         let scores = &mut scores[..out.len() * step];
         let (mut pages, mut ahead) = (runs(), runs().skip(AHEAD));
         let mut column = 0;
@@ -51,7 +45,7 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
             column += 2 * PAGE_LEN;
         }
         runs().take(AHEAD).for_each(Run::prefetch_values);
-        let mut factors = [[0f32; 2]; HEADS_MAX];
+        let mut factors = [[0f32; 2]; SCORED_HEADS_MAX];
         for (scores, factor) in scores.chunks_exact_mut(step).zip(&mut factors) {
             softmax_row(cpu.isa, scores, visible.clone(), shape.scale, factor);
         }
@@ -67,50 +61,6 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
         for ((out, sums), [sum, _]) in out.iter_mut().zip(sums.chunks_exact(d)).zip(&factors) {
             scale_row(cpu.isa, out, sums, 1.0 / sum);
         }
-    }
-}
-
-versions! {
-    /// `scores[head][column + key] = q[head] · keys` for up to 4 heads `[D]` and two pages, the second of which there may
-    /// not be.
-    fn score_pages(q: &[f32], d: usize, pages: [Option<&[KeyRow]>; 2], scores: &mut [f32], column: usize) {
-        match q.len() / d.max(1) {
-            1 => score_heads::<1>(q, d, pages, scores, column),
-            2 => score_heads::<2>(q, d, pages, scores, column),
-            3 => score_heads::<3>(q, d, pages, scores, column),
-            _ => score_heads::<HEADS_MAX>(q, d, pages, scores, column),
-        }
-    }
-}
-
-#[inline(always)]
-fn score_heads<const W: usize>(
-    q: &[f32],
-    d: usize,
-    pages: [Option<&[KeyRow]>; 2],
-    scores: &mut [f32],
-    column: usize,
-) {
-    let [Some(first), second] = pages else { return };
-    let mut heads: [&[f32]; W] = [&[]; W];
-    for (head, q) in heads.iter_mut().zip(q.chunks_exact(d)) {
-        *head = q;
-    }
-    let mut sums = [[[0f32; PAGE_LEN]; 2]; W];
-    let (first, other) = (&first[..d], &second.unwrap_or(first)[..d]);
-    for p in 0..d {
-        for i in 0..W {
-            let x = heads[i][p];
-            for j in 0..PAGE_LEN {
-                sums[i][0][j] = x.mul_add(first[p][j], sums[i][0][j]);
-                sums[i][1][j] = x.mul_add(other[p][j], sums[i][1][j]);
-            }
-        }
-    }
-    let step = scores.len() / W;
-    for (scores, sums) in scores.chunks_exact_mut(step.max(1)).zip(&sums) {
-        let pages = if second.is_some() { 2 } else { 1 };
-        scores[column..column + pages * PAGE_LEN].copy_from_slice(sums[..pages].as_flattened());
     }
 }
 

@@ -277,3 +277,11 @@ fn transpose_8(block: &mut [[f32; 8]; 8]) {
         store_256(&mut block[4 + i], _mm256_permute2f128_ps::<0x31>(a, b));
     }
 }
+
+/// `sums += x * values`, each with one rounding.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn add_scaled_avx2(x: f32, values: &[f32; 8], sums: &mut [f32; 8]) {
+    let sum = _mm256_fmadd_ps(_mm256_set1_ps(x), load_256(values), load_256(sums));
+    store_256(sums, sum);
+}
