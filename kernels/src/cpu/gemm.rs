@@ -7,27 +7,31 @@
 mod block;
 mod integers;
 mod left;
+mod panels;
 
 pub(super) use block::Block;
 pub(super) use left::Left;
-use left::{RowGroups, straighten};
+use left::RowGroups;
+pub(super) use panels::{Panels, multiply_panels, pack_panels, pack_right};
 
-use super::simd::Set;
 pub(super) use super::simd::Start;
 use super::simd::{
-    FewRows, HALF_COLUMNS, HalfRow, Isa, PairRow, Panel, PanelMut, TILE_COLUMNS, TILE_ROWS, multiply_tile,
-    round_panel, transpose_floats, versions,
+    FewRows, HALF_COLUMNS, HalfRow, PairRow, Panel, PanelMut, Set, TILE_COLUMNS, TILE_ROWS, multiply_tile,
+    round_panel,
 };
 use super::weight::CpuWeight;
 use super::{Cpu, Operands};
 
-/// Longest part of K: what of B and of a group's rows of A is used at once then stays in the first cache, of 32 KiB
-/// mostly. With AVX2 that is half a panel, 20 KiB, and 6 rows; the longer the part, the less is spent on taking up and
-/// putting away its sums. A multiple of 64, as all parts are, so that they begin at a block of every format.
-const PART_MAX: usize = 320;
-
-/// The same where a whole panel is used at once, 16 KiB, and 12 rows.
-const PART_MAX_OF_PANELS: usize = 128;
+/// Longest part of K: the longer it is, the less is spent on taking up and putting away the sums of a tile. All parts are
+/// multiples of 64, so that they begin at a block of NF4 and Q8_0 and at a run of the other formats.
+fn longest_part(set: Set) -> usize {
+    match set {
+        // a tile of 12 rows reads its panel, 96 KiB, so slowly that the second cache keeps up
+        Set::Avx512 => 768,
+        // half a panel, 20 KiB, is read for every 6 rows, so it and the rows stay in the first cache, of 32 KiB mostly
+        Set::Avx2 | Set::Portable => 320,
+    }
+}
 
 /// Tasks a thread should find at least, so that the threads end together.
 const TASKS_PER_THREAD: usize = 4;
@@ -155,7 +159,11 @@ impl Cpu {
         let work = results.iter().map(Chains::work).sum::<usize>() / WORK_PER_ELEMENT;
         let n_tiles: usize = results.iter().map(Chains::n_tiles).sum();
         let n_parts = n_tasks.div_ceil(n_tiles.max(1));
-        let mut n_before_late = n_tiles.saturating_sub(LATE_PER_THREAD * self.n_threads());
+        let n_late = match self.n_threads() {
+            1 => 0,
+            n => LATE_PER_THREAD * n,
+        };
+        let mut n_before_late = n_tiles.saturating_sub(n_late);
         let mut tasks = Vec::with_capacity(n_tiles * n_parts);
         for result in results {
             let per_task = result.tiles_per_task(n_tasks);
@@ -176,7 +184,8 @@ impl Cpu {
                 task.start = Start::Current;
                 continue;
             }
-            let room = room.get_or_insert_with(|| self.scratch(3 * PART_MAX * TILE_COLUMNS));
+            let longest = task.links.iter().map(|link| self.part_len(link.left.k)).max();
+            let room = room.get_or_insert_with(|| self.scratch(3 * longest.unwrap_or(0) * TILE_COLUMNS));
             self.multiply_link(&mut task, link, room);
         }
         if task.start == Start::Zero {
@@ -191,8 +200,9 @@ impl Cpu {
 
     /// A link by way of panels, for which `room` is.
     fn multiply_link(&self, task: &mut Task<'_>, link: &Link<'_>, room: &mut [f32]) {
-        let (panel, rest) = room.split_at_mut(PART_MAX * TILE_COLUMNS);
-        let (rows, pairs) = rest.split_at_mut(PART_MAX * TILE_COLUMNS);
+        let third = room.len() / 3;
+        let (panel, rest) = room.split_at_mut(third);
+        let (rows, pairs) = rest.split_at_mut(third);
         let panel = panel.as_chunks_mut::<HALF_COLUMNS>().0;
         let pairs = bytemuck::cast_slice_mut(pairs).as_chunks_mut::<HALF_COLUMNS>().0;
         let k = link.left.k;
@@ -208,13 +218,7 @@ impl Cpu {
 
     /// Length of the parts of a chain of `k` that goes by way of panels.
     fn part_len(&self, k: usize) -> usize {
-        part_len(
-            k,
-            match self.isa.set() {
-                Set::Avx512 => PART_MAX_OF_PANELS,
-                Set::Avx2 | Set::Portable => PART_MAX,
-            },
-        )
+        part_len(k, longest_part(self.isa.set()))
     }
 
     /// The whole link at once, where its rows are so few that it goes without a panel; else does nothing and says so.
@@ -373,116 +377,6 @@ impl<'a> Columns<'a> {
                     tiles,
                 });
             }
-        }
-    }
-}
-
-/// `panel[i][j] = b[k_first + i, column_first + j]` for `j < n_columns`, 0 beyond.
-pub(super) fn pack_right(
-    isa: Isa,
-    b: View<'_>,
-    k_first: usize,
-    column_first: usize,
-    n_columns: usize,
-    panel: PanelMut<'_>,
-) {
-    if b.column_step == 1 {
-        let rows = &b.values[k_first * b.row_step + column_first..];
-        return copy_rows(isa, rows, b.row_step, n_columns, panel);
-    }
-    let len = panel.len();
-    for (first, half) in [0, HALF_COLUMNS].into_iter().zip([panel.low, panel.high]) {
-        let n_columns = n_columns.saturating_sub(first).min(HALF_COLUMNS);
-        if n_columns < HALF_COLUMNS {
-            half.iter_mut().for_each(|out| out[n_columns..].fill(0.0));
-        }
-        let mut columns: [&[f32]; HALF_COLUMNS] = [&[]; HALF_COLUMNS];
-        for (j, column) in columns[..n_columns].iter_mut().enumerate() {
-            *column = &b.values[k_first + (column_first + first + j) * b.column_step..][..len];
-        }
-        transpose_floats(isa, &columns[..n_columns], half.as_flattened_mut(), HALF_COLUMNS);
-    }
-}
-
-versions! {
-    /// `panel[i][j] = values[i * step + j]` for `j < n_columns`, 0 beyond.
-    fn copy_rows(values: &[f32], step: usize, n_columns: usize, panel: PanelMut<'_>) {
-        let mut panel = panel;
-        for i in 0..panel.len() {
-            panel.set_row(i, &values[i * step..][..n_columns]);
-        }
-    }
-}
-
-/// A right operand packed whole: `[N / 32][2][K][16]`, the last panel filled up with zeros.
-pub(super) fn pack_panels(isa: Isa, b: View<'_>, k: usize, n: usize, panels: &mut [HalfRow]) {
-    for (tile, panel) in panels.chunks_exact_mut(2 * k.max(1)).enumerate() {
-        let column = tile * TILE_COLUMNS;
-        pack_right(
-            isa,
-            b,
-            0,
-            column,
-            TILE_COLUMNS.min(n.saturating_sub(column)),
-            PanelMut::of(panel),
-        );
-    }
-}
-
-/// A right operand packed by [`pack_panels`], of which rows `k_first..k_first + K` are used.
-#[derive(Clone, Copy)]
-pub(super) struct Panels<'a> {
-    pub panels: &'a [HalfRow],
-    pub k_all: usize,
-    pub k_first: usize,
-}
-
-/// `c [M, N] (+)= a [M, K] · panels` on this thread, for the small products inside attention.
-///
-/// `room` is for 12 rows of K; C's rows are `row_step` apart.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operands and dimensions of a product"
-)]
-pub(super) fn multiply_panels(
-    isa: Isa,
-    c: &mut [f32],
-    row_step: usize,
-    (m, n, k): (usize, usize, usize),
-    a: View<'_>,
-    b: Panels<'_>,
-    start: Start,
-    room: &mut [f32],
-) {
-    let groups = RowGroups::of(m);
-    for group in 0..groups.len {
-        let range = groups.range(group);
-        let (values, step, first) = match a.column_step {
-            1 => (a.values, a.row_step, range.start),
-            _ => {
-                straighten(isa, a, range.clone(), k, room);
-                (&*room, k, 0)
-            }
-        };
-        let mut lefts: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-        for (i, left) in lefts[..range.len()].iter_mut().enumerate() {
-            *left = &values[(first + i) * step..][..k];
-        }
-        for (tile, panel) in b
-            .panels
-            .chunks_exact(2 * b.k_all.max(1))
-            .take(n.div_ceil(TILE_COLUMNS))
-            .enumerate()
-        {
-            let column = tile * TILE_COLUMNS;
-            let n_columns = TILE_COLUMNS.min(n - column);
-            let mut rows: [&mut [f32]; TILE_ROWS] = Default::default();
-            let after = c.chunks_mut(row_step).skip(range.start).take(range.len());
-            for (slot, row) in rows.iter_mut().zip(after) {
-                *slot = &mut row[column..column + n_columns];
-            }
-            let panel = Panel::rows_of(panel, b.k_first, k);
-            multiply_tile(isa, &lefts[..range.len()], panel, &mut rows[..range.len()], start);
         }
     }
 }

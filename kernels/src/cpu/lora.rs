@@ -13,7 +13,7 @@ use crate::error::Result;
 
 const OP: &str = "lora_backward";
 
-/// Elements whose draws lie on the stack until they are used.
+/// Elements whose draws lie on the stack until they are used: a multiple of 32, as [`draw_kept`] wants its first one.
 const RUN_LEN: usize = 1024;
 
 /// What the gradients are computed from.
@@ -63,32 +63,12 @@ pub(super) fn backward(
     );
     multiply(cpu.isa, &mut dh, scale);
 
-    // dA [R, K] += dhᵀ · drop(x)
     let mut drawn = dropout.map(|dropout| (draw(cpu, dropout, x.len()), factor_of(dropout)));
     let kept = drawn
         .as_mut()
         .map(|(drawn, factor)| (&*kept_bytes(drawn, x.len()), *factor));
-    let dropped = kept.map(|(kept, factor)| {
-        let mut dropped = cpu.scratch(x.len());
-        in_parts(cpu, &mut dropped, x, kept, |out, x, kept| {
-            keep(cpu.isa, out, x, kept, factor)
-        });
-        dropped
-    });
-    let through = Right::Floats(View::rows(dropped.as_deref().unwrap_or(x), n_in));
-    let dh_across = View::rows(&dh, rank).transposed();
     let da = &mut grads[slot.a_offset..][..rank * n_in];
-    cpu.multiply(
-        da,
-        Product {
-            m: rank,
-            n: n_in,
-            k: m,
-            a: dh_across,
-            b: through,
-        },
-        Start::Current,
-    );
+    add_a_gradient(cpu, da, &dh, x, kept, slot, m);
 
     let Some(dx) = dx else { return Ok(()) };
     let a = Right::Floats(View::rows(a, n_in));
@@ -124,6 +104,39 @@ fn add_b_gradient(cpu: &Cpu, db: &mut [f32], dy: &[f32], h: &[f32], slot: LoraSl
         Start::Zero,
     );
     add_transposed(db, &across, rank, n_out);
+}
+
+/// `dA [R, K] += dhᵀ · drop(x)`.
+fn add_a_gradient(
+    cpu: &Cpu,
+    da: &mut [f32],
+    dh: &[f32],
+    x: &[f32],
+    kept: Option<(&[u8], f32)>,
+    slot: LoraSlot,
+    m: usize,
+) {
+    let LoraSlot { rank, n_in, .. } = slot;
+    let dropped = kept.map(|(kept, factor)| {
+        let mut dropped = cpu.scratch(x.len());
+        in_parts(cpu, &mut dropped, x, kept, |out, x, kept| {
+            keep(cpu.isa, out, x, kept, factor);
+        });
+        dropped
+    });
+    let a = View::rows(dh, rank).transposed();
+    let b = Right::Floats(View::rows(dropped.as_deref().unwrap_or(x), n_in));
+    cpu.multiply(
+        da,
+        Product {
+            m: rank,
+            n: n_in,
+            k: m,
+            a,
+            b,
+        },
+        Start::Current,
+    );
 }
 
 /// `dx += drop'(dh · A)`.

@@ -25,29 +25,16 @@ pub(in crate::cpu) struct Block<'a> {
 unsafe impl Send for Block<'_> {}
 
 impl<'a> Block<'a> {
-    /// All of a dense matrix `[n_rows, n_columns]`; what the slice holds beyond it is not touched.
+    /// All of a dense matrix `[n_rows, n_columns]`; what the slice holds beyond it is not touched. With fewer values than
+    /// that it has no rows.
     pub(in crate::cpu) fn dense(values: &'a mut [f32], n_rows: usize, n_columns: usize) -> Self {
-        Self::apart(values, n_rows, n_columns, n_columns)
-    }
-
-    /// All of a matrix whose rows are `row_step` apart. With fewer values than that needs it has no rows.
-    pub(in crate::cpu) fn apart(
-        values: &'a mut [f32],
-        n_rows: usize,
-        n_columns: usize,
-        row_step: usize,
-    ) -> Self {
-        let len = n_rows
-            .checked_sub(1)
-            .and_then(|rows| rows.checked_mul(row_step)?.checked_add(n_columns));
-        let fits = n_columns <= row_step && len.is_some_and(|len| len <= values.len());
-        debug_assert!(
-            fits || n_rows == 0,
-            "{n_rows} rows of {n_columns}, {row_step} apart"
-        );
+        let fits = n_rows
+            .checked_mul(n_columns)
+            .is_some_and(|len| len <= values.len());
+        debug_assert!(fits, "{n_rows} rows of {n_columns} in {} values", values.len());
         Self {
             first: NonNull::from(values).cast(),
-            row_step,
+            row_step: n_columns,
             n_rows: if fits { n_rows } else { 0 },
             n_columns,
             holds: PhantomData,
@@ -65,44 +52,34 @@ impl<'a> Block<'a> {
     /// The rows before `at`, and those from there on.
     pub(super) fn split_rows(self, at: usize) -> (Self, Self) {
         let at = at.min(self.n_rows);
-        let (above, below) = (at, self.n_rows - at);
-        let first = NonNull::new(self.first.as_ptr().wrapping_add(at * self.row_step));
-        let first = first.unwrap_or(self.first);
-        (
-            Self {
-                n_rows: above,
-                ..self.again()
-            },
-            Self {
-                first,
-                n_rows: below,
-                ..self
-            },
-        )
+        let below = Self {
+            first: self.after(at * self.row_step),
+            n_rows: self.n_rows - at,
+            ..self
+        };
+        (Self { n_rows: at, ..self }, below)
     }
 
     /// The columns before `at`, and those from there on.
     pub(super) fn split_columns(self, at: usize) -> (Self, Self) {
         let at = at.min(self.n_columns);
-        let (left, right) = (at, self.n_columns - at);
-        let first = NonNull::new(self.first.as_ptr().wrapping_add(at));
-        let first = first.unwrap_or(self.first);
+        let right = Self {
+            first: self.after(at),
+            n_columns: self.n_columns - at,
+            ..self
+        };
         (
             Self {
-                n_columns: left,
-                ..self.again()
-            },
-            Self {
-                first,
-                n_columns: right,
+                n_columns: at,
                 ..self
             },
+            right,
         )
     }
 
-    /// The same rectangle, of which the caller makes one that shares nothing with the other.
-    fn again(&self) -> Self {
-        Self { ..*self }
+    /// Where the element `n` after the first is, or would be: a part without rows or columns may begin behind the matrix.
+    fn after(&self, n: usize) -> NonNull<f32> {
+        NonNull::new(self.first.as_ptr().wrapping_add(n)).unwrap_or(self.first)
     }
 
     /// Up to 12 of its rows; beyond them the slices are empty.
@@ -111,13 +88,60 @@ impl<'a> Block<'a> {
         let mut out: [&mut [f32]; TILE_ROWS] = Default::default();
         let end = rows.end.min(self.n_rows);
         for (out, row) in out.iter_mut().zip(rows.start..end) {
-            // SAFETY: the row is one of the block's, which are its own while `self` is borrowed, and rows do not overlap,
+            // SAFETY: the row is below `n_rows`, and all rows were checked to lie in one matrix.
+            let first = unsafe { self.first.as_ptr().add(row * self.row_step) };
+            // SAFETY: so do the row's columns. They are the block's own while `self` is borrowed, and rows do not overlap,
             // since they are at least their length apart.
-            *out = unsafe {
-                let first = self.first.as_ptr().add(row * self.row_step);
-                std::slice::from_raw_parts_mut(first, self.n_columns)
-            };
+            *out = unsafe { std::slice::from_raw_parts_mut(first, self.n_columns) };
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes `number` into every element of a block.
+    fn mark(mut block: Block<'_>, number: f32) {
+        for first in (0..block.n_rows()).step_by(TILE_ROWS) {
+            let rows = block.rows(first..first + TILE_ROWS);
+            rows.into_iter().for_each(|row| row.fill(number));
+        }
+    }
+
+    #[test]
+    fn parts_are_a_blocks_elements_once_each() {
+        const ROWS: usize = 29;
+        const COLUMNS: usize = 70;
+        let mut values = vec![0.0; ROWS * COLUMNS + 3];
+        let (above, below) = Block::dense(&mut values, ROWS, COLUMNS).split_rows(13);
+        let (left, rest) = above.split_columns(32);
+        let (middle, right) = rest.split_columns(32);
+        let (all, none) = below.split_columns(COLUMNS + 1);
+        let (none_either, all) = all.split_rows(0);
+        for (block, number) in [left, middle, right, all].into_iter().zip([1.0, 2.0, 3.0, 4.0]) {
+            mark(block, number);
+        }
+        mark(none, 5.0);
+        mark(none_either, 6.0);
+        for (at, value) in values.iter().enumerate() {
+            let expected = match (at / COLUMNS, at % COLUMNS) {
+                (ROWS.., _) => 0.0,
+                (13.., _) => 4.0,
+                (_, 64..) => 3.0,
+                (_, 32..) => 2.0,
+                _ => 1.0,
+            };
+            assert_eq!(*value, expected, "element {at}");
+        }
+    }
+
+    #[test]
+    fn rows_beyond_the_last_are_empty() {
+        let mut values = vec![0.0; 6];
+        let mut block = Block::dense(&mut values, 2, 3);
+        let lengths = block.rows(1..9).map(|row| row.len());
+        assert_eq!(lengths[..2], [3, 0]);
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Integers<'a> {
 }
 
 impl Integers<'_> {
-    /// A row.
+    /// A row, whole.
     pub(super) fn row(&self, row: usize) -> IntegerLeft<'_> {
         let IntegerRows {
             pairs,

@@ -11,6 +11,10 @@ pub(crate) const DRAWN: usize = 32;
 
 /// `kept[i]` is 1 where element `first + i` is kept, else 0; `first` is a multiple of 32.
 pub(crate) fn draw_kept(isa: Isa, dropout: Dropout, first: u64, kept: &mut [u8]) {
+    debug_assert!(
+        first.is_multiple_of(DRAWN as u64),
+        "element {first} begins no run"
+    );
     let (runs, rest) = kept.as_chunks_mut::<DRAWN>();
     draw_runs(isa, dropout, first, runs);
     if !rest.is_empty() {
@@ -29,6 +33,7 @@ fn draw_runs(isa: Isa, dropout: Dropout, first: u64, kept: &mut [[u8; DRAWN]]) {
     match isa.set() {
         // SAFETY: this `Isa` exists, so AVX2 was detected.
         Set::Avx2 => unsafe { super::x86_keep::draw_runs_avx2(dropout, first, kept) },
+        // the compiler's code for AVX-512 is faster than that
         Set::Avx512 | Set::Portable => draw_runs_plainly(isa, dropout, first, kept),
     }
 }

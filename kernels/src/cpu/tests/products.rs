@@ -6,8 +6,8 @@ use super::support::*;
 use crate::cpu::Isa;
 use crate::golden::assert_same_bits;
 use crate::{
-    Backend, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, Lora, LoraForward, LoraSlot,
-    Nf4Matrix,
+    Backend, Compute, Cpu, DoubleQuant, Dropout, Format, HostWeight, LinearForward, Lora, LoraForward,
+    LoraSlot, Nf4Matrix,
 };
 
 fn nf4(n: usize, k: usize) -> HostWeight {
@@ -139,6 +139,28 @@ fn a_row_is_the_same_among_any_number_of_rows() {
         let mut back = dx[..m * 576].to_vec();
         cpu.matmul_backward(&mut back, &dy, &weight_here, m).unwrap();
         assert_same_bits(&back, &all_back[..m * 576]);
+    }
+}
+
+/// So many rows that a task takes several tiles, and K in parts.
+#[test]
+fn rows_of_a_large_product_are_those_of_a_small_one() {
+    const M: usize = 1100;
+    const N: usize = 300;
+    const K: usize = 1024;
+    let weight = nf4(N, K);
+    let (x, dy) = (values(1, M * K), values(2, M * N));
+    for compute in [Compute::F32, Compute::Bf16, Compute::Int16] {
+        for n_threads in [1, 2] {
+            let cpu = Cpu::new(Some(n_threads)).unwrap().with_compute(compute);
+            let (y, dx) = (forward(&cpu, &weight, &x, M), backward(&cpu, &weight, &dy, M));
+            for row in [0, 1, 547, M - 1] {
+                let alone = forward(&cpu, &weight, &x[row * K..][..K], 1);
+                assert_same_bits(&y[row * N..][..N], &alone);
+            }
+            let rows = &dy[..13 * N];
+            assert_same_bits(&dx[..13 * K], &backward(&cpu, &weight, rows, 13));
+        }
     }
 }
 
