@@ -26,6 +26,8 @@ mod x86_few_rows;
 mod x86_integers;
 #[cfg(target_arch = "x86_64")]
 mod x86_keep;
+#[cfg(target_arch = "x86_64")]
+mod x86_vnni;
 
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,19 @@
 
 use super::{Link, Right, Start, Task, part_len};
 use crate::cpu::Cpu;
-use crate::cpu::simd::{IntegerLeft, IntegerPanel, TILE_COLUMNS, TILE_ROWS, multiply_integers};
+use crate::cpu::simd::{IntegerLeft, IntegerPanel, Set, TILE_COLUMNS, TILE_ROWS, multiply_integers};
 
-/// Longest part of K: half a panel, which is used at once, is then 12 KiB. A multiple of 64.
-const PART_MAX: usize = 384;
+/// Longest part of K, a multiple of 64: as with floats, half a panel, 12 KiB, stays in the first cache, or with AVX-512 a
+/// whole one, 48 KiB, in the second.
+fn longest_part(set: Set) -> usize {
+    match set {
+        Set::Avx512 => PART_MAX,
+        Set::Avx2 | Set::Portable => PART_MAX / 2,
+    }
+}
+
+/// The longest of all.
+const PART_MAX: usize = 768;
 
 /// Most blocks of a part: those of Q8_0.
 const BLOCKS_MAX: usize = PART_MAX / 32;
@@ -34,11 +43,11 @@ impl Cpu {
                 return true;
             }
         }
-        let mut room = self.scratch(PART_MAX / 2 * TILE_COLUMNS);
+        let part_len = part_len(link.left.k, longest_part(self.isa.set()));
+        let mut room = self.scratch(part_len / 2 * TILE_COLUMNS);
         let panel = bytemuck::cast_slice_mut::<f32, i32>(&mut room);
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;
         let mut scales = [[0f32; TILE_COLUMNS]; BLOCKS_MAX];
-        let part_len = part_len(link.left.k, PART_MAX);
         for part in (0..link.left.k).step_by(part_len) {
             let part = part..(part + part_len).min(link.left.k);
             let panel = &mut panel[..part.len() / 2];

@@ -110,6 +110,11 @@ pub(crate) fn multiply_integers(
 ) {
     super::tile::in_whole_rows(rows, |rows| match isa.set() {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: this `Isa` exists, so AVX-512 F and BW were detected, and VNNI was here.
+        Set::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe {
+            super::x86_vnni::multiply(a, panel, rows, start)
+        },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
         Set::Avx512 | Set::Avx2 => unsafe { super::x86_integers::multiply(a, panel, rows, start) },
         _ => multiply_portable(a, panel, rows, start),

@@ -28,6 +28,13 @@ pub(super) fn store_512(values: &mut [f32; 16], register: __m512) {
 }
 
 #[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn load_words_512(words: &[i32; 16]) -> __m512i {
+    // SAFETY: the reference is to 16 words.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn load_256(values: &[f32; 8]) -> __m256 {
     // SAFETY: the reference is to 8 floats.
