@@ -27,7 +27,7 @@ pub(crate) enum Start {
 /// `rows [W, N] (+)= a [W, K] · b [K, N]` with W of 1 to [`TILE_ROWS`] and N up to [`TILE_COLUMNS`], the rows' length.
 pub(crate) fn multiply_tile(isa: Isa, a: &[&[f32]], b: Panel<'_>, rows: &mut [&mut [f32]], start: Start) {
     // a rank that adapters often have, and one of AVX2's registers
-    let is_register = isa.set() == Set::Avx2 && rows.first().is_some_and(|row| row.len() == 8);
+    let is_register = isa.set() != Set::Portable && rows.first().is_some_and(|row| row.len() == 8);
     match is_register {
         true => multiply_whole(isa, a, b, rows, start),
         false => in_whole_rows(rows, |rows| multiply_whole(isa, a, b, rows, start)),
@@ -70,7 +70,7 @@ fn aside(rows: &mut [&mut [f32]], run: impl FnOnce(&mut [&mut [f32]])) {
 #[repr(align(64))]
 struct Tile([TileRow; TILE_ROWS]);
 
-/// [`multiply_tile`] for rows of 16 or 32, or with AVX2 of 8.
+/// [`multiply_tile`] for rows of 16 or 32, or with AVX2 and AVX-512 of 8.
 #[expect(
     unsafe_code,
     reason = "calls code compiled for an instruction set that was detected"
@@ -78,6 +78,10 @@ struct Tile([TileRow; TILE_ROWS]);
 #[cfg(target_arch = "x86_64")]
 fn multiply_whole(isa: Isa, a: &[&[f32]], b: Panel<'_>, rows: &mut [&mut [f32]], start: Start) {
     match isa.set() {
+        // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
+        Set::Avx512 if rows.first().is_some_and(|row| row.len() == 8) => unsafe {
+            super::x86::multiply_tile_avx2(a, b, rows, start)
+        },
         // SAFETY: this `Isa` exists, so AVX-512 F was detected.
         Set::Avx512 => unsafe { super::x86::multiply_tile_avx512(a, [b.low, b.high], rows, start) },
         // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
@@ -86,7 +90,7 @@ fn multiply_whole(isa: Isa, a: &[&[f32]], b: Panel<'_>, rows: &mut [&mut [f32]],
     }
 }
 
-/// [`multiply_tile`] for rows of 16 or 32, or with AVX2 of 8.
+/// [`multiply_tile`] for rows of 16 or 32, or with AVX2 and AVX-512 of 8.
 #[cfg(not(target_arch = "x86_64"))]
 fn multiply_whole(_: Isa, a: &[&[f32]], b: Panel<'_>, rows: &mut [&mut [f32]], start: Start) {
     multiply_portable(a, b, rows, start);
