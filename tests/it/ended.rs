@@ -108,6 +108,34 @@ fn check_other_commands(site: &Site, service: &Service, run: &RunFiles) {
 }
 
 #[test]
+fn more_cycles_for_a_run_that_is_over_are_not_remembered() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    let passes = [
+        "gate.rule=absolute",
+        "gate.similarity_mean_min=1",
+        "gate.precision_mean_min=1",
+        "gate.coverage_min=0",
+    ];
+    let keeps_nothing = ["synthesis.curation.prompt_words_min=999"];
+    for (out, settings, code, why) in [
+        ("passed", &passes[..], 0, "it passed its gate"),
+        ("nothing", &keeps_nothing, 3, "curation kept none of the pairs"),
+    ] {
+        site.finish(out, service.url(), settings, code);
+        let more = [settings, &["run.cycles_max=5"]].concat();
+        for settings in [&more[..], settings] {
+            let again = process::run(&mut site.run(out, service.url(), settings));
+            assert_eq!(again.code(), code, "{}", again.stderr);
+            for words in ["so nothing was done now", why] {
+                assert!(again.stderr.contains(words), "no `{words}` in: {}", again.stderr);
+            }
+            assert!(!again.stderr.contains("going on with"), "{}", again.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_directory_without_a_run_is_no_copy_of_a_report() {
     let site = Site::new();
     std::fs::create_dir(site.path("empty")).unwrap();

@@ -104,10 +104,12 @@ pub(super) async fn migrate(
         directory.set_record(&record)?;
         let was = client.run(&run).await?.run.status;
         let gone_on = resume::go_on(&client, &run, &plan.spec).await?;
-        // What was refused above is not to be remembered for the next command.
-        record.settings = Some(plan.settings.clone());
-        record.cycles_max = Some(plan.spec.cycles_max);
-        directory.set_record(&record)?;
+        // What was refused above, or given to a run that is over, is not to be remembered for the next command.
+        if matches!(gone_on, GoneOn::Resumed | GoneOn::RunsAlready) {
+            record.settings = Some(plan.settings.clone());
+            record.cycles_max = Some(plan.spec.cycles_max);
+            directory.set_record(&record)?;
+        }
         let details = follow(&client, &run, &directory, output).await?;
         let ended = match was {
             RunStatus::Running => None,
