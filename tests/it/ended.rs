@@ -75,16 +75,28 @@ fn check_other_commands(site: &Site, service: &Service, run: &RunFiles) {
         site.configure(&mut command, service.url(), &[]);
         process::run(&mut command)
     };
-    into_run(&["train", "--out", "out/adapter"]).assert_refused(
-        2,
-        &[
-            "out/adapter lies in the directory of a run",
-            "such as out/train/adapter",
-        ],
-    );
-    into_run(&["infer", "--out", "out/mine.jsonl"]).assert_refused(2, &["out/infer/responses.jsonl"]);
-    into_run(&["train", "--out", "out/cycles/1/adapter"])
-        .assert_refused(2, &["out/cycles/1/adapter holds another adapter", "--out"]);
+    std::fs::create_dir(site.path("mine")).unwrap();
+    for (stage, place, elsewhere) in [
+        ("train", "out", "train/adapter"),
+        ("train", "out/adapter", "train/adapter"),
+        ("train", "out/cycles/1/adapter", "train/adapter"),
+        ("infer", "out/mine.jsonl", "infer/responses.jsonl"),
+        ("infer", "out/cycles/1/responses.jsonl", "infer/responses.jsonl"),
+        ("synth", "out/new/one/samples.jsonl", "synthesize/samples.jsonl"),
+        ("synth", "mine/../out/samples.jsonl", "synthesize/samples.jsonl"),
+    ] {
+        let lies = format!("--out {place} would write into out, the directory of a run");
+        let such = format!("such as {elsewhere}\n");
+        into_run(&[stage, "--out", place]).assert_refused(2, &[&lies, &such]);
+    }
+    // Nobody listens there: it is refused before a coordinator is asked.
+    let elsewhere = ["--coordinator", "http://127.0.0.1:9"];
+    for words in [
+        ["train", "--out", "out/cycles/1/adapter"],
+        ["infer", "--out", "out/report.json"],
+    ] {
+        into_run(&[&words[..], &elsewhere].concat()).assert_refused(2, &["the directory of a run"]);
+    }
     assert!(!run.path("cycles/1/.llamaduo").exists(), "nothing was begun");
 
     for asked in ["watch", "status", "cancel"] {
