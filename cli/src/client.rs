@@ -248,6 +248,19 @@ impl Client {
 
     /// Makes sure that all of `uploads` are stored.
     pub(crate) async fn upload(&self, uploads: &[Upload]) -> Result<()> {
+        for upload in self.missing(uploads).await? {
+            self.upload_one(upload).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of `uploads` are stored.
+    pub(crate) async fn holds(&self, uploads: &[Upload]) -> Result<bool> {
+        Ok(self.missing(uploads).await?.is_empty())
+    }
+
+    /// Those of `uploads` that are not stored.
+    async fn missing<'u>(&self, uploads: &'u [Upload]) -> Result<Vec<&'u Upload>> {
         let digests = uploads.iter().map(|upload| upload.digest.to_string()).collect();
         let message = wire::FindArtifactsRequest { digests };
         let found = self
@@ -257,12 +270,10 @@ impl Client {
             .await
             .map_err(refused("find artifacts"))?;
         let found = found.into_inner().found;
-        for upload in uploads {
-            if !found.contains(&upload.digest.to_string()) {
-                self.upload_one(upload).await?;
-            }
-        }
-        Ok(())
+        Ok(uploads
+            .iter()
+            .filter(|upload| !found.contains(&upload.digest.to_string()))
+            .collect())
     }
 
     async fn upload_one(&self, upload: &Upload) -> Result<()> {

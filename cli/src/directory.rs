@@ -76,6 +76,11 @@ impl RunDirectory {
         self.state().join("run.json").exists()
     }
 
+    /// Whether the state here is that of single stages: it keeps artifacts, of which a run stores none before its record.
+    pub(crate) fn holds_stages(&self) -> bool {
+        !self.holds_run() && holds_file(&self.state().join("artifacts"))
+    }
+
     /// Whether the last thing that happened to the run here, as its log tells, was its end. A run that is gone on with has
     /// a report that is older than itself.
     pub(crate) fn has_ended(&self) -> Result<bool> {
@@ -183,6 +188,17 @@ fn read_log(path: &Path) -> Result<(u64, bool, u64)> {
         }
     }
     Ok((next_seq, ended, bytes))
+}
+
+/// Whether there is a file in `directory` or below.
+fn holds_file(directory: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return false;
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .any(|path| !path.is_dir() || holds_file(&path))
 }
 
 /// Makes a directory with its parents.

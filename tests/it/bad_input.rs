@@ -89,7 +89,7 @@ fn splits_and_values_without_a_meaning_are_refused() {
     refused_at_once(
         &site,
         &["data.test_count=0"],
-        &["`data.test_count` is 0", "1 or more", "test split empty"],
+        &["`data.test_count` is 0", "2 or more", "test split empty"],
     );
     refused_at_once(
         &site,

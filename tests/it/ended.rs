@@ -75,16 +75,28 @@ fn check_other_commands(site: &Site, service: &Service, run: &RunFiles) {
         site.configure(&mut command, service.url(), &[]);
         process::run(&mut command)
     };
-    into_run(&["train", "--out", "out/adapter"]).assert_refused(
-        2,
-        &[
-            "out/adapter lies in the directory of a run",
-            "such as out/train/adapter",
-        ],
-    );
-    into_run(&["infer", "--out", "out/mine.jsonl"]).assert_refused(2, &["out/infer/responses.jsonl"]);
-    into_run(&["train", "--out", "out/cycles/1/adapter"])
-        .assert_refused(2, &["out/cycles/1/adapter holds another adapter", "--out"]);
+    std::fs::create_dir(site.path("mine")).unwrap();
+    for (stage, place, elsewhere) in [
+        ("train", "out", "train/adapter"),
+        ("train", "out/adapter", "train/adapter"),
+        ("train", "out/cycles/1/adapter", "train/adapter"),
+        ("infer", "out/mine.jsonl", "infer/responses.jsonl"),
+        ("infer", "out/cycles/1/responses.jsonl", "infer/responses.jsonl"),
+        ("synth", "out/new/one/samples.jsonl", "synthesize/samples.jsonl"),
+        ("synth", "mine/../out/samples.jsonl", "synthesize/samples.jsonl"),
+    ] {
+        let lies = format!("--out {place} would write into out, the directory of a run");
+        let such = format!("such as {elsewhere}\n");
+        into_run(&[stage, "--out", place]).assert_refused(2, &[&lies, &such]);
+    }
+    // Nobody listens there: it is refused before a coordinator is asked.
+    let elsewhere = ["--coordinator", "http://127.0.0.1:9"];
+    for words in [
+        ["train", "--out", "out/cycles/1/adapter"],
+        ["infer", "--out", "out/report.json"],
+    ] {
+        into_run(&[&words[..], &elsewhere].concat()).assert_refused(2, &["the directory of a run"]);
+    }
     assert!(!run.path("cycles/1/.llamaduo").exists(), "nothing was begun");
 
     for asked in ["watch", "status", "cancel"] {
@@ -104,6 +116,34 @@ fn check_other_commands(site: &Site, service: &Service, run: &RunFiles) {
     assert_eq!(shown.code(), 0, "{}", shown.stderr);
     for words in ["pauses included", "nearest to passing"] {
         assert!(shown.stdout.contains(words), "no `{words}` in: {}", shown.stdout);
+    }
+}
+
+#[test]
+fn more_cycles_for_a_run_that_is_over_are_not_remembered() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    let passes = [
+        "gate.rule=absolute",
+        "gate.similarity_mean_min=1",
+        "gate.precision_mean_min=1",
+        "gate.coverage_min=0",
+    ];
+    let keeps_nothing = ["synthesis.curation.prompt_words_min=999"];
+    for (out, settings, code, why) in [
+        ("passed", &passes[..], 0, "it passed its gate"),
+        ("nothing", &keeps_nothing, 3, "curation kept none of the pairs"),
+    ] {
+        site.finish(out, service.url(), settings, code);
+        let more = [settings, &["run.cycles_max=5"]].concat();
+        for settings in [&more[..], settings] {
+            let again = process::run(&mut site.run(out, service.url(), settings));
+            assert_eq!(again.code(), code, "{}", again.stderr);
+            for words in ["so nothing was done now", why] {
+                assert!(again.stderr.contains(words), "no `{words}` in: {}", again.stderr);
+            }
+            assert!(!again.stderr.contains("going on with"), "{}", again.stderr);
+        }
     }
 }
 

@@ -133,22 +133,33 @@ fn plan(words: &[&str]) -> Output {
     process::run(llamaduo().arg("plan").args(words))
 }
 
-#[test]
-fn a_plan_needs_neither_weights_nor_a_card() {
-    let site = site();
+/// A config.json with no weights beside it.
+fn described(site: &Site) -> PathBuf {
     fs::create_dir(site.path("described")).unwrap();
     let described = site.path("described/config.json");
     fs::copy(golden("llama3").join("config.json"), &described).unwrap();
+    described
+}
+
+/// The plan of a model on a card that is large enough.
+fn planned(model: &Path) -> Value {
+    let words = [
+        "--model",
+        model.to_str().unwrap(),
+        "--memory",
+        "24GB",
+        "-o",
+        "json",
+    ];
+    serde_json::from_str(&plan(&words).stdout).unwrap()
+}
+
+#[test]
+fn a_plan_needs_neither_weights_nor_a_card() {
+    let site = site();
+    let described = described(&site);
     let [file, folder, whole] = [described.clone(), site.path("described"), golden("llama3")].map(|path| {
-        let words = [
-            "--model",
-            path.to_str().unwrap(),
-            "--memory",
-            "24GB",
-            "-o",
-            "json",
-        ];
-        let mut planned: Value = serde_json::from_str(&plan(&words).stdout).unwrap();
+        let mut planned = planned(&path);
         planned["model"] = Value::Null;
         planned
     });
@@ -160,8 +171,7 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         assert_eq!(file[work]["bytes"], sum);
         assert_eq!(file[work]["fits"], true);
     }
-    let words = ["--model", described.to_str().unwrap()];
-    let unsure = plan(&words);
+    let unsure = plan(&["--model", described.to_str().unwrap()]);
     assert_eq!(unsure.code(), 0, "{}", unsure.stderr);
     assert!(
         unsure.stdout.contains("linears of the blocks"),
@@ -169,6 +179,16 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         unsure.stdout
     );
     assert!(unsure.stdout.contains("give --memory"), "{}", unsure.stdout);
+    plan(&["--memory", "24GB"]).assert_refused(2, &["--model"]);
+    plan(&["--model", "nowhere", "--memory", "24"]).assert_refused(2, &["24GB"]);
+    plan(&["--model", "nowhere", "--memory", "24GB"]).assert_refused(2, &["nowhere"]);
+}
+
+#[test]
+fn a_plan_says_what_does_not_fit_and_what_would() {
+    let site = site();
+    let described = described(&site);
+    let words = ["--model", described.to_str().unwrap()];
     let small = plan(
         &[
             &words[..],
@@ -183,8 +203,8 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         small.stdout
     );
     assert!(small.stdout.contains("a card with"), "{}", small.stdout);
-    let [asked, memory] =
-        [&file["training"]["bytes"], &file["generation"]["bytes"]].map(|bytes| bytes.as_u64().unwrap());
+    let planned = planned(&described);
+    let [asked, memory] = ["training", "generation"].map(|work| planned[work]["bytes"].as_u64().unwrap());
     let memory = format!("{}B", asked.max(memory) - 1);
     let changed = plan(&[&words[..], &["--memory", &memory]].concat());
     assert_eq!(changed.code(), 0, "{}", changed.stdout);
@@ -192,7 +212,7 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         "memory as asked:",
         "activations kept for the backward",
         "as asked (",
-        "a worker makes it fit by",
+        "a worker makes it fit with",
     ] {
         assert!(
             changed.stdout.contains(said),
@@ -206,9 +226,6 @@ fn a_plan_needs_neither_weights_nor_a_card() {
         let said = format!("note: {option} 1000000 is more than the ");
         assert!(long.stderr.contains(&said), "{}", long.stderr);
     }
-    plan(&["--memory", "24GB"]).assert_refused(2, &["--model"]);
-    plan(&["--model", "nowhere", "--memory", "24"]).assert_refused(2, &["24GB"]);
-    plan(&["--model", "nowhere", "--memory", "24GB"]).assert_refused(2, &["nowhere"]);
 }
 
 #[test]

@@ -301,14 +301,58 @@ fn a_place_that_cannot_take_the_result_is_refused_before_the_work() {
     let site = Site::new();
     fs::create_dir(site.path("there")).unwrap();
     site.write("file", "");
+    let coverage = fs::read(site.path("coverage.jsonl")).unwrap();
     for (words, said) in [
         (["infer", "--out", "there"], "such as there/responses.jsonl"),
         (["train", "--out", "file"], "name a directory"),
+        (
+            ["synth", "--out", "coverage.jsonl"],
+            "coverage.jsonl holds something else than samples",
+        ),
+        (
+            ["infer", "--out", "model/config.json"],
+            "something else than responses",
+        ),
     ] {
         let output = stage(&site, "http://127.0.0.1:9/v1", &words, &[]);
         output.assert_refused(2, &[said]);
     }
     assert!(!site.path(".llamaduo").exists(), "nothing was begun");
+    assert!(fs::read(site.path("coverage.jsonl")).unwrap() == coverage);
+}
+
+#[test]
+fn a_stage_writes_over_an_earlier_result_of_its_kind_alone() {
+    let site = Site::new();
+    let service = Service::start_reliable();
+    let infer = |settings: &[&str]| {
+        let output = stage(&site, service.url(), &["infer", "--service"], settings);
+        assert_eq!(output.code(), 0, "{}", output.stderr);
+        fs::read_to_string(site.path("responses.jsonl")).unwrap()
+    };
+    let (first, other) = (infer(&[]), infer(&["data.seed=5"]));
+    assert!(first != other);
+    let n_calls = service.requests().len();
+    assert!(
+        infer(&[]) == first && service.requests().len() == n_calls,
+        "it was kept"
+    );
+    let over_what_it_reads = stage(&site, service.url(), &["judge", "--out", "responses.jsonl"], &[]);
+    over_what_it_reads.assert_refused(2, &["responses.jsonl holds something else than verdicts"]);
+    assert!(fs::read_to_string(site.path("responses.jsonl")).unwrap() == first);
+
+    // The state of these stages is no run's to go on with.
+    let run = process::run(llamaduo_run(&site, &service).current_dir(site.root()));
+    run.assert_refused(2, &["./.llamaduo is what single stages", "such as ./run"]);
+    assert!(!site.path("events.jsonl").exists() && !site.path(".llamaduo/run.json").exists());
+}
+
+/// `run` into the site's own directory.
+fn llamaduo_run(site: &Site, service: &Service) -> std::process::Command {
+    let mut command = llamaduo();
+    command.args(["run", "--out", "."]);
+    site.configure(&mut command, service.url(), &[]);
+    command
 }
 
 #[test]

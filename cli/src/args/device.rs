@@ -1,14 +1,15 @@
 //! The general option `--device`, given to the commands that use it.
 //!
-//! Invariant: a command that loads a model for its work gets the device; `export`, which compares files, runs on the CPU.
+//! Invariant: a command whose work a device changes gets it and has it in its help; `export`, which compares files, runs its
+//! model on the CPU whatever is named.
 
 use llamaduo_kernels::Device;
 
 use super::{Bench, Command};
 
-/// The commands that run no local model: those for which [`Command::set_device`] does nothing, and stages that only call a
-/// service LLM.
-const WITHOUT_MODEL: [&str; 12] = [
+/// The commands whose work no device changes: those for which [`Command::set_device`] does nothing, and stages that only call
+/// a service LLM.
+pub(super) const WITHOUT_DEVICE: [&str; 12] = [
     "init",
     "coordinator",
     "submit",
@@ -23,15 +24,15 @@ const WITHOUT_MODEL: [&str; 12] = [
     "stand-in-service",
 ];
 
-/// Leaves `--device` out of the help of commands that run no local model. They take it all the same, since it is a general
-/// option.
+/// Leaves `--device` out of the help of commands whose work it does not change. They take it all the same, since it is a
+/// general option.
 pub(super) fn hidden_where_useless(mut definition: clap::Command) -> clap::Command {
     let device = definition
         .get_arguments()
         .find(|arg| arg.get_id() == "device")
         .cloned();
     if let Some(device) = device {
-        for name in WITHOUT_MODEL {
+        for name in WITHOUT_DEVICE {
             let hidden = device.clone().hide(true);
             definition = definition.mut_subcommand(name, |command| command.arg(hidden));
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::models::adapter_choice;
 use super::{AdapterChoice, ModelArguments};
 
 /// A format of another program.
@@ -54,8 +55,8 @@ pub(crate) enum ExportType {
 pub(crate) struct Export {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
-    /// Directory of a PEFT adapter, or none for the base alone, as without it.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of a PEFT adapter, or none for the base alone, as without it (a directory of that name is ./none).
+    #[arg(long, value_name = "DIR", value_parser = adapter_choice())]
     pub(crate) adapter: Option<AdapterChoice>,
     /// What to write.
     #[arg(long, value_enum, value_name = "FORMAT")]

@@ -2,10 +2,10 @@
 //!
 //! Invariant: all of them name a model by the same arguments.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, Subcommand};
 use llamaduo_engine::Compute;
 use llamaduo_kernels::Device;
@@ -52,13 +52,18 @@ impl AdapterChoice {
     }
 }
 
-impl From<OsString> for AdapterChoice {
-    fn from(given: OsString) -> Self {
-        match given == THE_BASE {
+impl From<PathBuf> for AdapterChoice {
+    fn from(given: PathBuf) -> Self {
+        match given.as_os_str() == THE_BASE {
             true => Self::Base,
-            false => Self::Directory(given.into()),
+            false => Self::Directory(given),
         }
     }
+}
+
+/// As a path is read, of which an empty one is refused.
+pub(super) fn adapter_choice() -> impl TypedValueParser<Value = AdapterChoice> {
+    PathBufValueParser::new().map(AdapterChoice::from)
 }
 
 impl fmt::Display for AdapterChoice {
@@ -76,7 +81,7 @@ pub(crate) struct Eval {
     #[command(flatten)]
     pub(crate) model: ModelArguments,
     /// Directory of a PEFT adapter, or none for the base alone, as without it (a directory of that name is ./none).
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = adapter_choice())]
     pub(crate) adapter: Option<AdapterChoice>,
     /// Rows of {"messages": [...]}, each with an assistant's message. The loss is over all tokens of a conversation, those of
     /// the prompt as those of the answer.
@@ -99,7 +104,7 @@ pub(crate) struct Generate {
     pub(crate) model: ModelArguments,
     /// Directory of a PEFT adapter, or none for the base alone (a directory of that name is ./none); where it is repeated,
     /// all of them answer in one batch.
-    #[arg(long = "adapter", value_name = "DIR")]
+    #[arg(long = "adapter", value_name = "DIR", value_parser = adapter_choice())]
     pub(crate) adapters: Vec<AdapterChoice>,
     /// What the user says.
     #[arg(long)]
@@ -165,9 +170,9 @@ pub(crate) struct BenchModel {
 pub(crate) struct BenchGenerate {
     #[command(flatten)]
     pub(crate) model: BenchModel,
-    /// Directory of a PEFT adapter, or none for the base alone, as without it; where it is repeated, the prompts of a batch
-    /// have them in turn.
-    #[arg(long = "adapter", value_name = "DIR", conflicts_with = "random_weights")]
+    /// Directory of a PEFT adapter, or none for the base alone, as without it (a directory of that name is ./none); where it
+    /// is repeated, the prompts of a batch have them in turn.
+    #[arg(long = "adapter", value_name = "DIR", value_parser = adapter_choice(), conflicts_with = "random_weights")]
     pub(crate) adapters: Vec<AdapterChoice>,
     /// Prompts answered together; one run for each number.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=4096))]

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args};
 use llamaduo_kernels::Device;
 
 use super::cluster::coordinator_url;
+use super::models::adapter_choice;
 use super::{AdapterChoice, ConfigArguments, TokenFile};
 
 /// Where a single stage runs: in this process, or by a coordinator's workers.
@@ -44,8 +45,8 @@ pub(crate) struct Infer {
     pub(crate) config: ConfigArguments,
     #[command(flatten)]
     pub(crate) stage: StageArguments,
-    /// Directory of an adapter, or none for the base alone, as without it.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of an adapter, or none for the base alone, as without it (a directory of that name is ./none).
+    #[arg(long, value_name = "DIR", value_parser = adapter_choice())]
     pub(crate) adapter: Option<AdapterChoice>,
     /// Let the service LLM answer.
     #[arg(long)]

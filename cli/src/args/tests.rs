@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::cluster::coordinator_url;
 use super::*;
 
@@ -27,36 +29,87 @@ fn a_negative_number_is_a_value_and_no_option() {
     assert!(parse("llamaduo status -1").is_err(), "no run is called so");
 }
 
+/// The least that each command takes. Of those that have commands of their own, one of them.
+const LEAST: [&str; 21] = [
+    "demo",
+    "init",
+    "run",
+    "coordinator --data there",
+    "worker",
+    "submit",
+    "status",
+    "watch run-1",
+    "cancel run-1",
+    "train",
+    "infer",
+    "judge",
+    "synth",
+    "eval --model m --data d",
+    "generate --model m --prompt p",
+    "bench kernels --model m",
+    "plan --model m",
+    "export --model m --to gguf --out o.gguf",
+    "report there",
+    "doctor",
+    "stand-in-service",
+];
+
 #[test]
-fn the_device_is_in_the_help_of_commands_that_use_it_and_taken_by_all() {
-    let help = |command: &str| {
-        parse(&format!("llamaduo {command} --help"))
+fn each_command_takes_the_device_and_shows_it_or_is_listed_as_one_without() {
+    let name = |words: &'static str| words.split(' ').next().unwrap_or(words);
+    let definition = definition();
+    let names: BTreeSet<&str> = definition.get_subcommands().map(|it| it.get_name()).collect();
+    assert_eq!(names, BTreeSet::from(LEAST.map(name)));
+    for words in LEAST {
+        let is_useless = device::WITHOUT_DEVICE.contains(&name(words));
+        let help = parse(&format!("llamaduo {words} --help"))
             .unwrap_err()
-            .to_string()
-    };
-    for command in [
-        "run",
-        "demo",
-        "train",
-        "infer",
-        "eval",
-        "generate",
-        "plan",
-        "worker",
-        "bench kernels",
-    ] {
-        assert!(help(command).contains("--device"), "{command}");
+            .to_string();
+        assert_eq!(help.contains("--device"), !is_useless, "{words}");
+        let Arguments { mut command, .. } = parse(&format!("llamaduo {words}")).unwrap();
+        let before = format!("{command:?}");
+        command.set_device(Device::Cuda(3));
+        // Stages that only call a service LLM hand the device on with what all stages have.
+        let is_set = !is_useless || ["judge", "synth"].contains(&words);
+        assert_eq!(format!("{command:?}") != before, is_set, "{words}");
     }
-    for command in [
-        "judge", "synth", "status", "doctor", "export", "report", "submit", "init",
-    ] {
-        assert!(!help(command).contains("--device"), "{command}");
-    }
+}
+
+#[test]
+fn the_device_is_taken_by_all_commands() {
     let words = ["llamaduo status --device cpu", "llamaduo --device cpu status"];
     for words in words {
         assert_eq!(parse(words).unwrap().device, Device::Cpu, "{words}");
     }
     assert_eq!(parse("llamaduo run --device cpu").unwrap().device, Device::Cpu);
+}
+
+#[test]
+fn an_adapter_is_the_base_or_a_directory_that_has_a_name() {
+    let adapter = |given: &str| {
+        let words = ["llamaduo", "infer", "--adapter", given];
+        super::parse(words).map(|arguments| match arguments.command {
+            Command::Infer(infer) => infer.adapter,
+            other => panic!("{other:?}"),
+        })
+    };
+    let directory = |path: &str| Some(AdapterChoice::Directory(path.into()));
+    assert_eq!(adapter("none").unwrap(), Some(AdapterChoice::Base));
+    assert_eq!(adapter("./none").unwrap(), directory("./none"));
+    assert_eq!(adapter("none/").unwrap(), directory("none/"));
+    for words in [
+        "infer",
+        "eval --model m --data d",
+        "generate --model m --prompt p",
+        "bench generate --model m",
+        "export --model m --to peft --out o",
+    ] {
+        let words = ["llamaduo"].into_iter().chain(words.split(' '));
+        let said = super::parse(words.chain(["--adapter", ""]))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("--adapter <DIR>"), "{said}");
+    }
 }
 
 #[test]

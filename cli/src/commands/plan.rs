@@ -298,7 +298,7 @@ impl<S: Words> Work<S> {
         match (&self.problem, &self.changed, self.changed_bytes) {
             (Some(problem), ..) => format!("does not fit: {problem}"),
             (None, Some(changed), Some(bytes)) => format!(
-                "does not fit into {memory} as asked ({takes}); a worker makes it fit by {}, which takes {}",
+                "does not fit into {memory} as asked ({takes}); a worker makes it fit with {}, which takes {}",
                 changed.words(),
                 gib(bytes)
             ),

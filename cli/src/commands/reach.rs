@@ -6,6 +6,7 @@
 use llamaduo_proto::run::{ApiKeySource, RunSpec, ServiceLlmSpec};
 use llamaduo_proto::task::{Answerer, TaskSpec};
 use llamaduo_worker::service_llm::check;
+use serde_json::Value;
 
 use crate::directory::RunDirectory;
 use crate::error::{Error, Result};
@@ -74,13 +75,23 @@ fn is_over(directory: &RunDirectory, cycles_before: u32, cycles_now: u32) -> Res
         // A report that is there is of before it was gone on with.
         return Ok(false);
     }
-    let status = directory.report()?.map(|report| report["status"].clone());
-    let status = status.as_ref().and_then(|status| status.as_str());
-    Ok(match status {
+    let report = directory.report()?;
+    Ok(report.is_some_and(|report| is_final(&report, cycles_before, cycles_now)))
+}
+
+/// Whether a run with this report is gone on with by no command that gives it `cycles_now`.
+fn is_final(report: &Value, cycles_before: u32, cycles_now: u32) -> bool {
+    match report["status"].as_str() {
         Some("passed") => true,
-        Some("gate_not_reached") => cycles_now <= cycles_before,
+        Some("gate_not_reached") => cycles_now <= cycles_before || kept_nothing(report),
         _ => false,
-    })
+    }
+}
+
+/// Whether curation kept no new pair in the last cycle, for which more cycles are no help.
+fn kept_nothing(report: &Value) -> bool {
+    let last = report["cycles"].as_array().and_then(|cycles| cycles.last());
+    last.is_some_and(|cycle| cycle["synthesis"]["kept"] == 0)
 }
 
 fn check_keys(services: &[Named<'_>]) -> Result<()> {
@@ -119,5 +130,35 @@ async fn check_listeners(services: &[Named<'_>]) -> Result<()> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Error::Service(problems.join("; "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_over_where_more_cycles_are_no_help() {
+        let report = |status: &str, kept: Option<u64>| {
+            let synthesis = kept.map(|kept| json!({"raw": 9, "kept": kept}));
+            json!({"status": status, "cycles": [{"synthesis": {"kept": 5}}, {"synthesis": synthesis}]})
+        };
+        for (status, kept, cycles_now, expected) in [
+            ("passed", None, 9, true),
+            ("gate_not_reached", None, 2, true),
+            ("gate_not_reached", None, 3, false),
+            ("gate_not_reached", Some(0), 3, true),
+            ("budget_spent", Some(0), 3, false),
+            ("cancelled", None, 2, false),
+        ] {
+            let found = is_final(&report(status, kept), 2, cycles_now);
+            assert_eq!(
+                found, expected,
+                "{status}, {kept:?} kept, {cycles_now} cycles now"
+            );
+        }
+        assert!(!is_final(&json!({}), 2, 2));
     }
 }

@@ -76,10 +76,12 @@ pub(super) async fn migrate(
     device: Device,
     output: &Output,
 ) -> Result<Exit> {
-    if let Some(record) = RunDirectory::existing(out).record()? {
-        refuse_fewer_cycles(&record, &plan, out)?;
+    let found = RunDirectory::existing(out);
+    match found.record()? {
+        Some(record) => refuse_fewer_cycles(&record, &plan, out)?,
+        None => refuse_state_of_stages(&found)?,
     }
-    let is_over = reach::before_run(&plan.spec, &RunDirectory::existing(out), output).await?;
+    let is_over = reach::before_run(&plan.spec, &found, output).await?;
     let directory = RunDirectory::create(out)?;
     if let Some(record) = directory.record()? {
         refuse_other_run(&record, &plan, out)?;
@@ -104,10 +106,12 @@ pub(super) async fn migrate(
         directory.set_record(&record)?;
         let was = client.run(&run).await?.run.status;
         let gone_on = resume::go_on(&client, &run, &plan.spec).await?;
-        // What was refused above is not to be remembered for the next command.
-        record.settings = Some(plan.settings.clone());
-        record.cycles_max = Some(plan.spec.cycles_max);
-        directory.set_record(&record)?;
+        // What was refused above, or given to a run that is over, is not to be remembered for the next command.
+        if matches!(gone_on, GoneOn::Resumed | GoneOn::RunsAlready) {
+            record.settings = Some(plan.settings.clone());
+            record.cycles_max = Some(plan.spec.cycles_max);
+            directory.set_record(&record)?;
+        }
         let details = follow(&client, &run, &directory, output).await?;
         let ended = match was {
             RunStatus::Running => None,
@@ -172,6 +176,19 @@ fn refuse_fewer_cycles(record: &RunRecord, plan: &Plan, out: &Path) -> Result<()
         plan.spec.cycles_max,
         &otherwise,
     )
+}
+
+/// The worker of this process would go on with what single stages left unfinished there.
+fn refuse_state_of_stages(directory: &RunDirectory) -> Result<()> {
+    if !directory.holds_stages() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{} is what single stages (train, infer, judge, synth) keep beside their results, and a run keeps its own; name \
+         another directory with --out, such as {}",
+        directory.state().display(),
+        directory.root().join("run").display()
+    )))
 }
 
 /// What the directory's run is, or is to be.

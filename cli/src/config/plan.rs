@@ -169,13 +169,16 @@ fn split_error(error: llamaduo_data::Error, size: TestSize, file: &str) -> Error
     let remedy = match (&error, size) {
         (Ratio { .. }, _) => "set it to a number above 0 and below 1".to_owned(),
         // What is short are prompts, whatever is asked for.
-        (EmptySplit { prompts: 0 | 1, .. }, _) => {
+        (EmptySplit { prompts: 1, .. }, _) => {
             "all its pairs share one prompt, which is either trained on or tested on: add pairs with other prompts".to_owned()
         }
         (EmptySplit { test, samples, .. }, TestSize::Count(_)) if test >= samples => {
             format!("set it to less than the {samples} pairs that are there, or add pairs")
         }
-        (EmptySplit { test: 0, .. }, TestSize::Count(_)) => "set it to 1 or more".to_owned(),
+        // One would do for some, but not where the gate is relative.
+        (EmptySplit { test: 0, .. }, TestSize::Count(_)) => {
+            format!("set it to 2 or more; some {TEST_PROMPTS_MIN} are the least that say much")
+        }
         (EmptySplit { empty: "train", .. }, TestSize::Ratio(_)) => "set it lower, or add pairs".to_owned(),
         (EmptySplit { .. }, TestSize::Ratio(_)) => "set it higher, or add pairs".to_owned(),
         (EmptySplit { .. }, TestSize::Count(_)) => {

@@ -76,3 +76,19 @@ fn files_are_written_whole_and_damaged_ones_named() {
     assert!(message.contains("b.json"), "{message}");
     assert_eq!(read_json::<u32>(&root.path().join("c")).unwrap(), None);
 }
+
+#[test]
+fn state_without_a_record_is_of_stages_once_it_keeps_an_artifact() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = RunDirectory::create(root.path()).unwrap();
+    assert!(!directory.holds_stages());
+    // A run that was killed before its record was written.
+    let artifacts = directory.state().join("artifacts/sha256/ab");
+    std::fs::create_dir_all(&artifacts).unwrap();
+    std::fs::write(directory.state().join("state.redb"), "").unwrap();
+    assert!(!directory.holds_stages());
+    std::fs::write(artifacts.join("abcd"), "").unwrap();
+    assert!(directory.holds_stages());
+    std::fs::write(directory.state().join("run.json"), "{}").unwrap();
+    assert!(!directory.holds_stages());
+}

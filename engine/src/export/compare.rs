@@ -132,7 +132,7 @@ impl Logits {
             let differences = trained.iter().zip(exported);
             logits_max = differences
                 .map(|(a, b)| f64::from((a - b).abs()))
-                .fold(logits_max, f64::max);
+                .fold(logits_max, larger);
         }
         let n = positions.max(1) as f64;
         Difference {
@@ -148,7 +148,15 @@ fn likeliest(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
 }
 
-/// `Σ p·(ln p - ln q)` of the two softmaxes.
+/// The larger of two; NaN where one of them is, which [`f64::max`] passes over.
+fn larger(a: f64, b: f64) -> f64 {
+    match a.is_nan() || a > b {
+        true => a,
+        false => b,
+    }
+}
+
+/// `Σ p·(ln p - ln q)` of the two softmaxes; NaN where a logit is.
 fn divergence(trained: &[f32], exported: &[f32]) -> f64 {
     let log_sum = |logits: &[f32]| {
         let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
@@ -164,5 +172,42 @@ fn divergence(trained: &[f32], exported: &[f32]) -> f64 {
         p.exp() * (p - q)
     });
     // Rounding may leave a sum that should be 0 a little below it.
-    terms.sum::<f64>().max(0.0)
+    larger(terms.sum(), 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(trained: &[f32], exported: &[f32]) -> Difference {
+        let logits = |values: &[f32]| Logits {
+            values: values.to_vec(),
+            n_vocab: 2,
+        };
+        logits(trained).difference(&logits(exported))
+    }
+
+    #[test]
+    fn equal_logits_differ_by_nothing() {
+        let same = difference(&[1.0, 2.0, -3.0, 0.5], &[1.0, 2.0, -3.0, 0.5]);
+        let expected = Difference {
+            positions: 2,
+            logits_max: 0.0,
+            kl_mean: 0.0,
+            top1_agreement: 1.0,
+        };
+        assert_eq!(same, expected);
+    }
+
+    #[test]
+    fn what_is_no_number_on_either_side_stays_none() {
+        let good = [1.0, 2.0, 3.0, 4.0];
+        for bad in [[f32::NAN, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, f32::NAN]] {
+            for found in [difference(&good, &bad), difference(&bad, &good)] {
+                assert!(found.kl_mean.is_nan() && found.logits_max.is_nan(), "{found:?}");
+            }
+        }
+        let infinite = difference(&good, &[1.0, 2.0, f32::INFINITY, 4.0]);
+        assert!(!infinite.kl_mean.is_finite(), "{infinite:?}");
+    }
 }

@@ -84,6 +84,22 @@ fn run_of(said: &str) -> String {
 }
 
 #[test]
+fn an_adapter_in_the_way_is_told_of_before_anything_is_sent() {
+    let site = Site::new();
+    let cluster = Cluster::new(&site);
+    let _coordinator = cluster.coordinator();
+    std::fs::create_dir(site.path("mine")).unwrap();
+    site.write("mine/adapter_config.json", "{}");
+    let mut train = llamaduo();
+    train.args(["train", "--coordinator", &cluster.url, "--out"]);
+    train.arg(site.path("mine"));
+    site.configure(&mut train, "http://127.0.0.1:9/v1", &[]);
+    process::run(&mut train).assert_refused(2, &["mine holds another adapter"]);
+    assert_eq!(n_artifacts(&site.path("coordinator/artifacts")), 0);
+    assert_says(&cluster.told(&["status"], 0), &["no runs"]);
+}
+
+#[test]
 fn a_request_id_names_one_submission() {
     let site = Site::new();
     let cluster = Cluster::new(&site);

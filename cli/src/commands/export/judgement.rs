@@ -1,6 +1,7 @@
 //! Whether what was exported is near to what was trained, in words.
 //!
-//! Invariant: a judgement follows from the measured KL alone, by a bound that holds for any two models.
+//! Invariant: a judgement follows from the measured KL alone, by a bound that holds for any two models; where none was
+//! measured the difference is as large as it can be.
 
 use llamaduo_engine::export::Difference;
 use serde::Serialize;
@@ -14,6 +15,9 @@ pub(super) struct Judgement {
     /// The part of the next tokens that need be drawn otherwise is no more than this: √(KL/2), Pinsker's inequality. Of a
     /// mean KL it bounds the mean part, since a root is concave.
     tokens_differing_max: f64,
+    /// Why nothing is known of the difference, where that is so.
+    #[serde(skip)]
+    unknown: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,7 +41,15 @@ const OF_MERGED: &str = "a finer --type comes nearer; otherwise judge its answer
 
 impl Judgement {
     pub(super) fn of(difference: &Difference) -> Self {
-        let tokens_differing_max = (difference.kl_mean.max(0.0) / 2.0).sqrt().min(1.0);
+        let unknown = match difference {
+            Difference { positions: 0, .. } => Some("no position was compared"),
+            Difference { kl_mean, .. } if !kl_mean.is_finite() => Some("not all logits are finite numbers"),
+            _ => None,
+        };
+        let tokens_differing_max = match unknown {
+            Some(_) => 1.0,
+            None => (difference.kl_mean.max(0.0) / 2.0).sqrt().min(1.0),
+        };
         let size = match tokens_differing_max {
             part if part <= SMALL_MAX => Size::Small,
             part if part <= NOTICEABLE_MAX => Size::Noticeable,
@@ -46,11 +58,17 @@ impl Judgement {
         Self {
             size,
             tokens_differing_max,
+            unknown,
         }
     }
 
     /// A line for people.
     pub(super) fn words(self, to: ExportTarget) -> String {
+        if let Some(why) = self.unknown {
+            return format!(
+                "that counts as large, since {why}: judge its answers before they are used, or give other rows with --data"
+            );
+        }
         let size = match self.size {
             Size::Small => "small",
             Size::Noticeable => "noticeable",
@@ -71,8 +89,12 @@ mod tests {
     use super::*;
 
     fn judged(kl_mean: f64) -> Judgement {
+        judged_at(64, kl_mean)
+    }
+
+    fn judged_at(positions: usize, kl_mean: f64) -> Judgement {
         Judgement::of(&Difference {
-            positions: 64,
+            positions,
             logits_max: 1.0,
             kl_mean,
             top1_agreement: 0.9,
@@ -93,6 +115,23 @@ mod tests {
                 words.contains(&format!("that is {size}: at most {percent}")),
                 "{words}"
             );
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_small() {
+        for (positions, kl_mean, why) in [
+            (64, f64::NAN, "finite numbers"),
+            (64, f64::INFINITY, "finite numbers"),
+            (0, 0.0, "no position"),
+        ] {
+            let judgement = judged_at(positions, kl_mean);
+            assert_eq!(
+                (judgement.size, judgement.tokens_differing_max),
+                (Size::Large, 1.0)
+            );
+            let words = judgement.words(ExportTarget::Gguf);
+            assert!(words.contains("large") && words.contains(why), "{words}");
         }
     }
 

@@ -352,7 +352,7 @@ fn read_messages(path: &Path) -> Result<Vec<Message>> {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn adapters_are_numbered_in_their_order_and_the_base_is_none() {
-        let choice = |name: &str| AdapterChoice::from(OsString::from(name));
+        let choice = |name: &str| AdapterChoice::from(PathBuf::from(name));
         let named: Vec<AdapterChoice> = ["a", "none", "b"].map(choice).to_vec();
         let answerers = answerers(&named).unwrap();
         assert_eq!(numbers(&answerers), [Some(0), None, Some(1)]);

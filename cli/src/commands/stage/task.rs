@@ -80,10 +80,9 @@ struct Graded {
 impl Stage<'_> {
     /// Has the task done, here or by a coordinator's workers, and writes its result.
     pub(super) async fn run(self, stage: &StageArguments, output: &Output) -> Result<Exit> {
-        self.refuse_other_kind_of_place()?;
+        self.check_place()?;
         let outcome = match &stage.coordinator {
             None => {
-                self.refuse_directory_of_run()?;
                 let checked = reach::before_task(&self.spec).await;
                 // No hindrance where the same task was done before.
                 let hindrance = match checked.and_then(|()| self.refuse_adapter_that_is_there()) {
@@ -161,6 +160,12 @@ impl Stage<'_> {
         output: &Output,
     ) -> Result<Outcome> {
         let budget = budget(&self.inputs.config.budget)?;
+        let hindrance = match hindrance {
+            // Where an input is missing the task was never done. Where all are there no more can be asked: a coordinator
+            // tells of a request only when it is submitted.
+            Some(error) if !client.holds(&self.inputs.uploads).await? => return Err(error),
+            hindrance => hindrance,
+        };
         client.upload(&self.inputs.uploads).await?;
         let name = words::stage(self.spec.stage());
         let (run, is_new) = client
@@ -364,7 +369,7 @@ fn graded_words(graded: &Graded) -> String {
 }
 
 /// Where pairs go that curation drops, each with its reason: `samples.jsonl` has `samples.dropped.jsonl` beside it.
-fn dropped_beside(out: &Path) -> PathBuf {
+pub(super) fn dropped_beside(out: &Path) -> PathBuf {
     out.with_extension("dropped.jsonl")
 }
 
