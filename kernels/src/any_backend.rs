@@ -2,11 +2,9 @@
 //!
 //! Invariant: a value made by one device is never given to another: that is an error that names the operation.
 
+mod device;
 mod dispatch;
 mod either;
-
-use std::fmt;
-use std::time::Duration;
 
 use dispatch::{linears, make, on};
 pub use either::Either;
@@ -16,12 +14,11 @@ use crate::backend::{
     AdamwSpec, AttentionSpec, Backend, Dropout, GateActivation, LinearForward, Lora, LoraByRow, LoraForward,
     LoraSlot, RmsNormSpec,
 };
-use crate::cpu::{Compute, Cpu, CpuChoices, CpuKvCache, CpuWeight};
+use crate::cpu::{Cpu, CpuChoices, CpuKvCache, CpuWeight};
 use crate::cuda::{
     Cuda, CudaAct, CudaChoices, CudaF32, CudaKvCache, CudaPairs, CudaRecordings, CudaSequences, CudaU32,
     CudaWeight,
 };
-use crate::device::Device;
 use crate::dims::{Documents, HeadDims, SequenceSpan};
 use crate::error::{Error, Result};
 use crate::nf4::DoubleQuant;
@@ -35,46 +32,6 @@ pub enum AnyBackend {
     Cpu(Cpu),
     /// A CUDA device.
     Cuda(Box<Cuda>),
-}
-
-impl AnyBackend {
-    /// Opens a device. `threads` and `compute` are the CPU's.
-    pub fn open(device: Device, threads: Option<usize>, compute: Compute) -> Result<Self> {
-        match device {
-            Device::Auto | Device::Cpu => Ok(Self::Cpu(Cpu::new(threads)?.with_compute(compute))),
-            Device::Cuda(ordinal) => match Cuda::new(ordinal) {
-                Ok(cuda) => Ok(Self::Cuda(Box::new(cuda.sharing_buffers()))),
-                Err(source) => Err(Error::Device {
-                    op: "opening",
-                    source,
-                }),
-            },
-        }
-    }
-
-    /// How long a CUDA device took to open with all kernels.
-    pub fn load_time(&self) -> Option<Duration> {
-        match self {
-            Self::Cpu(_) => None,
-            Self::Cuda(backend) => Some(backend.load_time()),
-        }
-    }
-
-    /// Why Hopper's own kernels are left out on a card that could run them, if they are.
-    pub fn kernels_left_out(&self) -> Option<&str> {
-        match self {
-            Self::Cpu(_) => None,
-            Self::Cuda(backend) => backend.left_out(),
-        }
-    }
-
-    /// Threads that compute: the CPU's, or the one that gives a CUDA device its work.
-    pub fn n_threads(&self) -> usize {
-        match self {
-            Self::Cpu(backend) => backend.n_threads(),
-            Self::Cuda(_) => 1,
-        }
-    }
 }
 
 type Act = Either<Vec<f32>, CudaAct>;
@@ -492,14 +449,5 @@ impl Backend for AnyBackend {
         len: usize,
     ) -> Result<()> {
         on!(self.adamw(params, grads, first_moment, second_moment; spec, len))
-    }
-}
-
-impl fmt::Display for AnyBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu(backend) => write!(f, "cpu, {} threads", backend.n_threads()),
-            Self::Cuda(backend) => write!(f, "cuda:{}, {}", backend.info().ordinal, backend.info().name),
-        }
     }
 }

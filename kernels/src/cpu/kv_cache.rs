@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::check;
-use super::simd::{Isa, prefetch, versions};
+use super::simd::{Isa, Rounding, prefetch, versions};
 use crate::dims::{HeadDims, SequenceSpan};
 use crate::error::Result;
 
@@ -240,23 +240,14 @@ impl<'a> Run<'a> {
 }
 
 versions! {
-    /// `out[i * step] = round(row[i] / scale)` with `scale = max|row| / 32767`. A row with a value that is not finite has
-    /// the scale NaN, so that whatever it is multiplied with shows it.
+    /// `out[i * step] = round(row[i] / scale)` with `scale = max|row| / 32767`; see [`Rounding`].
     fn round_row(row: &[f32], out: &mut [i16], step: usize, scale: &mut f32) {
-        /// Adding it leaves a small number's nearest integer, ties to even, in the lower bits.
-        const TO_INTEGER: f32 = 12_582_912.0;
-        let mut largest = 0u32;
-        for value in row {
-            largest = largest.max(value.to_bits() & 0x7fff_ffff); // of magnitudes the order is that of their bits
-        }
-        let largest = f32::from_bits(largest);
-        *scale = if largest.is_finite() { largest / INTEGER_MAX } else { f32::NAN };
-        // the inverse of a subnormal scale is no number
-        let by = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
+        let rounding = Rounding::of(row, INTEGER_MAX);
+        *scale = rounding.scale;
         for (i, values) in row.chunks(16).enumerate() {
             let mut integers = [0i16; 16];
             for (integer, value) in integers.iter_mut().zip(values) {
-                *integer = (value * by + TO_INTEGER).to_bits() as i16;
+                *integer = rounding.integer(*value) as i16;
             }
             let first = 16 * i * step;
             for (j, integer) in integers[..values.len()].iter().enumerate() {

@@ -35,8 +35,8 @@ mod tests;
 pub(crate) use bf16::{Bf16, PairRow, round_panel, round_row};
 pub(crate) use few_rows::{FewRows, Q8_0TileView, Q8Column, nf4_multiply, q8_0_multiply};
 pub(crate) use integers::{
-    IntegerLeft, IntegerPanel, IntegerRow, IntegerRows, LEFT_BLOCK_LEN, WEIGHT_UNIT, multiply_integers,
-    nf4_few_integers, nf4_integers, q8_0_few_integers, q8_0_integers, round_left,
+    IntegerLeft, IntegerPanel, IntegerRow, IntegerRows, LEFT_BLOCK_LEN, Rounding, WEIGHT_UNIT, has_vnni,
+    multiply_integers, nf4_few_integers, nf4_integers, q8_0_few_integers, q8_0_integers, round_left,
 };
 pub use isa::Isa;
 pub(crate) use isa::{Set, versions};
@@ -45,6 +45,6 @@ pub(crate) use nf4_panel::{Nf4TileView, nf4_columns, nf4_rows, nf4_run};
 pub(crate) use panel::{HALF_COLUMNS, HalfRow, Panel, PanelMut};
 pub(crate) use prefetch::prefetch;
 pub(crate) use q8_0_panel::{q8_0_columns, q8_0_rows};
-pub(crate) use scores::{KeyRow, SCORED_HEADS_MAX, score_pages};
+pub(crate) use scores::{KeyRow, SCORED_HEADS_MAX, Scored, score_pages};
 pub(crate) use tile::{Start, TILE_COLUMNS, TILE_ROWS, TileRow, multiply_tile};
 pub(crate) use transpose::{transpose_bytes, transpose_floats};

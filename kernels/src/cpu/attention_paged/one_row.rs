@@ -6,7 +6,7 @@
 use super::{Shape, Task};
 use crate::cpu::attention::{scale_row, softmax_row};
 use crate::cpu::kv_cache::Run;
-use crate::cpu::simd::{KeyRow, SCORED_HEADS_MAX, score_pages, versions};
+use crate::cpu::simd::{KeyRow, SCORED_HEADS_MAX, Scored, score_pages, versions};
 use crate::cpu::{Cpu, CpuKvCache};
 
 /// Tokens of a page, the length that the engine's pages have.
@@ -41,7 +41,13 @@ pub(super) fn attend(cpu: &Cpu, task: &mut Task<'_, '_>, q: &[f32], cache: &CpuK
                 .next()
                 .map(|run| run.keys(cpu.isa, other_room).as_chunks().0);
             let keys = [Some(page.keys(cpu.isa, room).as_chunks().0), second];
-            score_pages(cpu.isa, q, d, keys, scores, column);
+            let scored = Scored {
+                q,
+                d,
+                pages: keys,
+                column,
+            };
+            score_pages(cpu.isa, scored, scores);
             column += 2 * PAGE_LEN;
         }
         runs().take(AHEAD).for_each(Run::prefetch_values);

@@ -5,14 +5,16 @@
 
 use super::{Link, Right, Start, Task, part_len};
 use crate::cpu::Cpu;
-use crate::cpu::simd::{IntegerLeft, IntegerPanel, Set, TILE_COLUMNS, TILE_ROWS, multiply_integers};
+use crate::cpu::simd::{
+    IntegerLeft, IntegerPanel, Isa, TILE_COLUMNS, TILE_ROWS, has_vnni, multiply_integers,
+};
 
-/// Longest part of K, a multiple of 64: as with floats, half a panel, 12 KiB, stays in the first cache, or with AVX-512 a
-/// whole one, 48 KiB, in the second.
-fn longest_part(set: Set) -> usize {
-    match set {
-        Set::Avx512 => PART_MAX,
-        Set::Avx2 | Set::Portable => PART_MAX / 2,
+/// Longest part of K, a multiple of 64: as with floats, half a panel, 12 KiB, stays in the first cache, or with VNNI a whole
+/// one, 48 KiB, in the second.
+fn longest_part(isa: Isa) -> usize {
+    match has_vnni(isa) {
+        true => PART_MAX,
+        false => PART_MAX / 2,
     }
 }
 
@@ -43,7 +45,7 @@ impl Cpu {
                 return true;
             }
         }
-        let part_len = part_len(link.left.k, longest_part(self.isa.set()));
+        let part_len = part_len(link.left.k, longest_part(self.isa));
         let mut room = self.scratch(part_len / 2 * TILE_COLUMNS);
         let panel = bytemuck::cast_slice_mut::<f32, i32>(&mut room);
         let panel = panel.as_chunks_mut::<TILE_COLUMNS>().0;

@@ -62,25 +62,57 @@ pub(crate) struct IntegerPanel<'a> {
     pub block_len: usize,
 }
 
+/// How floats become integers of up to 16 bits: `round(value / scale)`, ties to even.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding {
+    /// NaN where a value is not finite, so that whatever it is multiplied with shows it.
+    pub scale: f32,
+    /// The inverse, or 0 where that is no number, as of a subnormal.
+    by: f32,
+}
+
+impl Rounding {
+    /// Lets the largest of `values` become `max`.
+    #[inline(always)]
+    pub(crate) fn of(values: &[f32], max: f32) -> Self {
+        let mut largest = 0u32;
+        for value in values {
+            largest = largest.max(value.to_bits() & 0x7fff_ffff); // of magnitudes the order is that of their bits
+        }
+        let largest = f32::from_bits(largest);
+        let scale = if largest.is_finite() {
+            largest / max
+        } else {
+            f32::NAN
+        };
+        let by = if scale >= f32::MIN_POSITIVE {
+            1.0 / scale
+        } else {
+            0.0
+        };
+        Self { scale, by }
+    }
+
+    /// The integer of one of them, in the lower 16 bits.
+    #[inline(always)]
+    pub(crate) fn integer(self, value: f32) -> i32 {
+        /// Adding it leaves a small number's nearest integer, ties to even, in the lower bits.
+        const TO_INTEGER: f32 = 12_582_912.0;
+        (value * self.by + TO_INTEGER).to_bits() as i32
+    }
+}
+
 versions! {
     /// `row[i] = round(x[i] / scale)` with `scale = max|x| / 8191` for each block of 64. A block with a value that is not
     /// finite has the scale NaN, so that whatever it is multiplied with shows it.
     fn round_left_row(row: &[f32], pairs: &mut [i32], scales: &mut [f32]) {
-        /// Adding it leaves a small number's nearest integer, ties to even, in the lower bits.
-        const TO_INTEGER: f32 = 12_582_912.0;
         let blocks = row.as_chunks::<LEFT_BLOCK_LEN>().0;
         let out = pairs.as_chunks_mut::<{ LEFT_BLOCK_LEN / 2 }>().0;
         for ((block, out), scale) in blocks.iter().zip(out).zip(scales) {
-            let mut largest = 0u32;
-            for value in block {
-                largest = largest.max(value.to_bits() & 0x7fff_ffff); // of magnitudes the order is that of their bits
-            }
-            let largest = f32::from_bits(largest);
-            *scale = if largest.is_finite() { largest / LEFT_MAX } else { f32::NAN };
-            // the inverse of a subnormal scale is no number
-            let by = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
+            let rounding = Rounding::of(block, LEFT_MAX);
+            *scale = rounding.scale;
             for (out, pair) in out.iter_mut().zip(block.as_chunks::<2>().0) {
-                let [first, second] = pair.map(|value| (value * by + TO_INTEGER).to_bits() as i32);
+                let [first, second] = pair.map(|value| rounding.integer(value));
                 *out = (first & 0xffff) | (second << 16);
             }
         }
@@ -90,6 +122,18 @@ versions! {
 /// [`round_left_row`] for `row [K]`, K a multiple of 64.
 pub(crate) fn round_left(isa: Isa, row: &[f32], pairs: &mut [i32], scales: &mut [f32]) {
     round_left_row(isa, row, pairs, scales);
+}
+
+/// Whether integers are multiplied by AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vnni(isa: Isa) -> bool {
+    isa.set() == Set::Avx512 && is_x86_feature_detected!("avx512vnni")
+}
+
+/// There is no such code for this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn has_vnni(_: Isa) -> bool {
+    false
 }
 
 /// `rows [W, N] (+)= a [W, K] · panel` with W of at most 12 and N up to 32, the rows' length; of `a` the first rows and
@@ -111,9 +155,7 @@ pub(crate) fn multiply_integers(
     super::tile::in_whole_rows(rows, |rows| match isa.set() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists, so AVX-512 F and BW were detected, and VNNI was here.
-        Set::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe {
-            super::x86_vnni::multiply(a, panel, rows, start)
-        },
+        Set::Avx512 if has_vnni(isa) => unsafe { super::x86_vnni::multiply(a, panel, rows, start) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this `Isa` exists, so AVX2 and FMA were detected.
         Set::Avx512 | Set::Avx2 => unsafe { super::x86_integers::multiply(a, panel, rows, start) },

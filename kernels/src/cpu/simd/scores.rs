@@ -13,40 +13,42 @@ pub(crate) type KeyRow = [f32; KEYS];
 /// Most heads that go over the keys together.
 pub(crate) const SCORED_HEADS_MAX: usize = 4;
 
+/// A row's heads and the pages that they are scored against.
+#[derive(Clone, Copy)]
+pub(crate) struct Scored<'a> {
+    /// Up to 4 heads `[D]`.
+    pub q: &'a [f32],
+    pub d: usize,
+    /// Keys `[D][8]` of two pages, the second of which there may not be.
+    pub pages: [Option<&'a [KeyRow]>; 2],
+    /// Where the first page's scores begin.
+    pub column: usize,
+}
+
 with_step!(
     [super::x86_avx2::add_scaled_avx2, super::x86_avx2::add_scaled_avx2, add_scaled_portable],
-    /// `scores[head][column + key] = q[head] · keys` for up to 4 heads `[D]` and two pages, the second of which there may
-    /// not be.
+    /// `scores[head][column + key] = q[head] · keys`.
     fn score_pages, score_body,
-    (q: &[f32], d: usize, pages: [Option<&[KeyRow]>; 2], scores: &mut [f32], column: usize)
+    (scored: Scored<'_>, scores: &mut [f32])
 );
 
 #[inline(always)]
-fn score_body(
-    q: &[f32],
-    d: usize,
-    pages: [Option<&[KeyRow]>; 2],
-    scores: &mut [f32],
-    column: usize,
-    add_scaled: impl Fn(f32, &KeyRow, &mut KeyRow),
-) {
-    match q.len() / d.max(1) {
-        1 => score_heads::<1>(q, d, pages, scores, column, add_scaled),
-        2 => score_heads::<2>(q, d, pages, scores, column, add_scaled),
-        3 => score_heads::<3>(q, d, pages, scores, column, add_scaled),
-        _ => score_heads::<SCORED_HEADS_MAX>(q, d, pages, scores, column, add_scaled),
+fn score_body(scored: Scored<'_>, scores: &mut [f32], add_scaled: impl Fn(f32, &KeyRow, &mut KeyRow)) {
+    match scored.q.len() / scored.d.max(1) {
+        1 => score_heads::<1>(scored, scores, add_scaled),
+        2 => score_heads::<2>(scored, scores, add_scaled),
+        3 => score_heads::<3>(scored, scores, add_scaled),
+        _ => score_heads::<SCORED_HEADS_MAX>(scored, scores, add_scaled),
     }
 }
 
 #[inline(always)]
 fn score_heads<const W: usize>(
-    q: &[f32],
-    d: usize,
-    pages: [Option<&[KeyRow]>; 2],
+    scored: Scored<'_>,
     scores: &mut [f32],
-    column: usize,
     add_scaled: impl Fn(f32, &KeyRow, &mut KeyRow),
 ) {
+    let Scored { q, d, pages, column } = scored;
     let [Some(first), second] = pages else { return };
     let mut heads: [&[f32]; W] = [&[]; W];
     for (i, head) in heads.iter_mut().enumerate() {

@@ -21,14 +21,17 @@ fn nf4(n: usize, k: usize) -> HostWeight {
     HostWeight::Nf4(Nf4Matrix::quantize(n, k, &values(3, n * k), DoubleQuant::Yes).unwrap())
 }
 
-/// Weights that are multiplied as integers; rows and parts of K in every remainder.
-fn weights() -> [HostWeight; 5] {
+/// Weights that are multiplied as integers: rows in every remainder, and K of 832, which every set takes in parts, some of
+/// which end with a shorter one.
+fn weights() -> [HostWeight; 7] {
     [
         nf4(70, 192),
         nf4(5, 64),
         nf4(33, 576),
         blocks(Format::Q8_0, 70, 192),
         blocks(Format::Q8_0, 16, 320),
+        nf4(33, 832),
+        blocks(Format::Q8_0, 70, 832),
     ]
 }
 

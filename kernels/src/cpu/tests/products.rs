@@ -99,6 +99,9 @@ fn products_are_chains_in_every_odd_size() {
     }
     check_weight(&nf4(5, 64), 257);
     check_weight(&nf4(257, 320), 13);
+    // more than the longest part of K, forward and backward, with a shorter last one
+    check_weight(&nf4(33, 832), 13);
+    check_weight(&nf4(800, 96), 13);
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn a_row_is_the_same_among_any_number_of_rows() {
     }
 }
 
-/// So many rows that a task takes several tiles, and K in parts.
+/// So many rows that a task of the forward product takes several tiles, with K in parts.
 #[test]
 fn rows_of_a_large_product_are_those_of_a_small_one() {
     const M: usize = 1100;
